@@ -1,0 +1,185 @@
+"""Quantize a checkpoint with llm-compressor: round-to-nearest or GPTQ, optionally after SmoothQuant.
+
+The recipes of arXiv 2411.02355, section 3.2: FP8 by round-to-nearest without data, INT8 by GPTQ with dynamic
+per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise the squared error.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.fields import execution, identity
+from stages.shape import ModelShape, linear_layers
+
+VERSION = 1
+
+
+class Algorithm(Enum):
+    """How weights are rounded; ``none`` leaves the model as it is."""
+
+    none = "none"
+    rtn = "rtn"
+    gptq = "gptq"
+
+
+class Preset(NamedTuple):
+    """What a plan must know of a compressed-tensors preset scheme without importing torch."""
+
+    num_bits: int
+    group_size: int | None
+    static_activations: bool = False
+
+
+PRESETS = {
+    "FP8_DYNAMIC": Preset(8, None),
+    "FP8": Preset(8, None, static_activations=True),
+    "W8A8": Preset(8, None),
+    "W8A16": Preset(8, 128),
+    "W4A16": Preset(4, 128),
+    "W4A16_ASYM": Preset(4, 128),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class RecipeConfig:
+    """A quantization recipe in llm-compressor's words."""
+
+    name: str = execution()
+    algorithm: Algorithm = identity(Algorithm.none)
+    scheme: str | None = identity(None)
+    group_size: int | None = identity(None)  # None: the scheme's own
+    observer: str = identity("minmax")
+    targets: list[str] = identity(factory=lambda: ["Linear"])
+    ignore: list[str] = identity(factory=lambda: ["lm_head"])
+    dampening_frac: float = identity(0.01)
+    block_size: int = identity(128)
+    actorder: str | None = identity("static")  # None: columns in their natural order
+    smoothing_strength: float | None = identity(None)  # None: no SmoothQuant
+
+    def __post_init__(self) -> None:
+        owner = f"recipe {self.name}"
+        if self.algorithm is Algorithm.none:
+            if self.scheme is not None or self.smoothing_strength is not None:
+                raise ValueError(
+                    f"{owner}: algorithm=none takes no scheme and no smoothing_strength"
+                )
+            return
+        if self.scheme not in PRESETS:
+            raise ValueError(
+                f"{owner}: scheme must be one of {', '.join(PRESETS)}; got {self.scheme!r}"
+            )
+        if self.group_size is not None and PRESETS[self.scheme].group_size is None:
+            raise ValueError(
+                f"{owner}: {self.scheme} scales whole channels and takes no group_size"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(
+                f"{owner}: group_size must be at least 1; got {self.group_size}"
+            )
+        if self.observer not in ("minmax", "mse"):
+            raise ValueError(
+                f"{owner}: observer must be minmax or mse; got {self.observer!r}"
+            )
+        if self.actorder not in (None, "static"):
+            raise ValueError(
+                f"{owner}: actorder must be static or null; got {self.actorder!r}"
+            )
+        if (
+            self.smoothing_strength is not None
+            and not 0 <= self.smoothing_strength <= 1
+        ):
+            raise ValueError(
+                f"{owner}: smoothing_strength must lie in [0, 1]; got {self.smoothing_strength}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantizeConfig:
+    """A recipe, and the seed of everything random in it."""
+
+    recipe: RecipeConfig = identity()
+    seed: int = identity(0)
+    device_map: str = execution("auto")
+
+
+def needs_calibration(recipe: RecipeConfig) -> bool:
+    """Whether the recipe looks at activations: GPTQ, SmoothQuant, or static activation scales."""
+    if recipe.scheme is None:
+        return False
+    static = PRESETS[recipe.scheme].static_activations
+    return (
+        recipe.algorithm is Algorithm.gptq
+        or recipe.smoothing_strength is not None
+        or static
+    )
+
+
+def weight_group_size(recipe: RecipeConfig) -> int | None:
+    """Inputs that share one weight scale; None where a whole output channel does, or nothing is quantized."""
+    if recipe.scheme is None:
+        return None
+    return recipe.group_size or PRESETS[recipe.scheme].group_size
+
+
+def weight_num_bits(recipe: RecipeConfig) -> int:
+    """Bits of one quantized weight; 16 where nothing is quantized."""
+    return PRESETS[recipe.scheme].num_bits if recipe.scheme else 16
+
+
+def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> bool:
+    """Whether llm-compressor quantizes the linear layer ``name``; ``re:`` starts a regular expression."""
+    return _matches(name, targets) and not _matches(name, ignore)
+
+
+def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
+    """Raise ValueError, naming the layers and the sizes that fit, unless the group size divides every targeted layer."""
+    group_size = weight_group_size(recipe)
+    if group_size is None:
+        return
+    columns = {
+        layer: size[1]
+        for layer, size in linear_layers(shape).items()
+        if _is_layer_targeted(layer, recipe, shape)
+    }
+    misfits = {layer: width for layer, width in columns.items() if width % group_size}
+    if misfits:
+        fitting = [
+            size
+            for size in (16, 32, 64, 128, 256)
+            if not any(width % size for width in columns.values())
+        ]
+        named = ", ".join(
+            f"{layer} ({width} inputs)" for layer, width in misfits.items()
+        )
+        advice = (
+            f"group sizes that fit: {', '.join(map(str, fitting))}"
+            if fitting
+            else "no usual group size fits"
+        )
+        raise ValueError(
+            f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}"
+        )
+
+
+def quantize(
+    config: QuantizeConfig, inputs: Mapping[str, Path], out: Path
+) -> Mapping[str, float | None]:
+    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio``."""
+    raise NotImplementedError
+
+
+def _is_layer_targeted(layer: str, recipe: RecipeConfig, shape: ModelShape) -> bool:
+    names = (f"model.layers.{index}.{layer}" for index in range(shape.num_layers))
+    return any(is_targeted(name, recipe.targets, recipe.ignore) for name in names)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(
+        re.match(pattern.removeprefix("re:"), name) is not None
+        if pattern.startswith("re:")
+        else pattern in (name, "Linear")
+        for pattern in patterns
+    )
