@@ -1,0 +1,151 @@
+"""The per-document results a comparison reads: shards put together, checked, and paired by document and prompt."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.errors import DataError
+
+Indices = NDArray[np.int64]
+
+_KEY_COLUMNS = ["doc_id", "doc_digest", "prompt_digest", "truncated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """All documents of one leaf task for one trial, ordered by document id, and what ``task.json`` says of them."""
+
+    name: str
+    documents: pa.Table
+    info: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for two numbers to be subtracted."""
+        return {**self.info["comparable"], "task_version": self.info["version"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Row numbers of the same document under the same prompt, and how many rows have no partner."""
+
+    trial: Indices
+    base: Indices
+    num_unmatched: int
+    num_base_unmatched: int
+    num_prompt_differs: int  # unmatched documents that the base answered under another prompt
+
+
+def read_leaves(role: str, leaves: Iterable[str], inputs: Mapping[str, Path]) -> dict[str, Leaf]:
+    """The leaves of ``role`` (trial or base) that have at least one shard, from inputs ``<role>/<leaf>/<shard>``."""
+    shards: dict[str, dict[str, Path]] = {leaf: {} for leaf in leaves}
+    for name in sorted(inputs):
+        if name.startswith(f"{role}/"):
+            leaf, _, shard = name.removeprefix(f"{role}/").rpartition("/")
+            if leaf not in shards:
+                raise DataError(f"input {name} is of no leaf of this comparison; its leaves: {', '.join(shards)}")
+            shards[leaf][shard] = inputs[name]
+    return {leaf: _read_leaf(f"{role}/{leaf}", leaf, paths) for leaf, paths in shards.items() if paths}
+
+
+def check_comparable(task: str, trial: Mapping[str, Leaf], base: Mapping[str, Leaf]) -> None:
+    """Raise DataError naming each setting that differs between trial and base, with both values."""
+    for name in trial.keys() & base.keys():
+        differences = _differences(trial[name].settings, base[name].settings, "trial", "base")
+        if differences:
+            label = task if name == task else f"{task}, {name}"
+            raise DataError(f"{label}: trial and base are not comparable: {differences}; evaluate both alike")
+
+
+def pair(trial: pa.Table, base: pa.Table) -> Pairing:
+    """Match rows by (doc_digest, prompt_digest); identical duplicates match in the order of their document ids."""
+    trial_docs, base_docs = _codes(trial, base, "doc_digest")
+    trial_prompts, base_prompts = _codes(trial, base, "prompt_digest")
+    num_rows = trial.num_rows + base.num_rows
+    _, trial_rows, base_rows = np.intersect1d(
+        _numbered(trial_docs * num_rows + trial_prompts, num_rows),
+        _numbered(base_docs * num_rows + base_prompts, num_rows),
+        assume_unique=True,
+        return_indices=True,
+    )
+    order = np.argsort(trial_rows)
+    trial_rows, base_rows = trial_rows[order], base_rows[order]
+    alone, base_alone = np.delete(trial_docs, trial_rows), np.delete(base_docs, base_rows)
+    return Pairing(trial_rows, base_rows, len(alone), len(base_alone), int(np.isin(alone, base_alone).sum()))
+
+
+def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
+    infos = {shard: _read_info(f"{label}/{shard}", path / "task.json") for shard, path in shards.items()}
+    first, info = next(iter(infos.items()))
+    if info["task"] != name:
+        raise DataError(f"{label}/{first}: holds results of task {info['task']}, not of {name}")
+    for shard, other in infos.items():
+        differences = _differences(info, other, f"shard {first}", f"shard {shard}")
+        if differences:
+            raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
+    columns = _KEY_COLUMNS + list(info["metrics"])
+    tables = [_read_samples(f"{label}/{shard}", path / "samples.parquet", columns) for shard, path in shards.items()]
+    documents = pa.concat_tables(tables).sort_by("doc_id").combine_chunks()
+    _check_no_duplicates(label, documents)
+    return Leaf(name, documents, info)
+
+
+def _read_info(label: str, path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text())
+        return {key: info[key] for key in ("task", "version", "num_docs", "metrics", "comparable")}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{label}: task.json cannot be read ({error!r}); delete this artifact and run again") from error
+
+
+def _read_samples(label: str, path: Path, columns: list[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{label}: samples.parquet cannot be read ({reason}); delete it and run again") from error
+    missing = set(columns) - set(table.column_names)
+    if missing:
+        raise DataError(f"{label}: samples.parquet lacks {', '.join(sorted(missing))}; delete it and run again")
+    return table
+
+
+def _check_no_duplicates(label: str, documents: pa.Table) -> None:
+    doc_ids = documents["doc_id"].to_numpy()
+    twice = doc_ids[1:][doc_ids[1:] == doc_ids[:-1]]
+    if len(twice):
+        raise DataError(f"{label}: document {twice[0]} is in two shards ({len(twice)} such); shards must not overlap")
+
+
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any], left_name: str, right_name: str) -> str:
+    """``num_fewshot is 5 in the trial and 8 in the base``, one clause for each field; empty when all are equal."""
+    clauses = []
+    for field in sorted(left.keys() | right.keys()):
+        values = [json.dumps(side.get(field), sort_keys=True) for side in (left, right)]
+        if values[0] != values[1]:
+            clauses.append(f"{field} is {values[0]} in {left_name} and {values[1]} in {right_name}")
+    return "; ".join(clauses)
+
+
+def _codes(trial: pa.Table, base: pa.Table, column: str) -> tuple[Indices, Indices]:
+    """The strings of both sides as integers of one dictionary: 14,000 pairs of digests take 3 ms."""
+    chunks = [chunk for side in (trial, base) for chunk in side[column].cast(pa.string()).chunks]
+    both = pa.chunked_array(chunks, pa.string()).combine_chunks()
+    codes = both.dictionary_encode().indices.to_numpy().astype(np.int64)
+    return codes[: trial.num_rows], codes[trial.num_rows :]
+
+
+def _numbered(keys: Indices, num_rows: int) -> Indices:
+    """Make equal keys distinct by their turn: the first of its kind, the second, ..."""
+    order = np.argsort(keys, kind="stable")
+    first_of_run = np.searchsorted(keys[order], keys[order])
+    turns = np.empty_like(keys)
+    turns[order] = np.arange(len(keys)) - first_of_run
+    return keys * num_rows + turns
