@@ -2,25 +2,42 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from stages.errors import DataError
+from stages.checkpoint import num_elements, num_stored_bytes, read_tensor_infos
+from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 
 VERSION = 1
 
 _SHA = re.compile(r"[0-9a-f]{40}")
+_GIB = 2**30
+# Weights that cannot run code, the config, and every tokenizer file transformers or vLLM reads.
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+_SCRIPTS = ("*.py",)  # a data set's loading script is code; parquet, JSON and CSV need none
 
 
 def check_revision(owner: str, revision: str | None) -> None:
     """Raise ValueError unless ``revision`` is a full commit sha (branches move, so they are no identity)."""
     if revision is not None and not _SHA.fullmatch(str(revision)):
-        raise ValueError(
-            f"{owner}: revision must be the full 40-hex commit sha, quoted in YAML; got {revision!r}"
-        )
+        raise ValueError(f"{owner}: revision must be the full 40-hex commit sha, quoted in YAML; got {revision!r}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,29 +47,20 @@ class ModelSource:
     repo_id: str | None = identity(None)
     revision: str | None = identity(None)
     path: str | None = execution(None)
-    digest: str | None = identity(
-        None
-    )  # of a local path's bytes; filled in when the plan is made
+    digest: str | None = identity(None)  # of a local path's bytes; filled in when the plan is made
     package: str | None = identity(None)
     package_version: str | None = identity(None)
     file: str | None = identity(None)  # inside the package
 
     def __post_init__(self) -> None:
-        if (
-            sum(place is not None for place in (self.repo_id, self.path, self.package))
-            != 1
-        ):
+        if sum(place is not None for place in (self.repo_id, self.path, self.package)) != 1:
             raise ValueError("model source: give exactly one of repo_id, path, package")
         if self.repo_id is not None and self.revision is None:
-            raise ValueError(
-                f"model {self.repo_id}: a hub repository needs revision, the full 40-hex commit sha"
-            )
-        if self.package is not None and (
-            self.package_version is None or self.file is None
-        ):
-            raise ValueError(
-                f"model package {self.package}: give package_version and file as well"
-            )
+            raise ValueError(f"model {self.repo_id}: a hub repository needs revision, the full 40-hex commit sha")
+        if self.package is not None and (self.package_version is None or self.file is None):
+            raise ValueError(f"model package {self.package}: give package_version and file as well")
+        if self.file is not None and not self.file.endswith(".gguf"):
+            raise ValueError(f"model package {self.package}: file must be a .gguf; got {self.file!r}")
         check_revision(f"model {self.repo_id}", self.revision)
 
 
@@ -63,9 +71,7 @@ class DatasetSource:
     repo_id: str = identity()
     revision: str | None = identity(None)
     mirror_path: str | None = execution(None)
-    digest: str | None = identity(
-        None
-    )  # of the mirror's bytes; filled in when the plan is made
+    digest: str | None = identity(None)  # of the mirror's bytes; filled in when the plan is made
 
     def __post_init__(self) -> None:
         check_revision(f"data set {self.repo_id}", self.revision)
@@ -73,15 +79,10 @@ class DatasetSource:
 
 def digest_tree(path: Path) -> str:
     """Sha256 over the sorted (relative path, size, sha256) of every file under ``path``; DataError if there is none."""
-    files = sorted(
-        (file.relative_to(path).as_posix(), file)
-        for file in path.rglob("*")
-        if file.is_file()
-    )
-    if not files:
-        raise DataError(f"{path} holds no files")
-    rows = [[name, file.stat().st_size, _digest_file(file)] for name, file in files]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    rows = [[file.relative_to(path).as_posix(), file.stat().st_size, _digest_file(file)] for file in _files(path)]
+    if not rows:
+        raise DataError(f"{path} is not a directory with files in it")
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
 def check_model_path(path: Path) -> None:
@@ -89,29 +90,131 @@ def check_model_path(path: Path) -> None:
     if not path.is_dir():
         raise DataError(f"model path {path} is not a directory")
     if not any(path.glob("*.safetensors")):
-        raise DataError(
-            f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first"
-        )
+        raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
     if not (path / "config.json").is_file():
         raise DataError(f"model path {path} holds no config.json")
-    if "auto_map" in json.loads((path / "config.json").read_text()):
-        raise DataError(
-            f"model path {path}: config.json asks for remote code (auto_map), which is never run"
+    for name in ("config.json", "tokenizer_config.json"):
+        if (path / name).is_file() and "auto_map" in json.loads((path / name).read_text()):
+            raise DataError(f"model path {path}: {name} asks for remote code (auto_map), which is never run")
+
+
+def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write a plain Hugging Face checkpoint directory; metrics ``size_gib``, ``num_tensors``, ``num_parameters``.
+
+    Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights.
+    """
+    if config.package is not None:
+        _fetch_package(config, out)
+    elif config.path is not None:
+        _copy_local_model(Path(config.path), config.digest, out)
+    else:
+        _fetch_hub(str(config.repo_id), str(config.revision), "model", out)
+    check_model_path(out)
+    infos = read_tensor_infos(out)
+    return {
+        "size_gib": num_stored_bytes(infos) / _GIB,
+        "num_tensors": len(infos),
+        "num_parameters": sum(map(num_elements, infos.values())),
+    }
+
+
+def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write the data set in the hub's layout; metrics ``num_files``, ``size_gib``.
+
+    Raises DataError when the source is out of reach, or its bytes are no longer the digested ones.
+    """
+    if config.mirror_path is not None:
+        _copy_files(Path(config.mirror_path), list(_files(Path(config.mirror_path))), out)
+        _check_digest(out, config.digest, f"data set {config.repo_id}")
+    elif config.revision is not None:
+        _fetch_hub(config.repo_id, config.revision, "dataset", out)
+    else:
+        raise ConfigError(
+            f"data set {config.repo_id}: give its revision, or data.mirror=DIR with {config.repo_id} in it"
         )
+    sizes = [file.stat().st_size for file in _files(out)]
+    if not sizes:
+        raise DataError(f"data set {config.repo_id}: {config.mirror_path or 'the repository'} holds no files")
+    return {"num_files": len(sizes), "size_gib": sum(sizes) / _GIB}
 
 
-def fetch_model(
-    config: ModelSource, inputs: Mapping[str, Path], out: Path
-) -> Mapping[str, float | None]:
-    """Write a plain Hugging Face checkpoint directory; metrics ``size_gib``, ``num_tensors``, ``num_parameters``."""
-    raise NotImplementedError
+def _fetch_package(config: ModelSource, out: Path) -> None:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from stages.gguf_model import convert_gguf
+
+    wanted = f"{config.package}=={config.package_version}"
+    try:
+        package = distribution(str(config.package))
+    except PackageNotFoundError as error:
+        raise DataError(f"package {config.package} is not installed; install {wanted}") from error
+    if package.version != config.package_version:
+        raise DataError(f"package {config.package} is version {package.version}; install {wanted}")
+    file = Path(str(package.locate_file(str(config.file))))
+    if not file.is_file():
+        raise DataError(f"package {wanted} holds no file {config.file}")
+    convert_gguf(file, out)
 
 
-def fetch_dataset(
-    config: DatasetSource, inputs: Mapping[str, Path], out: Path
-) -> Mapping[str, float | None]:
-    """Write the data set in the hub's layout; metrics ``num_files``, ``size_gib``."""
-    raise NotImplementedError
+def _copy_local_model(path: Path, digest: str | None, out: Path) -> None:
+    check_model_path(path)
+    _copy_files(path, [file for file in path.iterdir() if _is_model_file(file.name)], out)
+    _check_digest(path, digest, f"model {path}")
+
+
+def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path) -> None:
+    """Download into ``out``, or copy from the local hub cache where the hub may not be asked."""
+    import httpx
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    offline = constants.HF_HUB_OFFLINE
+    owner = f"{repo_type} {repo_id}@{revision[:12]}"
+    try:
+        snapshot = snapshot_download(
+            repo_id,
+            revision=revision,
+            repo_type=repo_type,
+            allow_patterns=list(_MODEL_FILES) if repo_type == "model" else None,
+            ignore_patterns=None if repo_type == "model" else list(_SCRIPTS),
+            local_files_only=offline,
+            local_dir=None if offline else out,
+        )
+    except LocalEntryNotFoundError as error:
+        advice = "HF_HUB_OFFLINE is set; unset it, or use a local path" if offline else "the hub is out of reach"
+        raise DataError(f"{owner} is not in the local hub cache and {advice}") from error
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(f"{owner} cannot be fetched: {reason}") from error
+    if offline:
+        cached = Path(snapshot)
+        _copy_files(cached, [file for file in _files(cached) if _is_wanted(file.name, repo_type)], out)
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # the downloader's notes: times and paths
+
+
+def _is_model_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+
+
+def _is_wanted(name: str, repo_type: str) -> bool:
+    return _is_model_file(name) if repo_type == "model" else not any(fnmatch(name, pattern) for pattern in _SCRIPTS)
+
+
+def _check_digest(path: Path, digest: str | None, owner: str) -> None:
+    if digest is not None and digest_tree(path) != digest:
+        raise DataError(f"{owner}: the files changed after the plan was made; start again")
+
+
+def _copy_files(source: Path, files: list[Path], out: Path) -> None:
+    for file in files:
+        target = out / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(path, followlinks=True):
+        yield from (Path(folder, name) for name in names)
 
 
 def _digest_file(file: Path) -> str:

@@ -1,0 +1,76 @@
+"""Read what a checkpoint directory holds from its safetensors headers, without torch and without reading weights."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.errors import CheckpointError
+
+_INDEX = "model.safetensors.index.json"
+
+
+class TensorInfo(NamedTuple):
+    """One stored tensor: its file, its safetensors dtype (``BF16``, ``I8``, ...), its shape and its size in bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of the checkpoint by name, sorted; CheckpointError for a damaged, missing or duplicate part."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} holds no *.safetensors")
+    infos: dict[str, TensorInfo] = {}
+    for file in files:
+        header = _read_header(file)
+        if twice := infos.keys() & header.keys():
+            raise CheckpointError(f"{path}: {min(twice)} is stored in two files")
+        infos |= header
+    _check_index(path, infos)
+    return dict(sorted(infos.items()))
+
+
+def num_stored_bytes(infos: dict[str, TensorInfo]) -> int:
+    """Bytes of all the tensors, headers not counted."""
+    return sum(info.num_bytes for info in infos.values())
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            num_header_bytes = int.from_bytes(stream.read(8), "little")
+            # A corrupted length must not make us read the whole file as a header.
+            raw = stream.read(num_header_bytes) if num_header_bytes <= size - 8 else b""
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        infos = {name: _tensor_info(file, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: unreadable safetensors header; fetch the file again") from error
+    expected = 8 + num_header_bytes + num_stored_bytes(infos)
+    if size != expected:
+        raise CheckpointError(f"{file}: {size} bytes where its header promises {expected}; fetch the file again")
+    return infos
+
+
+def _tensor_info(file: Path, entry: dict[str, Any]) -> TensorInfo:
+    start, end = entry["data_offsets"]
+    return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start)
+
+
+def _check_index(path: Path, infos: dict[str, TensorInfo]) -> None:
+    if not (path / _INDEX).is_file():
+        return
+    weight_map: dict[str, str] = json.loads((path / _INDEX).read_text())["weight_map"]
+    missing = sorted(name for name, file in weight_map.items() if name not in infos or infos[name].file.name != file)
+    if missing:
+        raise CheckpointError(f"{path}: {len(missing)} tensors of the index are missing, first {missing[0]}")
+
+
+def num_elements(info: TensorInfo) -> int:
+    """Number of elements as stored (a packed tensor counts its words)."""
+    return math.prod(info.shape)
