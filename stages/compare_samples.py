@@ -27,9 +27,14 @@ class Leaf:
     info: Mapping[str, Any]
 
     @property
+    def num_truncated(self) -> int:
+        """Documents whose answer was cut off by a length limit."""
+        return int(np.count_nonzero(self.documents["truncated"].to_numpy()))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What must be equal for two numbers to be subtracted."""
-        return {**self.info["comparable"], "task_version": self.info["version"]}
+        return {**self.info["comparable"], "version": self.info["version"], "metrics": self.info["metrics"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""One row of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from stages.compare_evidence import Evidence, Pairs, Side
+from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, ratio_draws
+
+_COUNT, _SCORE = pa.int64(), pa.float64()
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("leaf", pa.string()),  # null: the row of the whole task
+        ("metric", pa.string()),
+        ("primary", pa.bool_()),
+        ("higher_is_better", pa.bool_()),
+        ("aggregation", pa.string()),
+        ("n", _COUNT),  # documents the trial was scored on
+        ("num_missing", _COUNT),
+        ("num_truncated", _COUNT),
+        ("score", _SCORE),
+        ("score_low", _SCORE),
+        ("score_high", _SCORE),
+        ("interval", pa.string()),  # of the score: wilson, bootstrap
+        ("num_resamples", _COUNT),
+        ("base_n", _COUNT),
+        ("base_num_missing", _COUNT),
+        ("base_score", _SCORE),
+        ("num_pairs", _COUNT),  # documents both were scored on; all that follows is of these alone
+        ("paired_score", _SCORE),
+        ("paired_base_score", _SCORE),
+        ("recovery", _SCORE),
+        ("recovery_low", _SCORE),
+        ("recovery_high", _SCORE),
+        ("difference", _SCORE),
+        ("difference_low", _SCORE),
+        ("difference_high", _SCORE),
+        ("num_base_only_right", _COUNT),
+        ("num_trial_only_right", _COUNT),
+        ("mcnemar_p", _SCORE),
+        ("verdict", pa.string()),  # of the trial's score: lower, higher, not distinguishable
+    ]
+)
+NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
+
+
+def row(evidence: Evidence, confidence: float) -> dict[str, Any]:
+    """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
+    return {
+        **_side_columns(evidence.trial, confidence),
+        "num_resamples": _num_resamples(evidence),
+        "base_n": evidence.base.n if evidence.base else None,
+        "base_num_missing": evidence.base.num_missing if evidence.base else None,
+        "base_score": evidence.base.score if evidence.base else None,
+        **(_pair_columns(evidence.pairs, confidence) if evidence.pairs else {}),
+    }
+
+
+def _side_columns(side: Side, confidence: float) -> dict[str, Any]:
+    low, high = side.interval(confidence)
+    return {
+        "n": side.n,
+        "num_missing": side.num_missing,
+        "num_truncated": side.num_truncated,
+        "score": side.score,
+        "score_low": low,
+        "score_high": high,
+        "interval": None if side.score is None else "bootstrap" if side.num_right is None else "wilson",
+    }
+
+
+def _num_resamples(evidence: Evidence) -> int | None:
+    draws = evidence.pairs.draws_R2 if evidence.pairs else None
+    draws = evidence.trial.draws_R if draws is None else draws
+    return None if draws is None else len(draws)
+
+
+def _pair_columns(pairs: Pairs, confidence: float) -> dict[str, Any]:
+    if pairs.trial_score is None or pairs.base_score is None or pairs.draws_R2 is None:
+        return {"num_pairs": pairs.n}
+    difference = percentile_interval(pairs.draws_R2[:, 0] - pairs.draws_R2[:, 1], confidence)
+    has_ratio = pairs.base_score != 0
+    recovery = percentile_interval(ratio_draws(pairs.draws_R2), confidence) if has_ratio else NO_INTERVAL
+    p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
+    return {
+        "num_pairs": pairs.n,
+        "paired_score": pairs.trial_score,
+        "paired_base_score": pairs.base_score,
+        "recovery": pairs.trial_score / pairs.base_score if has_ratio else None,
+        "recovery_low": recovery[0],
+        "recovery_high": recovery[1],
+        "difference": pairs.trial_score - pairs.base_score,
+        "difference_low": difference[0],
+        "difference_high": difference[1],
+        "num_base_only_right": pairs.discordant and pairs.discordant[0],
+        "num_trial_only_right": pairs.discordant and pairs.discordant[1],
+        "mcnemar_p": p,
+        "verdict": _verdict(*difference, p, confidence),
+    }
+
+
+def _verdict(low: float | None, high: float | None, p: float | None, confidence: float) -> str | None:
+    """Which way the difference's interval leaves 0, if McNemar's test agrees where there is one.
+
+    With few discordant documents the bootstrap alone cries wolf: 4 of 100, all in one direction, have an interval
+    that excludes 0, and p = 0.125.
+    """
+    if low is None or high is None:
+        return None
+    if low <= 0 <= high or (p is not None and p >= 1 - confidence):
+        return "not distinguishable"
+    return "lower" if high < 0 else "higher"
