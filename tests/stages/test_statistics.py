@@ -1,0 +1,122 @@
+"""The statistics of a comparison against independent references: SciPy, published values, the plain bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.statistics import (
+    generator,
+    mcnemar_p,
+    percentile_interval,
+    ratio_draws,
+    resample_aggregate,
+    resample_means,
+    wilson_interval,
+)
+
+counts = st.integers(0, 400)
+
+
+@settings(deadline=None)  # the first example imports SciPy
+@given(counts, counts)
+def test_mcnemar_is_the_two_sided_binomial_test_of_the_discordant_pairs(base_only, trial_only):
+    from scipy.stats import binomtest
+
+    n = base_only + trial_only
+    expected = 1.0 if n == 0 else binomtest(base_only, n, 0.5).pvalue
+    assert mcnemar_p(base_only, trial_only) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_many_discordant_pairs_neither_overflows_nor_vanishes():
+    assert mcnemar_p(30_000, 30_000) == 1.0
+    assert 0 < mcnemar_p(4_800, 5_200) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("num_right", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_intervals(num_right, n, low, high):
+    """Newcombe, Statistics in Medicine 17 (1998), 857-872, Table I, method 3."""
+    assert wilson_interval(num_right, n, 0.95) == pytest.approx((low, high), abs=5e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_scipys_and_holds_the_share(n, data, confidence):
+    from scipy.stats import binomtest
+
+    num_right = data.draw(st.integers(0, n))
+    low, high = wilson_interval(num_right, n, confidence)
+    expected = binomtest(num_right, n).proportion_ci(confidence, method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert 0 <= low <= num_right / n <= high <= 1
+
+
+def test_no_documents_have_no_interval():
+    assert wilson_interval(0, 0, 0.95) == (None, None)
+
+
+def plain_bootstrap(values, num_resamples):
+    """One index array after the other, as in a textbook."""
+    rng = np.random.default_rng(7)
+    return np.array([values[rng.integers(0, len(values), len(values))].mean(axis=0) for _ in range(num_resamples)])
+
+
+@pytest.mark.parametrize("kind", ["right_or_wrong", "continuous"])
+def test_resampled_means_are_distributed_as_the_plain_bootstraps(kind):
+    rng = np.random.default_rng(0)
+    base = rng.random(300)
+    values = np.column_stack([0.7 * base + 0.3 * rng.random(300), base])
+    if kind == "right_or_wrong":
+        values = (values > 0.4).astype(float)
+    fast, plain = resample_means(values, 20_000, generator(0, kind)), plain_bootstrap(values, 20_000)
+    np.testing.assert_allclose(fast.mean(axis=0), values.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(np.cov(fast.T), np.cov(plain.T), rtol=0.06)
+    for tail in (0.025, 0.5, 0.975):
+        np.testing.assert_allclose(np.quantile(fast, tail, axis=0), np.quantile(plain, tail, axis=0), atol=4e-3)
+
+
+def test_the_interval_of_a_paired_difference_holds_the_truth_as_often_as_it_says():
+    rng, hits, num_trials = np.random.default_rng(1), 0, 400
+    for trial in range(num_trials):
+        base = rng.random(200) < 0.6
+        flipped = rng.random(200)
+        answers = np.where(base, flipped > 0.15, flipped < 0.10)  # P(right) = 0.6 x 0.85 + 0.4 x 0.10 = 0.55
+        draws = resample_means(np.column_stack([answers, base]).astype(float), 1000, generator(trial))
+        low, high = percentile_interval(draws[:, 0] - draws[:, 1], 0.95)
+        hits += low <= 0.55 - 0.6 <= high
+    assert 0.92 <= hits / num_trials <= 0.98
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60), st.randoms(use_true_random=False))
+def test_the_order_of_documents_does_not_change_the_draws_of_few_distinct_values(values, random):
+    shuffled = random.sample(values, len(values))
+    first, second = (resample_means(np.array([v]).T, 200, generator(3)) for v in (values, shuffled))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_any_aggregation_can_be_resampled_and_a_column_is_drawn_with_its_partner():
+    values = np.random.default_rng(2).random(80).tolist()
+    draws = resample_aggregate(lambda items: sorted(items)[len(items) // 2], [values, values], 300, generator(0))
+    assert draws.shape == (300, 2)
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])
+    low, high = percentile_interval(draws[:, 0], 0.95)
+    assert low < np.median(values) < high
+
+
+def test_an_aggregation_undefined_on_a_sample_leaves_no_interval():
+    draws = resample_aggregate(lambda items: 1 / sum(items), [[0.0, 1.0]], 50, generator(0))
+    assert percentile_interval(draws[:, 0], 0.95) == (None, None)
+
+
+def test_a_ratio_to_a_base_that_may_be_zero_has_no_upper_end():
+    draws = np.column_stack([np.full(100, 0.5), np.r_[np.zeros(10), np.ones(90)]])
+    assert percentile_interval(ratio_draws(draws), 0.95) == (0.5, None)
+
+
+def test_each_label_has_its_own_stream_and_keeps_it():
+    assert generator(0, "a").random() == generator(0, "a").random()
+    assert len({generator(0, "a").random(), generator(1, "a").random(), generator(0, "b").random()}) == 3
