@@ -1,0 +1,1 @@
+"""Hydra configs as a package, so that they are found as ``pkg://conf`` from a wheel."""

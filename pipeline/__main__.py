@@ -1,0 +1,72 @@
+"""Compose, expand, plan, run.
+
+python -m pipeline +sweep=smoke                 # the whole path on a CPU
+python -m pipeline +sweep=llama31 mode=plan     # what a cluster would do
+python -m pipeline --config-dir=DIR +sweep=mine # a sweep of one's own
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from pipeline.bad_input import describe
+from pipeline.config import Config, register
+from pipeline.errors import UserError
+from pipeline.ledger import Ledger
+from pipeline.modes import INTERRUPTED, MODES, USER_ERROR, Sweep
+from pipeline.plan import make_plan
+from pipeline.resolve import resolve
+from pipeline.store import Store
+from pipeline.sweep import expand
+
+
+def execute(config: Config, overrides: Sequence[str]) -> int:
+    """From a composed config to an exit code."""
+    store = Store(Path(config.store.root))
+    trials = expand(overrides, config)
+    facts = resolve(trials, store.root / "cache")
+    plan = make_plan(config.sweep.name, trials, facts)
+    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.root), _console()))
+
+
+def _console() -> Console:
+    """A terminal as it is; a file or pipe wide enough that no cell is cut."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    register()
+    # Hydra's own handler prints tracebacks and multi-line lists; errors are ours to word.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    exit_code = 0
+
+    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+    def compose_and_execute(composed: DictConfig) -> None:
+        nonlocal exit_code
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, Config)
+        exit_code = execute(config, list(HydraConfig.get().overrides.task))
+
+    try:
+        compose_and_execute()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else describe(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return USER_ERROR
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

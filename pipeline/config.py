@@ -1,0 +1,172 @@
+"""The typed config: what a composed ``conf/`` tree must fit.  Inert data; nothing here acts."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from stages.calibrate import CalibrationConfig
+from stages.evaluate import EngineConfig, PromptConfig
+from stages.fetch import ModelSource
+from stages.fields import execution
+from stages.gate import GateConfig
+from stages.quantize import RecipeConfig
+from stages.shape import ModelShape
+
+
+class Mode(Enum):
+    """What ``python -m pipeline`` does with the plan."""
+
+    run = "run"
+    plan = "plan"
+    why = "why"
+    status = "status"
+    mirror = "mirror"
+
+
+class RunnerKind(Enum):
+    """Where steps run: on Ray, or one after the other in this process."""
+
+    ray = "ray"
+    inline = "inline"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A model of a sweep.  ``shape`` lets a plan reason before any byte is fetched; ``note`` is shown with results."""
+
+    name: str = MISSING
+    source: ModelSource = MISSING
+    shape: ModelShape | None = None
+    note: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig(PromptConfig):
+    """One task slot: an lm-eval task or group by name, and how it is asked.
+
+    ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
+    needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
+    lm-eval.  ``leaves`` selects some members of a group.
+    """
+
+    task: str = execution(MISSING)
+    limit: int | None = execution(None)
+    leaves: list[str] | None = execution(None)
+    metric: str | None = execution(None)
+    num_docs: dict[str, int] = execution(factory=dict)
+    datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched
+    weight_by_size: bool | None = execution(None)
+    shard_size: int = execution(1000)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdjustmentConfig:
+    """``set`` (overrides, as on the command line) applies to the points of the sweep where all of ``when`` holds."""
+
+    when: dict[str, Any] = field(default_factory=dict)
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """A named grid: the product of ``axes``, with adjustments for some points."""
+
+    name: str = "single"
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    adjust: list[AdjustmentConfig] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareSettings:
+    """Statistics of every comparison."""
+
+    confidence: float = 0.95
+    num_resamples: int = 10_000
+    seed: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where data sets come from: ``mirror`` maps a hub id to ``mirror/<id>``; ``task_paths`` hold own lm-eval tasks."""
+
+    mirror: str | None = None
+    task_paths: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class ResourceConfig:
+    """What one step of a stage occupies on its node."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where steps run.  ``address`` null starts a local Ray; ``stages`` overrides the resources of a stage by name."""
+
+    runner: RunnerKind = RunnerKind.ray
+    address: str | None = None
+    num_cpus: int | None = None
+    max_attempts: int = 2
+    stages: dict[str, ResourceConfig] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreConfig:
+    """``root``: a directory that every worker can reach."""
+
+    root: str = "results/store"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """The MLflow server to mirror into; null keeps SQLite and artifacts beside the store."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """The whole config, as one composed trial of a sweep sees it."""
+
+    mode: Mode = Mode.run
+    seed: int = 0
+    model: ModelConfig = MISSING
+    recipe: RecipeConfig = MISSING
+    calibration: CalibrationConfig = MISSING
+    gate: GateConfig = field(default_factory=GateConfig)
+    engine: EngineConfig = MISSING
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    suites: dict[str, list[str]] = field(default_factory=dict)
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    data: DataConfig = field(default_factory=DataConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+SCHEMAS: dict[str, Any] = {
+    "model": ModelConfig,
+    "recipe": RecipeConfig,
+    "calibration": CalibrationConfig,
+    "task": TaskConfig,
+    "engine": EngineConfig,
+    "cluster": ClusterConfig,
+    "store": StoreConfig,
+    "tracking": TrackingConfig,
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; each group's files start from ``<group>_schema``."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for group, schema in SCHEMAS.items():
+        store.store(group=group, name=f"{group}_schema", node=schema)

@@ -1,0 +1,281 @@
+"""The plan: from trials and facts to the DAG of steps.  Pure: no file, clock, environment or network."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from pipeline.config import Config, TaskConfig
+from pipeline.errors import UserError
+from pipeline.fingerprint import fingerprint
+from pipeline.resolve import Facts, TaskFacts, task_key
+from pipeline.step import (
+    CALIBRATE,
+    COMPARE,
+    EVALUATE,
+    FETCH_DATASET,
+    FETCH_MODEL,
+    GATE,
+    QUANTIZE,
+    Resources,
+    Stage,
+    Step,
+    StepRef,
+)
+from pipeline.sweep import Trial
+from stages.compare import CompareConfig
+from stages.evaluate import EvaluateConfig, PromptConfig
+from stages.fetch import DatasetSource
+from stages.quantize import (
+    Algorithm,
+    QuantizeConfig,
+    check_group_size,
+    needs_calibration,
+)
+
+
+@dataclass(slots=True)
+class TrialPlan:
+    """The steps of one trial by their role."""
+
+    trial: Trial
+    model: StepRef
+    checkpoint: StepRef
+    gate: StepRef | None = None
+    calibration: StepRef | None = None
+    evaluations: dict[str, dict[str, list[StepRef]]] = field(default_factory=dict)  # slot -> leaf -> shards
+    comparisons: dict[str, StepRef] = field(default_factory=dict)  # slot -> step
+
+
+@dataclass(slots=True)
+class Plan:
+    """A sweep's steps, each before its dependants, and its trials by name."""
+
+    name: str
+    trials: dict[str, TrialPlan] = field(default_factory=dict)
+    steps: dict[StepRef, Step] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the whole plan: the steps of every trial."""
+        return fingerprint([self.name, sorted(ref.fingerprint for ref in self.steps)])
+
+    @property
+    def num_evaluations(self) -> int:
+        """Documents to be answered and scored, over all trials."""
+        return sum(step.num_documents for step in self.steps.values())
+
+    def add(self, step: Step) -> StepRef:
+        """Put a step into the plan; steps that are the same thing become one, under the first trial that needs them."""
+        self.steps.setdefault(step.ref, step)
+        return step.ref
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Steps that run in one process, one after the other, sharing a session if their stage has sessions."""
+
+    steps: tuple[Step, ...]
+    upstream: tuple[StepRef, ...]  # steps of other batches
+
+    @property
+    def resources(self) -> Resources:
+        return self.steps[0].resources
+
+    @property
+    def label(self) -> str:
+        first = self.steps[0]
+        return f"{first.stage.name}:{first.trial}" if first.trial else f"{first.stage.name}:{first.label}"
+
+
+def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
+    """The plan of a sweep.  Raises UserError for a recipe that does not fit its model."""
+    plan = Plan(name)
+    trials = list(trials)
+    for trial in sorted(trials, key=lambda t: not t.is_base):  # a comparison needs its base's shards
+        plan.trials[trial.name] = _add_trial(plan, trial, facts)
+    plan.trials = {trial.name: plan.trials[trial.name] for trial in trials}
+    return plan
+
+
+def batches(steps: Iterable[Step]) -> list[Batch]:
+    """Group steps into batches, each before its dependants."""
+    grouped: dict[object, list[Step]] = {}
+    for step in steps:
+        grouped.setdefault(_session(step), []).append(step)
+    return [_batch(group) for group in grouped.values()]
+
+
+def _session(step: Step) -> object:
+    if not step.stage.sessions:
+        return step.ref
+    return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
+
+
+def _batch(steps: list[Step]) -> Batch:
+    upstream = dict.fromkeys(ref for step in steps for ref in step.upstream)
+    return Batch(tuple(steps), tuple(upstream))
+
+
+def _add_trial(plan: Plan, trial: Trial, facts: Facts) -> TrialPlan:
+    config = replace(trial.config, model=facts.models[trial.config.model.name])
+    checkpoint = _add_checkpoint(plan, trial, config, facts)
+    for slot, task in config.tasks.items():
+        known = facts.tasks[task_key(task)]
+        checkpoint.evaluations[slot] = dict(_add_evaluations(plan, checkpoint, config, slot, task, known))
+        checkpoint.comparisons[slot] = _add_comparison(plan, checkpoint, config, slot, task, known)
+    return checkpoint
+
+
+def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> TrialPlan:
+    model_name = config.model.name
+    model = plan.add(_step(config, FETCH_MODEL, config.model.source, model_name, trial=trial.name))
+    if config.recipe.algorithm is Algorithm.none:
+        return TrialPlan(trial, model, checkpoint=model)
+    _check_recipe(config)
+    inputs = {"model": model}
+    label = f"{model_name}-{config.recipe.name}"
+    calibration = None
+    if needs_calibration(config.recipe):
+        calibration = inputs["calibration"] = _add_calibration(plan, trial, config, model, facts)
+    quantization = QuantizeConfig(recipe=config.recipe, seed=config.seed)
+    checkpoint = plan.add(_step(config, QUANTIZE, quantization, label, inputs, trial=trial.name))
+    pair = {"base": model, "checkpoint": checkpoint}
+    gate = plan.add(_step(config, GATE, config.gate, label, pair, trial=trial.name))
+    return TrialPlan(trial, model, checkpoint, gate, calibration)
+
+
+def _add_calibration(plan: Plan, trial: Trial, config: Config, model: StepRef, facts: Facts) -> StepRef:
+    calibration, inputs = config.calibration, {"model": model}
+    if calibration.dataset is not None:
+        source = facts.datasets[calibration.dataset.repo_id]
+        calibration = replace(calibration, dataset=source)
+        inputs["data"] = _add_dataset(plan, config, source)
+    label = f"{config.model.name}-{calibration.method.name}"
+    return plan.add(_step(config, CALIBRATE, calibration, label, inputs, trial=trial.name))
+
+
+def _add_dataset(plan: Plan, config: Config, source: DatasetSource) -> StepRef:
+    return plan.add(_step(config, FETCH_DATASET, source, source.repo_id))
+
+
+def _add_evaluations(
+    plan: Plan, trial: TrialPlan, config: Config, slot: str, task: TaskConfig, known: TaskFacts
+) -> Iterator[tuple[str, list[StepRef]]]:
+    inputs = {"checkpoint": trial.checkpoint}
+    inputs |= {f"data:{source.repo_id}": _add_dataset(plan, config, source) for source in known.datasets}
+    after = (trial.gate,) if trial.gate else ()
+    for leaf, num_docs in known.leaves.items():
+        shards = [
+            _step(
+                config,
+                EVALUATE,
+                _evaluate_config(config, task, leaf, known, start, stop),
+                f"{trial.trial.name}-{leaf}-{start:06d}",
+                inputs,
+                after,
+                trial.trial.name,
+                num_documents=stop - start,
+            )
+            for start, stop in ranges(min(num_docs, task.limit or num_docs), task.shard_size)
+        ]
+        yield leaf, [plan.add(shard) for shard in shards]
+
+
+def _evaluate_config(
+    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, start: int, stop: int
+) -> EvaluateConfig:
+    return EvaluateConfig(
+        task=leaf,
+        prompt=PromptConfig(
+            num_fewshot=task.num_fewshot,
+            apply_chat_template=task.apply_chat_template,
+            fewshot_as_multiturn=task.fewshot_as_multiturn,
+            system_instruction=task.system_instruction,
+            gen_kwargs=task.gen_kwargs,
+            fewshot_seed=task.fewshot_seed,
+        ),
+        start=start,
+        stop=stop,
+        num_docs=known.leaves[leaf],
+        harness=known.harness[leaf],
+        include_paths=config.data.task_paths,
+        engine=config.engine,
+    )
+
+
+def ranges(num_docs: int, shard_size: int) -> list[tuple[int, int]]:
+    """Half-open document ranges that cover ``num_docs`` documents, as even as ``shard_size`` allows."""
+    num_shards = -(-num_docs // shard_size)
+    bounds = [num_docs * index // num_shards for index in range(num_shards + 1)]
+    return list(itertools.pairwise(bounds))
+
+
+def _add_comparison(
+    plan: Plan, trial: TrialPlan, config: Config, slot: str, task: TaskConfig, known: TaskFacts
+) -> StepRef:
+    inputs = _shard_inputs("trial", trial.evaluations[slot])
+    if not trial.trial.is_base:
+        inputs |= _shard_inputs("base", plan.trials[trial.trial.base].evaluations[slot])
+    settings = CompareConfig(
+        task=slot,
+        leaves=list(known.leaves),
+        metric=task.metric,
+        weight_by_size=known.weight_by_size,
+        confidence=config.compare.confidence,
+        num_resamples=config.compare.num_resamples,
+        seed=config.compare.seed,
+        num_expected=sum(
+            plan.steps[ref].num_documents for shards in trial.evaluations[slot].values() for ref in shards
+        ),
+        include_paths=config.data.task_paths,
+    )
+    label = f"{trial.trial.name}-{slot}"
+    return plan.add(_step(config, COMPARE, settings, label, inputs, trial=trial.trial.name))
+
+
+def _shard_inputs(role: str, shards: Mapping[str, list[StepRef]]) -> dict[str, StepRef]:
+    return {f"{role}/{leaf}/{index:04d}": ref for leaf, refs in shards.items() for index, ref in enumerate(refs)}
+
+
+def _check_recipe(config: Config) -> None:
+    if config.model.shape is None:
+        return
+    try:
+        check_group_size(config.recipe, config.model.shape)
+    except ValueError as error:
+        raise UserError(f"model {config.model.name}: {error}") from None
+
+
+def _step(
+    config: Config,
+    stage: Stage,
+    stage_config: object,
+    label: str,
+    inputs: Mapping[str, StepRef] | None = None,
+    after: tuple[StepRef, ...] = (),
+    trial: str = "",
+    num_documents: int = 0,
+) -> Step:
+    return Step(
+        stage=stage,
+        config=stage_config,
+        label=label,
+        inputs=inputs or {},
+        after=after,
+        trial=trial,
+        resources=_resources(config, stage),
+        num_documents=num_documents,
+    )
+
+
+def _resources(config: Config, stage: Stage) -> Resources:
+    """What a step occupies: the engine's share for whatever loads a model, one core for the rest."""
+    if chosen := config.cluster.stages.get(stage.name):
+        return Resources(chosen.num_cpus, chosen.num_gpus)
+    engine = config.engine
+    if stage is EVALUATE:
+        return Resources(engine.num_cpus, engine.num_gpus)
+    if stage in (QUANTIZE, GATE):
+        # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
+        return Resources(engine.num_cpus, min(engine.num_gpus, 1))
+    return Resources()

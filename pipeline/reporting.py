@@ -1,0 +1,72 @@
+"""The report step: what the store holds of a sweep, and what it does not and why."""
+
+from collections.abc import Iterator
+
+from pipeline.config import Config
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, TrialPlan
+from pipeline.step import REPORT, Step, StepRef
+from pipeline.store import Store
+from stages.report import FailureRow, ReportConfig, TrialRow
+
+
+def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
+    """The report of the artifacts published so far: same artifacts, same report."""
+    inputs = {name: ref for name, ref in _report_inputs(plan) if store.find(ref) is not None}
+    return Step(
+        stage=REPORT,
+        config=ReportConfig(
+            title=plan.name,
+            trials=[_trial_row(trial, store) for trial in plan.trials.values()],
+            tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.comparisons)),
+            suites=config.suites,
+            failures=list(_failures(plan, store, ledger)),
+        ),
+        label=plan.name,
+        inputs=inputs,
+    )
+
+
+def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
+    for name, trial in plan.trials.items():
+        if trial.gate is not None:
+            yield f"gate/{name}", trial.gate
+        yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
+
+
+def _trial_row(trial: TrialPlan, store: Store) -> TrialRow:
+    manifest = store.manifest(trial.checkpoint) or {}
+    config = trial.trial.config
+    return TrialRow(
+        name=trial.trial.name,
+        model=config.model.name,
+        recipe=config.recipe.name,
+        is_base=trial.trial.is_base,
+        notes=config.model.note,
+        size_gib=manifest.get("metrics", {}).get("size_gib"),
+    )
+
+
+def _failures(plan: Plan, store: Store, ledger: Ledger) -> Iterator[FailureRow]:
+    task_of = {ref: slot for trial in plan.trials.values() for slot, ref in _steps_of_tasks(trial)}
+    for step in store.missing(plan.steps.values()):
+        failure = ledger.last_failure(step.ref)
+        if failure is None:
+            status, failure_class, message = "missing", None, "not run yet"
+        else:
+            status = "skipped" if failure.failure_class.value == "upstream" else "failed"
+            failure_class, message = failure.failure_class.value, failure.message
+        yield FailureRow(
+            step=step.ref.short,
+            trial=step.trial or None,
+            task=task_of.get(step.ref),
+            status=status,
+            failure_class=failure_class,
+            message=message,
+        )
+
+
+def _steps_of_tasks(trial: TrialPlan) -> Iterator[tuple[str, StepRef]]:
+    for slot, leaves in trial.evaluations.items():
+        yield from ((slot, ref) for shards in leaves.values() for ref in shards)
+    yield from trial.comparisons.items()

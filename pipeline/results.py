@@ -1,0 +1,142 @@
+"""Read a sweep's results from the store: what the terminal, MLflow and notebooks show.
+
+    from pipeline.results import load
+    smoke = load("results/store", "smoke")
+    smoke.summary().to_pandas()
+
+The store is the truth; this module only reads it, and needs no GPU library.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.plan import Plan, TrialPlan
+from pipeline.step import StepRef
+from pipeline.store import Store, file_name, write_durably
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial as a finished or running sweep left it on disk."""
+
+    name: str
+    base: str
+    model: str
+    recipe: str
+    checkpoint: StepRef
+    gate: StepRef | None
+    calibration: StepRef | None
+    evaluations: Mapping[str, Mapping[str, list[StepRef]]]  # task slot -> leaf task -> shards
+    comparisons: Mapping[str, StepRef]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A sweep's latest plan, and whatever of it the store holds."""
+
+    store: Store
+    name: str
+    plan_fingerprint: str
+    trials: Mapping[str, TrialRecord]
+    report: StepRef | None
+
+    def summary(self) -> pa.Table:
+        """One row per trial and task: n, score, recovery, paired difference, their intervals, checkpoint size."""
+        return pq.read_table(self.report_dir() / "summary.parquet")
+
+    def report_dir(self) -> Path:
+        """The directory of the latest report; raises UserError before there is one."""
+        found = self.store.find(self.report) if self.report else None
+        if found is None:
+            raise UserError(f"sweep {self.name!r} has no report yet: run it with python -m pipeline +sweep={self.name}")
+        return found
+
+    def comparison(self, trial: str, task: str) -> pa.Table | None:
+        """Every metric of a task, per leaf and for the whole; None while the step has no result."""
+        found = self.store.find(self.trials[trial].comparisons[task])
+        return None if found is None else pq.read_table(found / "comparison.parquet")
+
+    def samples(self, trial: str, task: str) -> pa.Table:
+        """One row per document of what is evaluated so far, with the column ``leaf`` in front."""
+        tables = [
+            table.add_column(0, "leaf", pa.array([leaf] * table.num_rows, pa.string()))
+            for leaf, shards in self.trials[trial].evaluations[task].items()
+            for ref in shards
+            if (found := self.store.find(ref)) is not None
+            for table in [pq.read_table(found / "samples.parquet")]
+        ]
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def load(root: str | Path, name: str) -> Results:
+    """The results of the sweep ``name`` in the store at ``root``."""
+    store = Store(Path(root))
+    try:
+        record = json.loads(_record_path(store, name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(path.stem for path in (store.root / "sweeps").glob("*.json"))
+        raise UserError(f"the store {root} has no sweep {name!r}; it has: {', '.join(known) or 'none'}") from None
+    trials = {trial["name"]: _trial_record(trial) for trial in record["trials"]}
+    return Results(store, name, record["plan_fingerprint"], trials, _ref(record["report"]))
+
+
+def save(store: Store, plan: Plan, report: StepRef | None) -> Results:
+    """Write down what the sweep consists of, so that its results can be found again without its configs."""
+    record = {
+        "name": plan.name,
+        "plan_fingerprint": plan.fingerprint,
+        "trials": [_trial_json(trial) for trial in plan.trials.values()],
+        "report": report,
+    }
+    path = _record_path(store, plan.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    write_durably(partial, json.dumps(record, indent=1))
+    partial.replace(path)
+    return load(store.root, plan.name)
+
+
+def _record_path(store: Store, name: str) -> Path:
+    return store.root / "sweeps" / f"{file_name(name)}.json"
+
+
+def _trial_json(trial: TrialPlan) -> dict[str, Any]:
+    return {
+        "name": trial.trial.name,
+        "base": trial.trial.base,
+        "model": trial.trial.config.model.name,
+        "recipe": trial.trial.config.recipe.name,
+        "checkpoint": trial.checkpoint,
+        "gate": trial.gate,
+        "calibration": trial.calibration,
+        "evaluations": trial.evaluations,
+        "comparisons": trial.comparisons,
+    }
+
+
+def _trial_record(record: Mapping[str, Any]) -> TrialRecord:
+    return TrialRecord(
+        name=record["name"],
+        base=record["base"],
+        model=record["model"],
+        recipe=record["recipe"],
+        checkpoint=StepRef(*record["checkpoint"]),
+        gate=_ref(record["gate"]),
+        calibration=_ref(record["calibration"]),
+        evaluations={
+            slot: {leaf: [StepRef(*ref) for ref in shards] for leaf, shards in leaves.items()}
+            for slot, leaves in record["evaluations"].items()
+        },
+        comparisons={slot: StepRef(*ref) for slot, ref in record["comparisons"].items()},
+    )
+
+
+def _ref(pair: list[str] | None) -> StepRef | None:
+    return None if pair is None else StepRef(*pair)

@@ -1,0 +1,155 @@
+"""What a person reads in the terminal: plans, reasons, states and the final table."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.ledger import Failure
+from pipeline.plan import Plan, TrialPlan
+from pipeline.step import Step, StepRef
+from pipeline.store import Store
+from stages.quantize import weight_group_size, weight_num_bits
+from stages.shape import kv_cache_gib, weight_gib
+
+NOTHING = "–"
+
+
+def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
+    """Trials with their memory, then steps by stage."""
+    trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations")
+    for trial in plan.trials.values():
+        trials.add_row(*_trial_cells(plan, trial))
+    console.print(trials)
+    stages = _table("stage", "to run", "to reuse")
+    for stage, steps in _by_stage(plan).items():
+        to_run = sum(step.ref in missing for step in steps)
+        stages.add_row(stage, f"{to_run:,}", f"{len(steps) - to_run:,}")
+    console.print(stages)
+    console.print(
+        f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(missing):,} to run), "
+        f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
+    )
+    console.print("GiB/GPU needed: weights and the keys and values of one full context, over tensor parallel ranks.")
+
+
+def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:
+    """Why one step is missing."""
+    console.print(f"[bold]{step.ref.short}[/] {escape(step.label)}")
+    for line in lines:
+        console.print(f"    {escape(line)}")
+
+
+def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mapping[StepRef, Failure]) -> None:
+    """Per trial what is done, missing and failed; then every failure with its log."""
+    table = _table("trial", "done", "missing", "failed", "skipped")
+    for name, steps in _by_trial(plan).items():
+        ended = Counter(_state(step, missing, failures) for step in steps)
+        table.add_row(name, *(str(ended[state] or "") for state in ("done", "missing", "failed", "skipped")))
+    console.print(table)
+    _print_failures(console, plan, failures)
+
+
+def finished(console: Console, store: Store, report: Step, num_run: int, failures: Mapping[StepRef, Failure]) -> None:
+    """The final table, and whatever has no number and why."""
+    rows = pq.read_table(store.path(report.ref) / "summary.parquet").to_pylist()
+    table = _table("trial", "task", "n", "score", "95 % interval", "recovery", "difference", "95 % interval", "GiB")
+    for row in rows:
+        table.add_row(*_summary_cells(row))
+    console.print(table)
+    for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
+        console.print(f"note: {note}", highlight=False)
+    for failure in report.config.failures:
+        label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
+        console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
+    for log in dict.fromkeys(failure.log_path for failure in failures.values() if failure.log_path):
+        console.print(f"log: {log}", soft_wrap=True)
+    console.print(f"{num_run} steps run")
+
+
+def where(console: Console, report_dir: Path, review: str | None) -> None:
+    """Where to read on."""
+    console.print(f"report: {report_dir / 'report.html'}", soft_wrap=True, highlight=False)
+    if review is not None:
+        console.print(f"review: {review}", soft_wrap=True, highlight=False)
+
+
+def _summary_cells(row: Mapping[str, object]) -> list[str]:
+    return [
+        str(row["trial"]),
+        str(row["task"]),
+        _number(row["n"], "{:d}"),
+        _number(row["score"], "{:.4f}"),
+        _interval(row["score_low"], row["score_high"], "{:.4f}"),
+        _number(row["recovery"], "{:.2%}"),
+        _number(row["difference"], "{:+.4f}"),
+        _interval(row["difference_low"], row["difference_high"], "{:+.4f}"),
+        _number(row["size_gib"], "{:.3f}"),
+    ]
+
+
+def _number(value: object, pattern: str) -> str:
+    return NOTHING if value is None else pattern.format(value)
+
+
+def _interval(low: object, high: object, pattern: str) -> str:
+    return (
+        NOTHING
+        if low is None or high is None
+        else f"[{pattern.format(low)}, {pattern.format(high)}]".replace("[", "\\[")
+    )
+
+
+def _trial_cells(plan: Plan, trial: TrialPlan) -> list[str]:
+    config = trial.trial.config
+    engine, shape, recipe = config.engine, config.model.shape, config.recipe
+    weights = needed = NOTHING
+    if shape is not None:
+        weights_gib = weight_gib(shape, num_bits=weight_num_bits(recipe), group_size=weight_group_size(recipe))
+        cache_gib = kv_cache_gib(shape, num_tokens=engine.max_model_len)
+        weights, needed = f"{weights_gib:.1f}", f"{(weights_gib + cache_gib) / engine.tensor_parallel_size:.1f}"
+    shards = (ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs)
+    documents = sum(plan.steps[ref].num_documents for ref in shards)
+    base = "" if trial.trial.is_base else trial.trial.base
+    return [trial.trial.name, base, str(engine.num_gpus or NOTHING), weights, needed, f"{documents:,}"]
+
+
+def _by_stage(plan: Plan) -> dict[str, list[Step]]:
+    stages: dict[str, list[Step]] = {}
+    for step in plan.steps.values():
+        stages.setdefault(step.stage.name, []).append(step)
+    return stages
+
+
+def _by_trial(plan: Plan) -> dict[str, list[Step]]:
+    trials: dict[str, list[Step]] = {}
+    for step in plan.steps.values():
+        trials.setdefault(step.trial or "(shared)", []).append(step)
+    return trials
+
+
+def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure]) -> str:
+    if step.ref not in missing:
+        return "done"
+    if step.ref not in failures:
+        return "missing"
+    return "skipped" if failures[step.ref].failure_class.value == "upstream" else "failed"
+
+
+def _print_failures(console: Console, plan: Plan, failures: Mapping[StepRef, Failure]) -> None:
+    for ref, failure in failures.items():
+        console.print(f"[red]{failure.failure_class.value}[/] {ref.short} {escape(plan.steps[ref].label)}")
+        console.print(f"    {escape(failure.message)} (attempt {failure.num_attempts})")
+        if failure.log_path:
+            console.print(f"    log: {failure.log_path}", soft_wrap=True)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    return table

@@ -1,0 +1,243 @@
+"""Mirror a sweep into MLflow: an experiment per sweep, a parent run per plan, a child run per trial.
+
+The store is the truth and MLflow the place to review it.  Writing is idempotent, keyed by fingerprint: mirroring
+twice changes nothing, and mirroring after the server was away catches up.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, TrackingConfig
+from pipeline.fingerprint import fingerprint
+from pipeline.plan import Plan, TrialPlan
+from pipeline.provenance import git_state, package_versions
+from pipeline.step import StepRef
+from pipeline.store import Store
+from pipeline.worker import log_path
+
+PLAN_TAG, TRIAL_TAG, CONTENT_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "content", "mlflow.parentRunId"
+MAX_PARAMS_A_CALL = 100
+TASK_METRICS = ("score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing")
+
+
+def default_uri(store_root: Path) -> str:
+    """SQLite beside the store: a review needs no server."""
+    return f"sqlite:///{store_root.resolve().parent / 'mlflow.db'}"
+
+
+def review_command(settings: TrackingConfig, store_root: Path) -> str | None:
+    """The command that opens MLflow on the results; None for a server, which is open already."""
+    if settings.uri is not None:
+        return None
+    database = store_root.resolve().parent / "mlflow.db"
+    shown = database.relative_to(Path.cwd()) if database.is_relative_to(Path.cwd()) else database
+    return f"mlflow ui --backend-store-uri sqlite:///{shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Writes one plan's state into MLflow."""
+
+    plan: Plan
+    store: Store
+    settings: TrackingConfig
+
+    def write(self, report: Path | None = None, status: str = "RUNNING") -> None:
+        """Bring MLflow up to date with the store; raises what the MLflow client raises."""
+        client, experiment_id = self._connect()
+        parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, {})
+        for trial in self.plan.trials.values():
+            self._write_trial(client, experiment_id, parent.info.run_id, trial)
+        if report is not None:
+            self._write_report(client, parent, report)
+        _set_status(client, parent, status)
+
+    def _connect(self) -> tuple[Any, str]:
+        import mlflow
+
+        client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.root))
+        name = self.settings.experiment or self.plan.name
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        artifacts = None if self.settings.uri else (self.store.root.resolve().parent / "mlartifacts").as_uri()
+        return client, client.create_experiment(name, artifact_location=artifacts)
+
+    def _run(self, client: Any, experiment_id: str, key: str, value: str, name: str, tags: Mapping[str, str]) -> Any:
+        """The run with this fingerprint, made if there is none."""
+        under = f" and tags.`{PARENT_TAG}` = '{tags[PARENT_TAG]}'" if PARENT_TAG in tags else ""
+        found = client.search_runs([experiment_id], f"tags.{key} = '{value}'{under}", max_results=1)
+        if found:
+            return found[0]
+        return client.create_run(experiment_id, run_name=name, tags={key: value, **tags, **_circumstances()})
+
+    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan) -> None:
+        tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
+        key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
+        run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
+        present = [ref for ref in trial_refs(trial) if self.store.find(ref) is not None]
+        content = fingerprint([list(ref) for ref in present])
+        if run.data.tags.get(CONTENT_TAG) == content:
+            return
+        _log_params(client, run, trial.trial.config)
+        self._log_metrics(client, run.info.run_id, trial)
+        self._log_inputs(client, run.info.run_id, trial)
+        for local, remote in self._artifacts(trial):
+            client.log_artifact(run.info.run_id, str(local), remote)
+        client.set_tag(run.info.run_id, CONTENT_TAG, content)
+        complete = len(present) == len(trial_refs(trial))
+        _set_status(client, run, "FINISHED" if complete else "RUNNING")
+
+    def _log_metrics(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+        from mlflow.entities import Metric
+
+        values, ended_s = trial_metrics(self.store, trial), last_ended_s(self.store, trial)
+        # The time is the artifacts' own: the same values written again are the same rows.
+        metrics = [Metric(key, value, int(ended_s * 1000), 0) for key, value in values.items()]
+        if metrics:
+            client.log_batch(run_id, metrics=metrics)
+
+    def _log_inputs(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(name=config["repo_id"], digest=ref.fingerprint[:12], source_type="store", source=str(path)),
+                [InputTag("mlflow.data.context", "evaluation")],
+            )
+            for ref in _datasets(self.plan, trial)
+            if (path := self.store.find(ref)) is not None
+            for config in [self.plan.steps[ref].payload[3]]
+        ]
+        if inputs:
+            client.log_inputs(run_id, datasets=inputs)
+
+    def _artifacts(self, trial: TrialPlan) -> Iterator[tuple[Path, str]]:
+        """Local files and the artifact folder each goes to; weights stay in the store."""
+        for ref, folder, pattern in _small_files(trial):
+            if (path := self.store.find(ref)) is not None:
+                yield from ((file, folder) for file in sorted(path.glob(pattern)))
+        for ref in trial_refs(trial):
+            log = log_path(self.store.root, self.plan.steps[ref])
+            if log.exists():
+                yield log, f"logs/{ref.stage}"
+
+    def _write_report(self, client: Any, parent: Any, report: Path) -> None:
+        if parent.data.tags.get(CONTENT_TAG) != report.name:
+            client.log_artifacts(parent.info.run_id, str(report), "report")
+            client.set_tag(parent.info.run_id, CONTENT_TAG, report.name)
+
+
+def trial_refs(trial: TrialPlan) -> list[StepRef]:
+    """Every step of a trial's own, in the plan's order."""
+    own = [trial.calibration, trial.checkpoint, trial.gate]
+    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
+    return [ref for ref in own if ref is not None] + shards + list(trial.comparisons.values())
+
+
+def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
+    """Headline numbers of a trial; what could not be measured is not there."""
+    found: dict[str, float | None] = {}
+    for slot, ref in trial.comparisons.items():
+        metrics = (store.manifest(ref) or {}).get("metrics", {})
+        found |= {f"{slot}/{name}": metrics.get(name) for name in TASK_METRICS}
+    for role, ref_or_none in (("checkpoint", trial.checkpoint), ("gate", trial.gate)):
+        manifest = store.manifest(ref_or_none) if ref_or_none else None
+        if manifest is not None:
+            found |= {f"{role}/{name}": value for name, value in manifest["metrics"].items()}
+            found[f"{role}/duration_s"] = _duration_s(manifest)
+    found["evaluate/duration_s"] = _evaluation_s(store, trial)
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def last_ended_s(store: Store, trial: TrialPlan) -> float:
+    """When the newest artifact of a trial was made (Unix seconds); 0 when there is none."""
+    manifests = (store.manifest(ref) for ref in trial_refs(trial))
+    return max((float(manifest["provenance"]["ended"]) for manifest in manifests if manifest), default=0.0)
+
+
+def _evaluation_s(store: Store, trial: TrialPlan) -> float | None:
+    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
+    durations = [_duration_s(manifest) for ref in shards if (manifest := store.manifest(ref))]
+    return sum(durations) if durations else None
+
+
+def _duration_s(manifest: Mapping[str, Any]) -> float:
+    times = manifest["provenance"]
+    return round(float(times["ended"]) - float(times["started"]), 3)
+
+
+def _datasets(plan: Plan, trial: TrialPlan) -> list[StepRef]:
+    read = {ref for own in trial_refs(trial) for ref in plan.steps[own].inputs.values()}
+    return sorted(ref for ref in read if ref.stage == "fetch_dataset")
+
+
+def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
+    if trial.gate is not None:
+        yield trial.checkpoint, "checkpoint", "recipe.yaml"
+        yield trial.gate, "gate", "gate.json"
+    yield trial.checkpoint, "checkpoint", "config.json"
+    if trial.calibration is not None:
+        yield trial.calibration, "calibration", "*.parquet"
+    for leaves in trial.evaluations.values():
+        for leaf, shards in leaves.items():
+            for index, ref in enumerate(shards):
+                yield ref, f"samples/{leaf}/{index:04d}", "*"
+    for slot, ref in trial.comparisons.items():
+        yield ref, f"comparisons/{slot}", "*"
+
+
+def _log_params(client: Any, run: Any, config: Config) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(key, str(value)[:6000]) for key, value in flat_params(config).items() if key not in run.data.params]
+    for first in range(0, len(params), MAX_PARAMS_A_CALL):
+        client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
+
+
+def flat_params(config: Config) -> dict[str, Any]:
+    """Every knob of a trial as ``group.field``; long tables of documents counts are left out."""
+    groups: dict[str, Any] = {
+        "model": config.model.source,
+        "recipe": config.recipe,
+        "calibration": config.calibration,
+        "gate": config.gate,
+        "engine": config.engine,
+        "compare": config.compare,
+    }
+    params = {"model": config.model.name, "recipe": config.recipe.name, "seed": config.seed}
+    for group, values in groups.items():
+        params |= {key: value for key, value in _flat(asdict(values), group) if value is not None}
+    for slot, task in config.tasks.items():
+        shown = {key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets")}
+        params |= {key: value for key, value in _flat(shown, f"tasks.{slot}") if value is not None}
+    return params
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}.{key}")
+        elif isinstance(value, Enum):
+            yield f"{prefix}.{key}", value.name
+        elif value not in ({}, []):
+            yield f"{prefix}.{key}", json.dumps(value) if isinstance(value, list) else value
+
+
+def _set_status(client: Any, run: Any, status: str) -> None:
+    if run.info.status == status:
+        return
+    if status == "RUNNING":
+        client.update_run(run.info.run_id, status=status)
+    else:
+        client.set_terminated(run.info.run_id, status)
+
+
+def _circumstances() -> dict[str, str]:
+    git = git_state(Path(__file__).resolve().parent)
+    versions = {f"version.{name}": version for name, version in package_versions().items()}
+    return versions | ({"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {})
