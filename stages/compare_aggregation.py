@@ -1,7 +1,9 @@
 """How a metric's values become one score: a mean here, anything else through lm-eval's own aggregation functions."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def _registered(name: str) -> Aggregate:
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import get_aggregation
 
-    function = get_aggregation(name)
+    function: Aggregate | None = get_aggregation(name)
     if function is None:
         raise ConfigError(f"lm-eval has no aggregation {name!r}; use a registered name in the task's metric_list")
     return function
@@ -54,6 +56,22 @@ def _function_of(path: Path, function: str) -> Aggregate:
     spec = importlib.util.spec_from_file_location(f"aggregation_of_{path.parent.name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _no_downloads():
+        spec.loader.exec_module(module)
     loaded: Aggregate = getattr(module, function)
     return loaded
+
+
+@contextmanager
+def _no_downloads() -> Iterator[None]:
+    """Import a task's file as lm-eval does on all ranks but the first.
+
+    On the first, IFEval's fetches a tokenizer from the network (25 s until it gives up), which no aggregation needs.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
+        os.environ |= {} if rank is None else {"LOCAL_RANK": rank}

@@ -34,7 +34,7 @@ class Leaf:
     @property
     def settings(self) -> dict[str, Any]:
         """What must be equal for two numbers to be subtracted."""
-        return {**self.info["comparable"], "version": self.info["version"], "metrics": self.info["metrics"]}
+        return _settings(self.info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
     if info["task"] != name:
         raise DataError(f"{label}/{first}: holds results of task {info['task']}, not of {name}")
     for shard, other in infos.items():
-        differences = _differences(info, other, f"shard {first}", f"shard {shard}")
+        differences = _differences(_settings(info), _settings(other), f"shard {first}", f"shard {shard}")
         if differences:
             raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
     columns = _KEY_COLUMNS + list(info["metrics"])
@@ -100,6 +100,10 @@ def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
     documents = pa.concat_tables(tables).sort_by("doc_id").combine_chunks()
     _check_no_duplicates(label, documents)
     return Leaf(name, documents, info)
+
+
+def _settings(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {**info["comparable"], "version": info["version"], "metrics": info["metrics"]}
 
 
 def _read_info(label: str, path: Path) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def ratio_draws(draws_R2: Floats) -> Floats:
     """First column over second; where the second is 0 the ratio has no upper bound."""
     numerator, denominator = draws_R2.T
     ratios_R = np.full(len(draws_R2), np.inf)
-    np.divide(numerator, denominator, out=ratios_R, where=denominator != 0)
+    with np.errstate(over="ignore"):
+        np.divide(numerator, denominator, out=ratios_R, where=denominator != 0)
     return ratios_R
 
 
