@@ -98,6 +98,14 @@ def check_model_path(path: Path) -> None:
             raise DataError(f"model path {path}: {name} asks for remote code (auto_map), which is never run")
 
 
+def copy_companions(model_dir: Path, out: Path) -> None:
+    """Copy what a checkpoint needs beside weights and config.json: tokenizer, chat template, generation config."""
+    files = [file for file in model_dir.iterdir() if _is_model_file(file.name)]
+    _copy_files(
+        model_dir, [file for file in files if "safetensors" not in file.name and file.name != "config.json"], out
+    )
+
+
 def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write a plain Hugging Face checkpoint directory; metrics ``size_gib``, ``num_tensors``, ``num_parameters``.
 

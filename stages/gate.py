@@ -14,15 +14,11 @@ class GateConfig:
     """Thresholds.  Divergence and agreement are always reported; they fail a checkpoint only with a threshold."""
 
     max_mean_kl: float | None = identity(None)  # nats per token
-    max_size_deviation: float = identity(
-        0.02
-    )  # of the size that the recipe leads one to expect
+    max_size_deviation: float = identity(0.02)  # of the size that the recipe leads one to expect
     num_probe_tokens: int = identity(48)
 
 
-def gate(
-    config: GateConfig, inputs: Mapping[str, Path], out: Path
-) -> Mapping[str, float | None]:
+def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``gate.json``; metrics ``mean_kl`` (nats per token), ``top1_agreement``, ``size_ratio``.
 
     Raises CheckpointError naming every check that failed.

@@ -9,10 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stages.checkpoint import num_stored_bytes, read_tensor_infos
+from stages.errors import ConfigError
+from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.shape import ModelShape, linear_layers
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
+    from torch.utils.data import DataLoader
 
 VERSION = 1
 
@@ -63,37 +70,20 @@ class RecipeConfig:
         owner = f"recipe {self.name}"
         if self.algorithm is Algorithm.none:
             if self.scheme is not None or self.smoothing_strength is not None:
-                raise ValueError(
-                    f"{owner}: algorithm=none takes no scheme and no smoothing_strength"
-                )
+                raise ValueError(f"{owner}: algorithm=none takes no scheme and no smoothing_strength")
             return
         if self.scheme not in PRESETS:
-            raise ValueError(
-                f"{owner}: scheme must be one of {', '.join(PRESETS)}; got {self.scheme!r}"
-            )
+            raise ValueError(f"{owner}: scheme must be one of {', '.join(PRESETS)}; got {self.scheme!r}")
         if self.group_size is not None and PRESETS[self.scheme].group_size is None:
-            raise ValueError(
-                f"{owner}: {self.scheme} scales whole channels and takes no group_size"
-            )
+            raise ValueError(f"{owner}: {self.scheme} scales whole channels and takes no group_size")
         if self.group_size is not None and self.group_size < 1:
-            raise ValueError(
-                f"{owner}: group_size must be at least 1; got {self.group_size}"
-            )
+            raise ValueError(f"{owner}: group_size must be at least 1; got {self.group_size}")
         if self.observer not in ("minmax", "mse"):
-            raise ValueError(
-                f"{owner}: observer must be minmax or mse; got {self.observer!r}"
-            )
+            raise ValueError(f"{owner}: observer must be minmax or mse; got {self.observer!r}")
         if self.actorder not in (None, "static"):
-            raise ValueError(
-                f"{owner}: actorder must be static or null; got {self.actorder!r}"
-            )
-        if (
-            self.smoothing_strength is not None
-            and not 0 <= self.smoothing_strength <= 1
-        ):
-            raise ValueError(
-                f"{owner}: smoothing_strength must lie in [0, 1]; got {self.smoothing_strength}"
-            )
+            raise ValueError(f"{owner}: actorder must be static or null; got {self.actorder!r}")
+        if self.smoothing_strength is not None and not 0 <= self.smoothing_strength <= 1:
+            raise ValueError(f"{owner}: smoothing_strength must lie in [0, 1]; got {self.smoothing_strength}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,11 +100,7 @@ def needs_calibration(recipe: RecipeConfig) -> bool:
     if recipe.scheme is None:
         return False
     static = PRESETS[recipe.scheme].static_activations
-    return (
-        recipe.algorithm is Algorithm.gptq
-        or recipe.smoothing_strength is not None
-        or static
-    )
+    return recipe.algorithm is Algorithm.gptq or recipe.smoothing_strength is not None or static
 
 
 def weight_group_size(recipe: RecipeConfig) -> int | None:
@@ -135,40 +121,90 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
 
 
 def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
-    """Raise ValueError, naming the layers and the sizes that fit, unless the group size divides every targeted layer."""
+    """Raise ValueError, naming layers and sizes that fit, unless the group size divides every targeted layer."""
     group_size = weight_group_size(recipe)
     if group_size is None:
         return
     columns = {
-        layer: size[1]
-        for layer, size in linear_layers(shape).items()
-        if _is_layer_targeted(layer, recipe, shape)
+        layer: size[1] for layer, size in linear_layers(shape).items() if _is_layer_targeted(layer, recipe, shape)
     }
     misfits = {layer: width for layer, width in columns.items() if width % group_size}
     if misfits:
-        fitting = [
-            size
-            for size in (16, 32, 64, 128, 256)
-            if not any(width % size for width in columns.values())
-        ]
-        named = ", ".join(
-            f"{layer} ({width} inputs)" for layer, width in misfits.items()
-        )
-        advice = (
-            f"group sizes that fit: {', '.join(map(str, fitting))}"
-            if fitting
-            else "no usual group size fits"
-        )
-        raise ValueError(
-            f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}"
-        )
+        fitting = [size for size in (16, 32, 64, 128, 256) if not any(width % size for width in columns.values())]
+        named = ", ".join(f"{layer} ({width} inputs)" for layer, width in misfits.items())
+        advice = f"group sizes that fit: {', '.join(map(str, fitting))}" if fitting else "no usual group size fits"
+        raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 
 
-def quantize(
-    config: QuantizeConfig, inputs: Mapping[str, Path], out: Path
-) -> Mapping[str, float | None]:
-    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio``."""
-    raise NotImplementedError
+def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes).
+
+    Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
+    Raises ConfigError for a group size that does not fit.
+    """
+    from llmcompressor import oneshot
+    from llmcompressor.core import reset_session
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    recipe, model_dir = config.recipe, inputs["model"]
+    _refuse_misfit(recipe, model_dir)
+    set_seed(config.seed)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
+    oneshot(
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(model_dir),
+        recipe=_build_modifiers(recipe),
+        dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
+    )
+    model.save_pretrained(out, save_compressed=True)
+    reset_session()  # llm-compressor keeps the model in a global otherwise
+    copy_companions(model_dir, out)
+    num_bytes = num_stored_bytes(read_tensor_infos(out))
+    num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
+    return {"size_gib": num_bytes / 2**30, "compression_ratio": num_base_bytes / num_bytes}
+
+
+def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
+    try:
+        check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    scheme = preset_name_to_scheme(str(recipe.scheme), recipe.targets)
+    overrides: dict[str, Any] = {"observer": recipe.observer, "group_size": weight_group_size(recipe)}
+    scheme.weights = scheme.weights.model_copy(update=overrides)
+    shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": recipe.ignore}
+    modifiers: list[Modifier] = []
+    if recipe.smoothing_strength is not None:
+        modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))
+    if recipe.algorithm is Algorithm.gptq:
+        order: dict[str, Any] = {
+            "block_size": recipe.block_size,
+            "dampening_frac": recipe.dampening_frac,
+            "actorder": recipe.actorder,
+        }
+        modifiers.append(GPTQModifier(**shared, **order))
+    else:
+        modifiers.append(QuantizationModifier(**shared))
+    return modifiers
+
+
+def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
+    """One unpadded sequence a batch: ``input_ids`` and ``attention_mask`` of shape (1, num_tokens)."""
+    import pyarrow.parquet as pq
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = pq.read_table(calibration_dir / "calibration.parquet")["input_ids"].to_pylist()
+    samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
+    return DataLoader(samples, batch_size=None)
 
 
 def _is_layer_targeted(layer: str, recipe: RecipeConfig, shape: ModelShape) -> bool:

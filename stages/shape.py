@@ -63,9 +63,7 @@ def num_parameters(shape: ModelShape) -> int:
     return _num_linear(shape) + _num_unquantized(shape)
 
 
-def weight_gib(
-    shape: ModelShape, *, num_bits: int = 16, group_size: int | None = None
-) -> float:
+def weight_gib(shape: ModelShape, *, num_bits: int = 16, group_size: int | None = None) -> float:
     """Memory of the weights when block linears take ``num_bits`` each and the rest stays in 16 bits.
 
     Below 16 bits every row has one 16-bit scale, or one per ``group_size`` inputs.
@@ -73,13 +71,8 @@ def weight_gib(
     scales = 0
     if num_bits < 16:
         layers = linear_layers(shape).values()
-        scales = shape.num_layers * sum(
-            rows * (columns // group_size if group_size else 1)
-            for rows, columns in layers
-        )
-    return (
-        _num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))
-    ) / _GIB
+        scales = shape.num_layers * sum(rows * (columns // group_size if group_size else 1) for rows, columns in layers)
+    return (_num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))) / _GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
@@ -89,9 +82,7 @@ def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> f
 
 
 def _num_linear(shape: ModelShape) -> int:
-    return shape.num_layers * sum(
-        rows * columns for rows, columns in linear_layers(shape).values()
-    )
+    return shape.num_layers * sum(rows * columns for rows, columns in linear_layers(shape).values())
 
 
 def _num_unquantized(shape: ModelShape) -> int:
