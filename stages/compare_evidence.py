@@ -69,15 +69,15 @@ class Side:
     num_truncated: int = 0
     score: float | None = None
     num_right: float | None = None  # of a metric that is 0 or 1 for each document, where the score is their share
-    draws_R: Floats | None = None
+    draws: Floats | None = None
 
     def interval(self, confidence: float) -> Interval:
         """Wilson's for a share of right documents, the bootstrap's percentiles otherwise."""
-        if self.score is None or self.draws_R is None:
+        if self.score is None or self.draws is None:
             return NO_INTERVAL
         if self.num_right is not None:
             return wilson_interval(self.num_right, self.n, confidence)
-        return percentile_interval(self.draws_R, confidence)
+        return percentile_interval(self.draws, confidence)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class Pairs:
     trial_score: float | None = None
     base_score: float | None = None
     discordant: tuple[int, int] | None = None
-    draws_R2: Floats | None = None
+    paired_draws: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,7 @@ def side_of_leaf(values: Values, scorer: Scorer, num_truncated: int, rng: np.ran
         num_truncated=num_truncated,
         score=score,
         num_right=float(scored.sum()) if _is_right_or_wrong(scorer, scored) else None,
-        draws_R=None if score is None or rng is None else scorer.draws([scored], rng)[:, 0],
+        draws=None if score is None or rng is None else scorer.draws([scored], rng)[:, 0],
     )
 
 
@@ -158,7 +158,7 @@ def pairs_of_leaf(
         trial_score=trial_score,
         base_score=base_score,
         discordant=discordant,
-        draws_R2=scorer.draws([trial, base], rng),
+        paired_draws=scorer.draws([trial, base], rng),
     )
 
 
@@ -185,7 +185,7 @@ def _combine_sides(sides: Sequence[Side], weight_by_size: bool) -> Side:
         **counts,
         score=score,
         num_right=sum(rights) if is_share else None,
-        draws_R=_weighted_draws([side.draws_R for side in sides], weights),
+        draws=_weighted_draws([side.draws for side in sides], weights),
     )
 
 
@@ -201,7 +201,7 @@ def _combine_pairs(pairs: Sequence[Pairs], weight_by_size: bool) -> Pairs:
         trial_score=trial_score,
         base_score=_weighted([pair.base_score for pair in pairs], weights),
         discordant=(sum(c[0] for c in counts), sum(c[1] for c in counts)) if is_share else None,
-        draws_R2=_weighted_draws([pair.draws_R2 for pair in pairs], weights),
+        paired_draws=_weighted_draws([pair.paired_draws for pair in pairs], weights),
     )
 
 

@@ -72,17 +72,17 @@ def _side_columns(side: Side, confidence: float) -> dict[str, Any]:
 
 
 def _num_resamples(evidence: Evidence) -> int | None:
-    draws = evidence.pairs.draws_R2 if evidence.pairs else None
-    draws = evidence.trial.draws_R if draws is None else draws
+    draws = evidence.pairs.paired_draws if evidence.pairs else None
+    draws = evidence.trial.draws if draws is None else draws
     return None if draws is None else len(draws)
 
 
 def _pair_columns(pairs: Pairs, confidence: float) -> dict[str, Any]:
-    if pairs.trial_score is None or pairs.base_score is None or pairs.draws_R2 is None:
+    if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
         return {"num_pairs": pairs.n}
-    difference = percentile_interval(pairs.draws_R2[:, 0] - pairs.draws_R2[:, 1], confidence)
+    difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
     has_ratio = pairs.base_score != 0
-    recovery = percentile_interval(ratio_draws(pairs.draws_R2), confidence) if has_ratio else NO_INTERVAL
+    recovery = percentile_interval(ratio_draws(pairs.paired_draws), confidence) if has_ratio else NO_INTERVAL
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
     return {
         "num_pairs": pairs.n,

@@ -1,6 +1,6 @@
 """The statistics of a comparison: Wilson's interval, McNemar's exact test and the bootstrap of means, in NumPy.
 
-Shapes: N documents, C columns (one, or trial and base side by side), R resamples.
+Shapes: N documents, C columns (one, or trial and base side by side), R resamples; draws are (R,) or (R, C).
 """
 
 import hashlib
@@ -16,8 +16,9 @@ Floats = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
 
 NO_INTERVAL: Interval = (None, None)
-# One resample costs 100 ns for each distinct row as multinomial counts, and 4 us + 8 ns for each row as indices.
-_COUNT_NS, _RESAMPLE_NS, _INDEX_NS = 100, 4000, 8
+# A distinct row costs a resample 100 ns as a multinomial count, a document 15 ns as an index.
+_INDICES_PER_COUNT = 7
+_CHUNK_INDICES = 2**16  # what they gather stays in the cache; measured from 2**14 to 2**18
 
 
 def generator(seed: int, *labels: str) -> np.random.Generator:
@@ -49,21 +50,30 @@ def mcnemar_p(num_base_only: int, num_trial_only: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
-def resample_means(values_NC: Floats, num_resamples: int, rng: np.random.Generator) -> Floats:
-    """Means (R, C) of ``num_resamples`` bootstrap samples of the rows; a row's columns are drawn together.
+def resample_means(values: Floats, num_resamples: int, rng: np.random.Generator) -> Floats:
+    """Means (R, C) of bootstrap samples of the rows of ``values`` (N, C); a row's columns are drawn together.
 
     Few distinct rows, as with right and wrong, are drawn as multinomial counts: the same distribution as drawing
-    indices, and for 14,000 documents 100 times faster.
+    indices, and for 14,000 documents 100 times faster.  No matrix product: BLAS may add up in another order when it
+    has other threads, and the last bit would depend on the worker.
     """
-    rows_KC, counts_K = np.unique(values_NC, axis=0, return_counts=True)
-    n = len(values_NC)
-    if len(rows_KC) * _COUNT_NS < _RESAMPLE_NS + n * _INDEX_NS:
-        return np.asarray(rng.multinomial(n, counts_K / n, size=num_resamples) @ rows_KC / n)
-    means_RC = np.empty((num_resamples, values_NC.shape[1]))
-    for mean_C in means_RC:
-        counts_N = np.bincount(rng.integers(0, n, size=n, dtype=np.int32), minlength=n)
-        mean_C[:] = counts_N @ values_NC / n
-    return means_RC
+    rows, counts = np.unique(values, axis=0, return_counts=True)
+    n = len(values)
+    if len(rows) * _INDICES_PER_COUNT > n > 1:
+        return _resample_by_index(values, num_resamples, rng)
+    draws = rng.multinomial(n, counts / n, size=num_resamples).astype(float)
+    return np.asarray(np.einsum("rk,kc->rc", draws, rows) / n)
+
+
+def _resample_by_index(values: Floats, num_resamples: int, rng: np.random.Generator) -> Floats:
+    columns, chunk = np.ascontiguousarray(values.T), max(1, _CHUNK_INDICES // len(values))
+    means = np.empty((num_resamples, len(columns)))
+    for start in range(0, num_resamples, chunk):
+        rows = means[start : start + chunk]
+        indices = rng.integers(0, len(values), size=(len(rows), len(values)), dtype=np.int32)
+        for position, column in enumerate(columns):
+            rows[:, position] = column.take(indices).mean(axis=1)
+    return means
 
 
 def resample_aggregate(
@@ -84,23 +94,23 @@ def resample_aggregate(
     return draws
 
 
-def percentile_interval(draws_R: Floats, confidence: float) -> Interval:
+def percentile_interval(draws: Floats, confidence: float) -> Interval:
     """The central ``confidence`` of the draws; an end that is not finite is None."""
     tail = (1 - confidence) / 2
-    if np.isnan(draws_R).any():
+    if np.isnan(draws).any():
         return NO_INTERVAL
     # "nearest" never interpolates: between a finite draw and an infinite one there is nothing.
-    low, high = np.quantile(draws_R, [tail, 1 - tail], method="nearest")
+    low, high = np.quantile(draws, [tail, 1 - tail], method="nearest")
     return _finite(low), _finite(high)
 
 
-def ratio_draws(draws_R2: Floats) -> Floats:
-    """First column over second; where the second is 0 the ratio has no upper bound."""
-    numerator, denominator = draws_R2.T
-    ratios_R = np.full(len(draws_R2), np.inf)
+def ratio_draws(draws: Floats) -> Floats:
+    """First column over second of (R, 2) draws; where the second is 0 the ratio has no upper bound."""
+    numerator, denominator = draws.T
+    ratios = np.full(len(draws), np.inf)
     with np.errstate(over="ignore"):
-        np.divide(numerator, denominator, out=ratios_R, where=denominator != 0)
-    return ratios_R
+        np.divide(numerator, denominator, out=ratios, where=denominator != 0)
+    return ratios
 
 
 def _finite(value: float) -> float | None:
