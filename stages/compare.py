@@ -19,6 +19,8 @@ from stages.statistics import generator
 
 VERSION = 1
 
+_LABELS = ("task", "leaf", "metric", "primary")
+
 
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
@@ -151,7 +153,7 @@ def _document(comparison: _Comparison, headline: Mapping[str, Any]) -> dict[str,
         "confidence": config.confidence,
         "num_resamples": config.num_resamples,
         "seed": config.seed,
-        "headline": {name: headline.get(name) for name in [*NUMBERS, "verdict"]},
+        "headline": {name: headline.get(name) for name in SCHEMA.names if name not in _LABELS},
         "notes": list(_notes(comparison)),
         "leaves": {name: _facts(comparison.trial.get(name)) for name in config.leaves},
     }

@@ -1,34 +1,31 @@
 """Write a sweep's tables as Markdown, HTML and Parquet, with how every number was obtained."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.fields import identity
+from stages.report_chart import recovery_chart
+from stages.report_methods import gates, notes, settings, sources, statistics_facts
+from stages.report_numbers import MISSING
+from stages.report_results import (
+    SUMMARY_SCHEMA,
+    Comparison,
+    FailureRow,
+    Row,
+    TrialRow,
+    read_comparisons,
+    suite_rows,
+    summary_rows,
+)
+from stages.report_tables import model_sections, overview
 
 VERSION = 1
-
-
-@dataclass(kw_only=True, slots=True)
-class TrialRow:
-    """A trial as the report names it."""
-
-    name: str = identity()
-    model: str = identity()
-    recipe: str = identity()
-    is_base: bool = identity(False)
-    notes: str | None = identity(None)  # what a reader must know of the model
-    size_gib: float | None = identity(None)
-
-
-@dataclass(kw_only=True, slots=True)
-class FailureRow:
-    """A step that has no result: it failed, or was skipped because another did."""
-
-    step: str = identity()
-    trial: str | None = identity(None)
-    task: str | None = identity(None)
-    status: str = identity()  # failed, skipped
-    failure_class: str | None = identity(None)
-    message: str = identity("")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,7 +35,79 @@ class ReportConfig:
     title: str = identity()
     trials: list[TrialRow] = identity()
     tasks: list[str] = identity()
-    suites: dict[str, list[str]] = identity(
-        factory=dict
-    )  # name -> tasks; shown as plain means
+    suites: dict[str, list[str]] = identity(factory=dict)  # name -> tasks; shown as plain means
     failures: list[FailureRow] = identity(factory=list)
+
+    def __post_init__(self) -> None:
+        names = [trial.name for trial in self.trials]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.title}: two trials have the same name: {', '.join(names)}")
+
+
+def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
+
+    ``inputs`` are compare artifacts ``compare/<trial>/<task>`` and gate artifacts ``gate/<trial>``; whatever is not
+    there is reported as missing.  Returns how many cells of the table have a score.  Raises DataError if an artifact is
+    damaged.
+    """
+    comparisons = read_comparisons(config.trials, config.tasks, inputs)
+    rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
+    suite_means = list(suite_rows(config.trials, config.suites, rows))
+    pq.write_table(pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), out / "summary.parquet", compression="zstd")
+    summary = {"title": config.title, "rows": rows, "suites": suite_means}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    view = _view(config, inputs, comparisons, rows, suite_means)
+    for name in ("report.md", "report.html"):
+        (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
+    num_scored = sum(row["score"] is not None for row in rows)
+    return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
+
+
+def _view(
+    config: ReportConfig,
+    inputs: Mapping[str, Path],
+    comparisons: Mapping[tuple[str, str], Comparison],
+    rows: list[Row],
+    suite_means: list[Row],
+) -> dict[str, Any]:
+    """Everything the templates show, as text."""
+    sections = model_sections(config.trials, config.tasks, config.suites, rows, suite_means)
+    for section in sections:
+        recipes = [trial.recipe for trial in config.trials if trial.model == section["model"]]
+        of_model = [row for row in rows if row["model"] == section["model"]]
+        section["chart"] = recovery_chart(config.tasks, recipes, of_model)
+    return {
+        "title": config.title,
+        "suites": list(config.suites),
+        "overview": overview(config.trials, rows, suite_means),
+        "sections": sections,
+        "failures": config.failures,
+        "gates": gates(config.trials, inputs),
+        "notes": notes(config.trials, comparisons),
+        "statistics": statistics_facts(comparisons),
+        "settings": settings(config.trials, comparisons),
+        "sources": sources(inputs),
+        "missing": MISSING,
+    }
+
+
+def _render(name: str, view: Mapping[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _markdown_cell
+    return environment.get_template(name).render(view)
+
+
+def _markdown_cell(text: object) -> str:
+    """One cell of a Markdown table: no line break, no column break, no emphasis."""
+    escaped = "".join(f"\\{character}" if character in "\\|*`<>" else character for character in str(text))
+    return " ".join(escaped.split())

@@ -1,0 +1,151 @@
+"""What a report is about: one summary row for each trial and task, and one for each trial and suite."""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.errors import DataError
+from stages.fields import identity
+
+Row = dict[str, Any]
+
+_TEXT, _COUNT, _SCORE = pa.string(), pa.int64(), pa.float64()
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("trial", _TEXT),
+        ("model", _TEXT),
+        ("recipe", _TEXT),
+        ("is_base", pa.bool_()),
+        ("size_gib", _SCORE),
+        ("task", _TEXT),
+        ("status", _TEXT),  # measured, incomplete (compared, but without a score), failed, skipped, missing
+        ("metric", _TEXT),
+        ("higher_is_better", pa.bool_()),
+        ("aggregation", _TEXT),
+        ("n", _COUNT),
+        ("num_missing", _COUNT),
+        ("num_truncated", _COUNT),
+        ("score", _SCORE),
+        ("score_low", _SCORE),
+        ("score_high", _SCORE),
+        ("interval", _TEXT),
+        ("base_score", _SCORE),
+        ("num_pairs", _COUNT),
+        ("recovery", _SCORE),
+        ("recovery_low", _SCORE),
+        ("recovery_high", _SCORE),
+        ("difference", _SCORE),
+        ("difference_low", _SCORE),
+        ("difference_high", _SCORE),
+        ("num_base_only_right", _COUNT),
+        ("num_trial_only_right", _COUNT),
+        ("mcnemar_p", _SCORE),
+        ("verdict", _TEXT),
+    ]
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrialRow:
+    """A trial as the report names it."""
+
+    name: str = identity()
+    model: str = identity()
+    recipe: str = identity()
+    is_base: bool = identity(False)
+    notes: str | None = identity(None)  # what a reader must know of the model
+    size_gib: float | None = identity(None)
+
+
+@dataclass(kw_only=True, slots=True)
+class FailureRow:
+    """A step that has no result: it failed, was skipped because another did, or has not run."""
+
+    step: str = identity()
+    trial: str | None = identity(None)
+    task: str | None = identity(None)
+    status: str = identity()  # failed, skipped, missing
+    failure_class: str | None = identity(None)
+    message: str = identity("")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A published comparison: the name of its directory, and its ``comparison.json``."""
+
+    directory: str
+    document: Mapping[str, Any]
+
+
+def read_comparisons(
+    trials: Sequence[TrialRow], tasks: Sequence[str], inputs: Mapping[str, Path]
+) -> dict[tuple[str, str], Comparison]:
+    """The comparisons among ``inputs`` (``compare/<trial>/<task>``), by trial and task."""
+    found = {}
+    for trial in trials:
+        for task in tasks:
+            path = inputs.get(f"compare/{trial.name}/{task}")
+            if path is not None:
+                found[trial.name, task] = Comparison(path.name, read_json(path / "comparison.json"))
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """The document at ``path``; raises DataError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.parent.name}: {path.name} cannot be read ({error}); delete it and run again") from error
+
+
+def summary_rows(
+    trials: Sequence[TrialRow],
+    tasks: Sequence[str],
+    failures: Sequence[FailureRow],
+    comparisons: Mapping[tuple[str, str], Comparison],
+) -> Iterator[Row]:
+    """A row of SUMMARY_SCHEMA for every trial and task, measured or not."""
+    for trial in trials:
+        for task in tasks:
+            comparison = comparisons.get((trial.name, task))
+            headline = comparison.document["headline"] if comparison else {}
+            yield {name: headline.get(name) for name in SUMMARY_SCHEMA.names} | {
+                "trial": trial.name,
+                "model": trial.model,
+                "recipe": trial.recipe,
+                "is_base": trial.is_base,
+                "size_gib": trial.size_gib,
+                "task": task,
+                "metric": comparison.document["metric"] if comparison else None,
+                "status": _status(trial.name, task, headline, failures),
+            }
+
+
+def suite_rows(trials: Sequence[TrialRow], suites: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[Row]:
+    """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing."""
+    by_cell = {(row["trial"], row["task"]): row for row in rows}
+    for trial in trials:
+        for suite, tasks in suites.items():
+            cells = [by_cell.get((trial.name, task), {}) for task in tasks]
+            mean = _mean([cell.get("score") for cell in cells])
+            base_mean = _mean([cell.get("base_score") for cell in cells])
+            recovery = mean / base_mean if mean is not None and base_mean else None
+            yield {"trial": trial.name, "suite": suite, "mean": mean, "base_mean": base_mean, "recovery": recovery}
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if known and len(known) == len(scores) else None
+
+
+def _status(trial: str, task: str, headline: Row, failures: Sequence[FailureRow]) -> str:
+    if headline:
+        return "measured" if headline["score"] is not None else "incomplete"
+    statuses = {failure.status for failure in failures if failure.trial == trial and failure.task in (task, None)}
+    return next((status for status in ("failed", "skipped") if status in statuses), "missing")

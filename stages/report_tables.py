@@ -1,0 +1,186 @@
+"""The tables of a report, as text: an overview, a table for each model and suite, and every number in detail."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stages.report_numbers import (
+    MISSING,
+    count,
+    decimals,
+    gib,
+    interval,
+    number,
+    p_value,
+    percent,
+    percent_interval,
+)
+from stages.report_results import Row, TrialRow
+
+_MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈"}
+_SUITE_DECIMALS = 4, 2  # of a plain mean, which has no interval, and of its recovery in per cent
+
+
+def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each trial: size, recovery of each suite, and how many tasks are distinguishable from the base."""
+    base_sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
+    lines = []
+    for trial in trials:
+        own = [row for row in rows if row["trial"] == trial.name]
+        base_size = base_sizes.get(trial.model)
+        lines.append(
+            {
+                "model": trial.model,
+                "recipe": trial.recipe,
+                "is_base": trial.is_base,
+                "size": gib(trial.size_gib),
+                "share": percent(trial.size_gib / base_size if trial.size_gib and base_size else None, 0),
+                "suites": [_suite_cell(mean, trial) for mean in suite_means if mean["trial"] == trial.name],
+                "num_worse": _num_verdicts(own, trial, "worse"),
+                "num_better": _num_verdicts(own, trial, "better"),
+                "measured": f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}",
+            }
+        )
+    return lines
+
+
+def model_sections(
+    trials: Sequence[TrialRow],
+    tasks: Sequence[str],
+    suites: Mapping[str, Sequence[str]],
+    rows: Sequence[Row],
+    suite_means: Sequence[Row],
+) -> list[dict[str, Any]]:
+    """For each model its tables, one for each suite and one for the tasks that are in none."""
+    rest = [task for task in tasks if all(task not in members for members in suites.values())]
+    groups = {**suites, ("Other tasks" if suites else "Tasks"): rest}
+    sections = []
+    for model in dict.fromkeys(trial.model for trial in trials):
+        own = [trial for trial in trials if trial.model == model]
+        of_model = [row for row in rows if row["model"] == model]
+        tables = [_table(title, members, own, of_model, suite_means) for title, members in groups.items() if members]
+        notes = list(dict.fromkeys(trial.notes for trial in own if trial.notes))
+        sections.append({"model": model, "notes": notes, "tables": tables, "details": _details(of_model, tasks)})
+    return sections
+
+
+def _table(
+    title: str, tasks: Sequence[str], trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]
+) -> dict[str, Any]:
+    columns = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    cells = {(row["trial"], row["task"]): cell for rows in columns.values() for row, cell in _cells(rows)}
+    missing = {"score": MISSING, "interval": "", "recovery": MISSING, "mark": "", "tone": "", "status": "missing"}
+    means = {mean["trial"]: mean for mean in suite_means if mean["suite"] == title}
+    return {
+        "title": title,
+        "has_mean": bool(means),
+        "columns": [_column(task, column) for task, column in columns.items()],
+        "rows": [
+            {
+                "recipe": trial.recipe,
+                "is_base": trial.is_base,
+                "size": gib(trial.size_gib),
+                "cells": [cells.get((trial.name, task), missing) for task in tasks],
+                "mean": _suite_cell(means[trial.name], trial) if means else None,
+            }
+            for trial in trials
+        ],
+    }
+
+
+def _column(task: str, rows: Sequence[Row]) -> dict[str, str]:
+    metrics = sorted({row["metric"] for row in rows if row["metric"]})
+    sizes = sorted({row["n"] for row in rows if row["n"] is not None})
+    ends = dict.fromkeys([sizes[0], sizes[-1]]) if sizes else {}
+    return {"task": task, "metric": " / ".join(metrics) or MISSING, "n": " to ".join(map(count, ends)) or MISSING}
+
+
+def _cells(rows: Sequence[Row]) -> list[tuple[Row, dict[str, str]]]:
+    """The cells of one column, which share their number of decimals."""
+    places, of_ratio, _ = _places(rows)
+    return [
+        (
+            row,
+            {
+                "score": number(row["score"], places),
+                "interval": "" if row["score"] is None else interval(row["score_low"], row["score_high"], places),
+                "recovery": "base" if _is_known_base(row) else percent(row["recovery"], of_ratio),
+                "mark": _MARKS.get(row["verdict"], ""),
+                "tone": _tone(row),
+                "status": row["status"],
+            },
+        )
+        for row in rows
+    ]
+
+
+def _details(rows: Sequence[Row], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Every number of a model, task by task."""
+    lines = []
+    for task in tasks:
+        column = [row for row in rows if row["task"] == task]
+        places, of_ratio, of_difference = _places(column)
+        for row in column:
+            lines.append(
+                {
+                    "task": task,
+                    "recipe": row["recipe"],
+                    "status": row["status"],
+                    "metric": row["metric"] or MISSING,
+                    "n": count(row["n"]),
+                    "num_missing": count(row["num_missing"]),
+                    "num_truncated": count(row["num_truncated"]),
+                    "score": number(row["score"], places),
+                    "interval": interval(row["score_low"], row["score_high"], places),
+                    "base_score": number(row["base_score"], places),
+                    "recovery": percent(row["recovery"], of_ratio),
+                    "recovery_interval": percent_interval(row["recovery_low"], row["recovery_high"], of_ratio),
+                    "difference": number(row["difference"], of_difference, signed=True),
+                    "difference_interval": interval(
+                        row["difference_low"], row["difference_high"], of_difference, signed=True
+                    ),
+                    "lost": count(row["num_base_only_right"]),
+                    "won": count(row["num_trial_only_right"]),
+                    "p": p_value(row["mcnemar_p"]),
+                    "verdict": row["verdict"] or MISSING,
+                    "tone": _tone(row),
+                }
+            )
+    return lines
+
+
+def _places(rows: Iterable[Row]) -> tuple[int, int, int]:
+    """Decimals of the scores, recoveries in per cent and differences of one column."""
+    rows = list(rows)
+
+    def ends(name: str, scale: float = 1) -> list[tuple[float | None, float | None]]:
+        pairs = [(row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+        return [(scale * low, scale * high) for low, high in pairs if low is not None and high is not None]
+
+    return decimals(ends("score")), decimals(ends("recovery", 100)), decimals(ends("difference"))
+
+
+def _is_known_base(row: Row) -> bool:
+    return bool(row["is_base"]) and row["score"] is not None
+
+
+def _tone(row: Row) -> str:
+    """Whether a distinguishable difference is for the better or the worse."""
+    if row["verdict"] not in ("lower", "higher"):
+        return "same" if row["verdict"] else ""
+    return "better" if (row["verdict"] == "higher") == (row["higher_is_better"] is not False) else "worse"
+
+
+def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
+    if trial.is_base or not any(row["verdict"] for row in rows):
+        return MISSING
+    return count(sum(_tone(row) == tone for row in rows))
+
+
+def _suite_cell(mean: Row, trial: TrialRow) -> dict[str, str]:
+    of_mean, of_recovery = _SUITE_DECIMALS
+    is_known_base = trial.is_base and mean["mean"] is not None
+    return {
+        "suite": mean["suite"],
+        "mean": number(mean["mean"], of_mean),
+        "recovery": "base" if is_known_base else percent(mean["recovery"], of_recovery),
+    }
