@@ -54,7 +54,7 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
 def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The checks each checkpoint passed, a line for each trial and a column for each check."""
     found = {
-        trial.name: {check["name"]: check for check in read_json(inputs[f"gate/{trial.name}"] / "gate.json")["checks"]}
+        trial.name: {check["name"]: check for check in read_json(inputs[f"gate/{trial.name}"] / "gate.json")}
         for trial in trials
         if f"gate/{trial.name}" in inputs
     }
@@ -127,9 +127,12 @@ def _lines_by_model(field: str, cells: Mapping[tuple[str, str], str]) -> Iterato
 
 
 def _check(check: Mapping[str, Any]) -> str:
-    value = check.get("value")
-    text = f"{value:.4g}" if isinstance(value, float) else MISSING if value is None else _text(value)
-    return text if check["passed"] else f"{text} (failed)"
+    """``value / what is expected``; a check that is not of a number has passed, failed or could not be made."""
+    outcome = {True: "passed", False: "failed", None: MISSING}[check["passed"]]
+    if check["value"] is None:
+        return outcome
+    numbers = [f"{check[name]:.4g}" for name in ("value", "expected") if check[name] is not None]
+    return " / ".join(numbers) if check["passed"] else f"{' / '.join(numbers)} ({outcome})"
 
 
 def _listed(texts: Iterator[str]) -> str:

@@ -58,8 +58,13 @@ def inputs(tmp_path_factory, write_evaluation):
             found[f"compare/m/{recipe}/{task}"] = out
     gate = tmp_path_factory.mktemp("store") / "m-w8a8-abcdef012345"
     gate.mkdir()
-    checks = [{"name": "mean_kl", "passed": True, "value": 0.0123456, "expected": None, "detail": ""}]
-    (gate / "gate.json").write_text(json.dumps({"checks": checks}))
+    checks = [
+        {"name": "model_loads", "passed": True, "value": None, "expected": None, "detail": ""},
+        {"name": "size_ratio", "passed": True, "value": 0.5512, "expected": 0.55, "detail": ""},
+        {"name": "mean_kl", "passed": True, "value": 0.0123456, "expected": None, "detail": ""},
+        {"name": "top1_agreement", "passed": None, "value": None, "expected": None, "detail": "no text"},
+    ]
+    (gate / "gate.json").write_text(json.dumps(checks))
     return found | {"gate/m/w8a8": gate}
 
 
@@ -224,7 +229,7 @@ def test_the_page_says_how_the_numbers_were_obtained(written):
     assert dict(zip(header, gsm8k, strict=True))["documents"] == "128"
     for page in (written.html, written.markdown):
         assert "Weights on a 4-bit grid." in page and "m-w8a8-arc-0123456789ab" in page and "300 resamples" in page
-    assert tables["Checkpoint gates"][1] == ["m/w8a8", "0.01235"]
+    assert tables["Checkpoint gates"][1] == ["m/w8a8", "passed", "0.5512 / 0.55", "0.01235", "–"]
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(written):
