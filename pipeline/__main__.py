@@ -19,7 +19,7 @@ from pipeline.bad_input import describe
 from pipeline.config import Config, register
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.modes import INTERRUPTED, MODES, USER_ERROR, Sweep
+from pipeline.modes import INTERRUPTED, MODES, SUCCESS, USER_ERROR, Sweep
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
 from pipeline.store import Store
@@ -45,17 +45,24 @@ def main() -> int:
     register()
     # Hydra's own handler prints tracebacks and multi-line lists; errors are ours to word.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_code = 0
+    ended: list[int | BaseException] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def compose_and_execute(composed: DictConfig) -> None:
-        nonlocal exit_code
-        config = OmegaConf.to_object(composed)
-        assert isinstance(config, Config)
-        exit_code = execute(config, list(HydraConfig.get().overrides.task))
+        # Nothing is raised through Hydra, which would print a preamble of its own.
+        try:
+            config = OmegaConf.to_object(composed)
+            assert isinstance(config, Config)
+            ended.append(execute(config, list(HydraConfig.get().overrides.task)))
+        except BaseException as error:
+            ended.append(error)
 
     try:
         compose_and_execute()
+        for end in ended:
+            if isinstance(end, BaseException):
+                raise end
+            return end
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
@@ -65,7 +72,7 @@ def main() -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return USER_ERROR
-    return exit_code
+    return SUCCESS  # Hydra answered by itself, as it does to --help
 
 
 if __name__ == "__main__":

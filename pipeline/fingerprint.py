@@ -14,6 +14,7 @@ from typing import Any
 FINGERPRINT_VERSION = 1
 
 _UNSET = object()
+ABSENT = "(absent)"  # stands for a leaf that one of two payloads does not have
 
 
 def canonical(value: object) -> Any:
@@ -54,13 +55,16 @@ def fingerprint(described: object) -> str:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """``(path, old, new)`` for every leaf that differs between two canonical payloads; a missing leaf is None."""
+    """``(path, old, new)`` for every leaf that differs between two canonical payloads; see ``ABSENT``."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
-            d for key in keys for d in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+            d
+            for key in keys
+            for d in differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else key)
         ]
-    return [] if old == new else [(prefix, old, new)]
+    # Compared as text: in Python 1, 1.0 and True are equal, in a fingerprint they are not.
+    return [] if canonical_json(old) == canonical_json(new) else [(prefix, old, new)]
 
 
 def _identity_fields(value: Any) -> dict[str, Any]:

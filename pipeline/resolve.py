@@ -45,6 +45,8 @@ class Facts:
 def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
     """Facts of all trials.  Local files only; raises UserError for what is not there."""
     configs = [trial.config for trial in trials]
+    if not all(config.tasks for config in configs):
+        raise UserError("there are no tasks to evaluate: choose suite=NAME, or name tasks under `tasks` in the sweep")
     data = configs[0].data
     _check_data(data)
     models = {config.model.name: _model(config.model, cache_dir) for config in configs}

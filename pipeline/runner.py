@@ -16,6 +16,8 @@ from pipeline.worker import Outcome, RunContext, Status, run_batch
 Outcomes = dict[StepRef, Outcome]
 OnBatchDone = Callable[[Sequence[Outcome]], None]
 
+LOCAL_START_ATTEMPTS = 3
+
 
 class Runner(Protocol):
     """Runs batches, upstream ones first, and says how every step ended."""
@@ -61,11 +63,11 @@ class RayRunner:
     def _connect(self) -> None:
         import ray
 
-        local: dict[str, Any] = (
-            {} if self._cluster.address else {"num_cpus": self._cluster.num_cpus, "include_dashboard": False}
-        )
+        if self._cluster.address is None:
+            _start_local(self._cluster.num_cpus)
+            return
         try:
-            ray.init(address=self._cluster.address, log_to_driver=False, configure_logging=False, **local)
+            ray.init(address=self._cluster.address, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
             raise UserError(
                 f"cluster.address={self._cluster.address}: no Ray cluster there ({one_line(error)})"
@@ -96,6 +98,27 @@ class RayRunner:
                 outcomes |= {outcome.ref: outcome for outcome in done}
                 on_done(done)
         return outcomes
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Start Ray on this machine.
+
+    Ray gives its agents 15 s to come up and does not let one change that (ray-project/ray issue 65983); on a busy
+    machine they may need more, and the second start finds their files in memory.
+    """
+    import ray
+
+    for attempt in range(1, LOCAL_START_ATTEMPTS + 1):
+        try:
+            ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == LOCAL_START_ATTEMPTS:
+                raise UserError(
+                    f"a local Ray cluster did not start in {attempt} attempts ({one_line(error)}): free some CPU and "
+                    "run again, or run without Ray: cluster=inline"
+                ) from None
 
 
 def _remote(batch: Batch, context: RunContext, largest: dict[str, float]) -> Any:

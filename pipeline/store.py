@@ -136,7 +136,7 @@ class Store:
         directory = self.root / stage
         try:
             changed_ns = directory.stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         listed = self._listed.get(stage)
         # A listing made within the clock's grain of the last change may have missed an entry: it is made again.

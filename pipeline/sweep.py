@@ -79,19 +79,26 @@ class _Expansion:
             if trial.config.recipe.algorithm is Algorithm.none:
                 yield replace(trial, base=trial.name)
                 continue
-            base = self._trial(_base_point(trial.point))
+            base = self._base_of(trial)
             key = identity_of(base.config)
             if key not in names:
                 names[key] = base.name
                 yield replace(base, base=base.name)
             yield replace(trial, base=names[key])
 
-    def _trial(self, point: Mapping[str, Any]) -> Trial:
+    def _base_of(self, trial: Trial) -> Trial:
+        """The same point under the base recipe; what is said of recipes and calibrations has no meaning there."""
+        kept = {axis: value for axis, value in trial.point.items() if not _is_about_recipes(axis)}
+        return self._trial(kept | {"recipe": BASE_RECIPE}, [text for text in self._cli if not _is_about_recipes(text)])
+
+    def _trial(self, point: Mapping[str, Any], cli: Sequence[str] | None = None) -> Trial:
+        cli = self._cli if cli is None else cli
         adjusted = [override for rule in self._sweep.adjust if _applies(rule, point) for override in rule.set]
         overrides = [f"{axis}={_text(value)}" for axis, value in point.items()] + adjusted
+        overrides += _reaching(cli, overrides, self._sweep)
         key = "\n".join(overrides)
         if key not in self._composed:
-            config = self._compose([*overrides, *_reaching(self._cli, overrides, self._sweep)])
+            config = self._compose(overrides)
             self._composed[key] = Trial(_trial_name(config, point), config, point)
         return self._composed[key]
 
@@ -108,9 +115,8 @@ def _trial_name(config: Config, point: Mapping[str, Any]) -> str:
     return "/".join([config.model.name, config.recipe.name, *others])
 
 
-def _base_point(point: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {axis: value for axis, value in point.items() if axis.split(".")[0] not in ("recipe", "calibration")}
-    return kept | {"recipe": BASE_RECIPE}
+def _is_about_recipes(override: str) -> bool:
+    return _key(override).split(".")[0] in ("recipe", "calibration")
 
 
 def _is_about_tasks(override: str) -> bool:
@@ -169,8 +175,10 @@ def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:
 def _refuse_duplicates(trials: list[Trial], sweep_name: str) -> None:
     seen: dict[str, Trial] = {}
     for trial in trials:
-        first = seen.setdefault(identity_of(trial.config), trial)
-        if first is not trial:
+        key = identity_of(trial.config)
+        first = seen.get(key)
+        seen[key] = trial
+        if first is not None:
             raise UserError(
                 f"sweep {sweep_name!r}: the points {dict(first.point)} and {dict(trial.point)} are the same trial; "
                 "drop one of them"

@@ -151,18 +151,19 @@ def log_path(store_root: Path, step: Step) -> Path:
 
 
 @contextlib.contextmanager
-def _captured(log_path: Path) -> Iterator[None]:
-    """Send everything this process and its children print to ``log_path``, appended."""
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    saved = [os.dup(descriptor) for descriptor in (1, 2)]
-    try:
-        _point(log, log)
-        yield
-    finally:
-        _point(*saved)
-        for descriptor in (log, *saved):
-            os.close(descriptor)
+def _captured(log: Path) -> Iterator[None]:
+    """Append to ``log`` everything this process and its children print, through Python or past it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", errors="replace") as stream:
+        saved = [os.dup(descriptor) for descriptor in (1, 2)]
+        try:
+            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                _point(stream.fileno(), stream.fileno())
+                yield
+        finally:
+            _point(*saved)
+            for descriptor in saved:
+                os.close(descriptor)
 
 
 def _point(stdout: int, stderr: int) -> None:

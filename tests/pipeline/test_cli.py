@@ -1,0 +1,120 @@
+"""The command line: bad input gives one line that names the fix, exit code 2, and nothing is started."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> object:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        code = main()
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def model_dir(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null}}"
+BAD_INPUT = {
+    "unknown sweep": (["+sweep=nope"], r"unknown option 'sweep/nope'; there are: .*smoke"),
+    "unknown option": (["recipe=nope"], r"unknown option 'recipe/nope'; there are: .*bf16"),
+    "misspelt key": (["recipe.grup_size=3"], r"unknown key 'recipe.grup_size'"),
+    "misspelt key with ++": (["++recipe.grup_size=3"], r"unknown key 'grup_size' in RecipeConfig"),
+    "misspelt top-level key with ++": (["++cluter.address=x"], r"unknown key 'cluter'"),
+    "wrong type": (["engine.max_model_len=long"], r"engine.max_model_len.*|.*'long'"),
+    "bad value": (["engine.max_model_len=0"], r"engine.max_model_len must be at least 1"),
+    "overridden axis": (["+sweep=smoke", "recipe=bf16"], r"sweep\.axes\.recipe"),
+    "same trial twice": (["+sweep=smoke", "sweep.axes.recipe=[bf16,bf16]"], r"same trial"),
+    "group size": (["+sweep=smoke", "recipe.group_size=128"], r"group_size 128 does not divide.*fit"),
+    "no such mirror": (["+sweep=smoke_academic", "data.mirror=nowhere"], r"data\.mirror=nowhere is not a directory"),
+    "short revision": (
+        ["model=llama31_8b", 'model.source.revision="0e9e39f"'],
+        r"revision must be the full 40-hex",
+    ),
+    "unknown task": (["+tasks.x={task: winogrande_typo}"], r"winogrande_typo"),
+    "member that a group lacks": (
+        ["+sweep=smoke", "tasks.tabular.leaves=[tabular_iriss]"],
+        r"no member 'tabular_iriss'",
+    ),
+    "no tasks": (["suite=none"], r"no tasks"),
+    "unknown mode": (["mode=fly"], r"fly"),
+}
+
+
+@pytest.mark.parametrize("arguments, expected", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: ignore[no-untyped-def]
+    import re
+
+    code, out, err = run(*arguments)
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(expected, err), err
+    assert "Traceback" not in out + err
+
+
+def test_a_mirror_that_lacks_a_data_set_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mirror").mkdir()
+    code, _, err = run("+sweep=smoke_academic", f"data.mirror={tmp_path / 'mirror'}")
+    assert code == 2
+    assert "lacks the data set" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_directory_without_safetensors_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run("recipe=bf16", LOCAL.format(path=model_dir(tmp_path / "model")))
+    assert code == 2
+    assert "safetensors" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_store_that_cannot_be_written_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("")
+    code, _, err = run("+sweep=smoke", f"store.root={tmp_path / 'file' / 'store'}")
+    assert code == 2
+    assert "store.root=DIR" in err
+
+
+def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run("+sweep=smoke", "mode=plan")
+    assert code == 0
+    for expected in ("smollm2_135m/w4a16_int", "4 trials", "evaluations", "GiB/GPU"):
+        assert expected in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run("+sweep=smoke", "mode=why")
+    assert code == 0
+    assert "nothing like it is in the store" in out
+
+
+def test_a_sweep_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /suite: none\n"
+        "sweep:\n  name: mine\n  axes:\n    recipe: [bf16, w8a8_fp]\n"
+        "tasks:\n  iris: {task: tabular_iris, limit: 5}\n"
+    )
+    code, out, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
+    assert code == 0, err
+    assert "10 evaluations" in out

@@ -1,0 +1,151 @@
+"""The store: an artifact is complete or not there, whoever writes, dies or meddles."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.store import MANIFEST, Store, file_name
+from tests.pipeline.fakes import note
+
+
+def publish(root: Path, text: str = "hello") -> Path:
+    store, step = Store(root), note(text)
+    with store.draft(step) as draft:
+        (draft.path / "note.txt").write_text(text)
+        (draft.path / "more").mkdir()
+        (draft.path / "more" / "data.bin").write_bytes(b"\0" * 1000)
+        return draft.publish({"length": float(len(text)), "unknown": None}, {"ended": 1.0})
+
+
+def test_a_published_artifact_says_what_it_is(tmp_path: Path) -> None:
+    path = publish(tmp_path)
+    manifest = json.loads((path / MANIFEST).read_text())
+    step = note("hello")
+    assert Store(tmp_path).find(step.ref) == path
+    assert path == tmp_path / "note" / f"hello-{step.fingerprint[:12]}"
+    assert manifest["fingerprint"] == step.fingerprint
+    assert manifest["payload"] == step.payload
+    assert manifest["metrics"] == {"length": 5.0, "unknown": None}
+    assert manifest["files"]["more/data.bin"]["size"] == 1000
+
+
+def test_a_label_is_no_identity(tmp_path: Path) -> None:
+    publish(tmp_path)
+    renamed = note("hello")
+    object.__setattr__(renamed, "label", "another name")
+    assert Store(tmp_path).find(renamed.ref) is not None
+
+
+def test_the_full_fingerprint_decides(tmp_path: Path) -> None:
+    path = publish(tmp_path)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["fingerprint"] = manifest["fingerprint"][:12] + "0" * 52
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert Store(tmp_path).find(note("hello").ref) is None
+
+
+def test_missing_lists_what_is_not_published(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    assert Store(tmp_path).missing([note("one"), note("two")]) == [note("two")]
+
+
+def test_an_open_store_sees_what_another_process_publishes_and_removes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find(note("hello").ref) is None
+    path = publish(tmp_path)
+    assert store.find(note("hello").ref) == path
+    shutil.rmtree(path)
+    assert store.find(note("hello").ref) is None
+
+
+def _publish_and_die(root: Path, die_at: int) -> None:
+    """Die by SIGKILL at the ``die_at``-th file operation of publishing."""
+    count = 0
+
+    def hook(event: str, _: object) -> None:
+        nonlocal count
+        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.listdir"):
+            count += 1
+            if count == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    publish(root)
+    os._exit(0)
+
+
+def test_a_kill_between_any_two_writes_leaves_all_or_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for die_at in range(1, 200):
+        root = tmp_path / str(die_at)
+        child = context.Process(target=_publish_and_die, args=(root, die_at))
+        child.start()
+        child.join()
+        found = Store(root).find(note("hello").ref)
+        if found is not None:
+            assert (found / "note.txt").read_text() == "hello"
+            assert (found / "more" / "data.bin").stat().st_size == 1000
+        again = publish(root)
+        Store(root).remove_abandoned_drafts()
+        assert [path.name for path in (root / "note").iterdir()] == [again.name]
+        if child.exitcode == 0:
+            assert die_at > 10, "the test must have killed it at many points before"
+            return
+    raise AssertionError("publishing never came to its end")
+
+
+def test_two_publishers_of_one_step_are_harmless(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for round_number in range(20):
+        root = tmp_path / str(round_number)
+        root.mkdir()
+        children = [context.Process(target=publish, args=(root,)) for _ in range(4)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0, 0, 0, 0]
+        assert len(list((root / "note").iterdir())) == 1
+        assert Store(root).find(note("hello").ref) is not None
+
+
+def test_what_lies_in_the_way_without_a_manifest_is_moved_aside(tmp_path: Path) -> None:
+    path = publish(tmp_path)
+    (path / MANIFEST).unlink()
+    assert Store(tmp_path).find(note("hello").ref) is None
+    assert publish(tmp_path) == path
+    assert Store(tmp_path).find(note("hello").ref) == path
+
+
+def test_a_draft_that_is_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), Store(tmp_path).draft(note("hello")) as draft:
+        (draft.path / "half").write_text("half")
+        raise KeyError
+    assert list((tmp_path / "note").iterdir()) == []
+
+
+def test_a_draft_of_a_living_process_is_not_abandoned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.draft(note("hello")) as draft:
+        assert store.remove_abandoned_drafts() == 0
+        assert draft.path.exists()
+
+
+def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"store\.root=DIR"):
+        Store(tmp_path / "file" / "store").check_writable()
+    with pytest.raises(UserError, match="GiB free"):
+        Store(tmp_path).check_writable(needed_bytes=2**60)
+
+
+def test_file_names_are_portable() -> None:
+    assert file_name("smollm2/w4a16_int/group_size=64") == "smollm2-w4a16_int-group_size=64"
+    assert file_name("...") == "artifact"
