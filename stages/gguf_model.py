@@ -121,10 +121,10 @@ def _hf_name(name: str) -> str:
     return f"model.layers.{head}.{_BLOCK_NAMES[layer]}.weight"
 
 
-def _unpermute(weight_OI: "np.ndarray[Any, Any]", num_heads: int) -> "np.ndarray[Any, Any]":
+def _unpermute(weight: "np.ndarray[Any, Any]", num_heads: int) -> "np.ndarray[Any, Any]":
     """GGUF interleaves the two halves of each head's rotary dimensions; Hugging Face keeps them apart."""
-    pairs = weight_OI.reshape(num_heads, -1, 2, weight_OI.shape[1])
-    return pairs.swapaxes(1, 2).reshape(weight_OI.shape)
+    pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _save_tokenizer(fields: dict[str, Any], out: Path) -> None:

@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
+
 from stages.checkpoint import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
@@ -158,6 +160,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     )
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
+    _rewrite_recipe(out / "recipe.yaml")
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
@@ -194,6 +197,11 @@ def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
     else:
         modifiers.append(QuantizationModifier(**shared))
     return modifiers
+
+
+def _rewrite_recipe(path: Path) -> None:
+    """llm-compressor writes SmoothQuant's mappings as Python tuples, which safe YAML loaders refuse."""
+    path.write_text(yaml.safe_dump(yaml.full_load(path.read_text()), sort_keys=False))
 
 
 def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
