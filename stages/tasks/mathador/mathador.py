@@ -65,7 +65,7 @@ def subset(numbers: Numbers, mask: int) -> Numbers:
     return tuple(number for bit, number in enumerate(numbers) if mask >> bit & 1)
 
 
-@lru_cache(maxsize=512)  # throws have many subsets in common; 512 tables are about 40 MiB
+@lru_cache(maxsize=512)  # throws have many subsets in common; 512 tables are about 10 MiB
 def expressions(numbers: Numbers) -> Mapping[tuple[int, int], int]:
     """How many expressions use all of ``numbers`` (sorted) and have a given (value, operations)."""
     if len(numbers) == 1:
