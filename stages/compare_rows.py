@@ -1,5 +1,6 @@
 """One row of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
 
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -81,16 +82,16 @@ def _pair_columns(pairs: Pairs, confidence: float) -> dict[str, Any]:
     if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
         return {"num_pairs": pairs.n}
     difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
-    has_ratio = pairs.base_score != 0
-    recovery = percentile_interval(ratio_draws(pairs.paired_draws), confidence) if has_ratio else NO_INTERVAL
+    recovery = _ratio(pairs.trial_score, pairs.base_score)
+    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratio_draws(pairs.paired_draws), confidence)
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
     return {
         "num_pairs": pairs.n,
         "paired_score": pairs.trial_score,
         "paired_base_score": pairs.base_score,
-        "recovery": pairs.trial_score / pairs.base_score if has_ratio else None,
-        "recovery_low": recovery[0],
-        "recovery_high": recovery[1],
+        "recovery": recovery,
+        "recovery_low": low,
+        "recovery_high": high,
         "difference": pairs.trial_score - pairs.base_score,
         "difference_low": difference[0],
         "difference_high": difference[1],
@@ -99,6 +100,12 @@ def _pair_columns(pairs: Pairs, confidence: float) -> dict[str, Any]:
         "mcnemar_p": p,
         "verdict": _verdict(*difference, p, confidence),
     }
+
+
+def _ratio(score: float, base_score: float) -> float | None:
+    """None where the base is 0, or so close to it that the ratio is no number."""
+    ratio = score / base_score if base_score else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def _verdict(low: float | None, high: float | None, p: float | None, confidence: float) -> str | None:

@@ -16,9 +16,10 @@ from stages.errors import ConfigError, DataError
 
 right_or_wrong = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)
 fractions = st.lists(st.sampled_from([0.0, 0.25, 0.3, 1.0]), min_size=1, max_size=40)
+numbers = st.floats(0, 1, allow_subnormal=False)
 paired_scores = st.one_of(
     st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40),
-    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40),
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40),
 )
 few_examples = settings(max_examples=15, deadline=None)
 
@@ -159,8 +160,9 @@ def test_a_task_with_no_scored_document_has_no_score(run, write_evaluation):
     assert (found["base_score"], found["recovery"], found["difference"]) == (0.5, None, None)
 
 
-def test_a_base_of_zero_has_a_difference_and_no_recovery(run, write_evaluation):
-    found = run({"t": write_evaluation("t", [1.0, 0.0])}, {"t": write_evaluation("t", [0.0, 0.0])}).whole
+@pytest.mark.parametrize("nothing", [0.0, 1e-310])
+def test_a_base_of_zero_has_a_difference_and_no_recovery(run, write_evaluation, nothing):
+    found = run({"t": write_evaluation("t", [1.0, 0.0])}, {"t": write_evaluation("t", [nothing, 0.0])}).whole
     assert (found["difference"], found["recovery"], found["recovery_low"], found["recovery_high"]) == (0.5, *[None] * 3)
 
 

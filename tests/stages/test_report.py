@@ -164,9 +164,13 @@ def test_every_number_of_the_page_is_the_parquets_rounded(written):
             if row["recovery"] is None
             else as_numbers(line[9])[0] == pytest.approx(100 * row["recovery"], abs=0.6)
         )
-        for name, text in (("score", line[7]), ("difference", line[12])):
-            ends = [row[f"{name}_low"], row[f"{name}_high"]]
-            assert text == "–" if None in ends else as_numbers(text.replace(", ", " ")) == pytest.approx(ends, abs=6e-3)
+        for name, text, scale in (("score", line[7], 1), ("recovery", line[10], 100), ("difference", line[12], 1)):
+            ends = [end if end is None else scale * end for end in (row[f"{name}_low"], row[f"{name}_high"])]
+            assert (
+                text == "–"
+                if None in ends
+                else as_numbers(text.replace(", ", " ")) == pytest.approx(ends, abs=6e-3 * scale)
+            )
 
 
 def test_the_table_of_a_suite_shows_scores_means_and_recovery(written):
