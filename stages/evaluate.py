@@ -4,15 +4,26 @@ The prompts, filters and metrics are lm-eval's own; the engine that answers is o
 session serves every shard of a checkpoint, and a shard's bytes do not depend on what the session answered before.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+from stages.errors import DataError, StageError
 from stages.fields import execution, identity
+from stages.harness import BuiltTask, Document, describe
+from stages.nltk_data import provide_nltk_data
+from stages.scoring import Sample, metric_facts, score
+from stages.session import Session, open_engine
+from stages.task_index import task_roots
+
+if TYPE_CHECKING:
+    from stages.engines.harness_model import Encoded, HarnessModel
 
 VERSION = 1
 
@@ -71,6 +82,7 @@ class EvaluateConfig:
 
     task: str = identity()
     prompt: PromptConfig = identity(factory=PromptConfig)
+    overrides: dict[str, Any] = identity(factory=dict, neutral={})  # settings that a group lays over its member
     start: int = identity()
     stop: int = identity()
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
@@ -90,12 +102,114 @@ def session_key(config: EvaluateConfig) -> str:
 
 
 @contextmanager
-def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Any]:
-    """Yield a session: the engine with ``inputs["checkpoint"]`` loaded, and the tasks built so far."""
-    raise NotImplementedError
-    yield
+def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
+    """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
+
+    Raises EngineError when the engine does not start.
+    """
+    from transformers import AutoTokenizer
+
+    checkpoint = inputs["checkpoint"]
+    with TemporaryDirectory(prefix="evaluate_") as work_dir:
+        provide_nltk_data(Path(work_dir))
+        engine = open_engine(checkpoint, config.engine)
+        try:
+            from stages.engines.harness_model import HarnessModel
+
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+            model = HarnessModel(engine, tokenizer, config.engine.max_model_len, config.engine.seed)
+            yield Session(model, Path(work_dir))
+        finally:
+            engine.close()
 
 
-def evaluate(config: EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: Any) -> Mapping[str, float | None]:
-    """Write ``samples.parquet`` and ``task.json``; metrics count documents, missing and truncated ones, and tokens."""
-    raise NotImplementedError
+def evaluate(
+    config: EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: Session
+) -> Mapping[str, float | None]:
+    """Write ``samples.parquet`` and ``task.json``; metrics count documents, missing and truncated ones, and tokens.
+
+    Raises ConfigError or DataError when no document could be answered under this config, EngineError when the engine
+    died: a shard is whole or it is not there.
+    """
+    from stages.samples import write_json, write_samples
+
+    data = {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
+    built = session.task(config, data)
+    _check_size(config, built.num_docs)
+    samples = _answer(built, built.documents(config.start, config.stop), session)
+    _check_some_scored(config.task, samples)
+    facts = _task_facts(config, built, samples, session)
+    write_samples(out / "samples.parquet", samples, list(facts["metrics"]))
+    write_json(out / "task.json", facts)
+    return {
+        "num_documents": len(samples),
+        "num_missing": sum(sample.error is not None for sample in samples),
+        "num_truncated": sum(sample.truncated for sample in samples),
+        "num_prompt_tokens": sum(sample.num_prompt_tokens for sample in samples),
+        "num_output_tokens": sum(sample.num_output_tokens for sample in samples),
+    }
+
+
+def _check_size(config: EvaluateConfig, num_docs: int) -> None:
+    if config.num_docs not in (None, num_docs):
+        raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
+    if config.stop > num_docs:
+        raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
+
+
+def _answer(built: BuiltTask, documents: Sequence[Document], session: Session) -> list[Sample]:
+    """All requests of the shard in one call, in document order, from an engine that remembers nothing.
+
+    So a shard's bytes do not depend on which shards the session answered before, or on a restart in between.
+    """
+    work = {document.doc_id: _encode(document, session.model) for document in documents}
+    session.engine.reset()
+    answers = iter(session.model.answer([item for items in work.values() for item in items]))
+    return [score(built.task, document, [next(answers) for _ in work[document.doc_id]]) for document in documents]
+
+
+def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
+    if document.error is not None:
+        return []
+    try:
+        return [model.encode(request, repeat) for request in document.instances for repeat in range(request.repeats)]
+    except StageError:
+        raise
+    except Exception as error:
+        document.error = describe(error)
+        return []
+
+
+def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
+    """A task that scores nothing is broken; a single document may be."""
+    if len(samples) > 1 and all(sample.error is not None for sample in samples):
+        raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
+
+
+def _task_facts(
+    config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session
+) -> dict[str, Any]:
+    task, prompt = built.task, config.prompt
+    seen = [name for sample in samples for name in sample.metrics]
+    template = session.model.tokenizer.chat_template if prompt.apply_chat_template else None
+    return {
+        "task": config.task,
+        "version": task.VERSION,
+        "output_type": task.OUTPUT_TYPE,
+        "num_docs": built.num_docs,
+        "metrics": metric_facts(task, task_roots(config.include_paths), seen),
+        "scoring": dict(session.engine.scoring),
+        "comparable": {
+            **session.engine.facts,
+            "dtype": config.engine.dtype,
+            "max_model_len": config.engine.max_model_len,
+            "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
+            "apply_chat_template": prompt.apply_chat_template,
+            "fewshot_as_multiturn": prompt.fewshot_as_multiturn,
+            "system_instruction": prompt.system_instruction,
+            "num_fewshot": built.num_fewshot,
+            "gen_kwargs": task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
+            "fewshot_seed": prompt.fewshot_seed,
+            "harness": config.harness,
+        },
+    }

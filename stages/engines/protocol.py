@@ -1,0 +1,77 @@
+"""The protocol between lm-eval's rules (``harness_model``) and an engine: token ids in, log-probabilities and text out.
+
+Every choice about text is made before or after this line (templates, special tokens, truncation, stop strings of a
+task), so two engines can differ in arithmetic only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+FINISHED, CUT_OFF = "stop", "length"  # finish reasons
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Tokens ``continuation`` to be scored after tokens ``context``; neither is empty, together they fit the window."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-probability of a continuation, and whether greedy decoding would have written it."""
+
+    logprob: float  # nats
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Write up to ``max_tokens`` after ``prompt``; greedy without ``sampling``, else by that and its own ``seed``."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: tuple[tuple[str, float], ...] = ()  # temperature, top_p, ... by name
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The text written (special tokens kept, the end token and what follows a stop string removed)."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """An open model.  All methods raise EngineError when the engine is dead or answers nonsense."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a result depends on: ``engine``, ``engine_version``, ``platform`` (cpu or cuda)."""
+
+    @property
+    def scoring(self) -> Mapping[str, str]:
+        """The method behind ``loglikelihood``: of one-token and of longer continuations."""
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Score every request, in order; requests that share a context should lie together."""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Answer every request, in order."""
+
+    def reset(self) -> None:
+        """Forget what earlier requests left behind, so that the next answers do not depend on them."""
+
+    def close(self) -> None:
+        """Give back memory, threads and process state, so that another engine can open in this process."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of ``error`` on one line, or its class name where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

