@@ -57,7 +57,9 @@ def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mappin
 def finished(console: Console, store: Store, report: Step, num_run: int, failures: Mapping[StepRef, Failure]) -> None:
     """The final table, and whatever has no number and why."""
     rows = pq.read_table(store.path(report.ref) / "summary.parquet").to_pylist()
-    table = _table("trial", "task", "n", "score", "95 % interval", "recovery", "difference", "95 % interval", "GiB")
+    table = _table(
+        "trial", "task", "n", "score", "95 % interval", "recovery", "difference", "95 % interval", "against base", "GiB"
+    )
     for row in rows:
         table.add_row(*_summary_cells(row))
     console.print(table)
@@ -88,6 +90,7 @@ def _summary_cells(row: Mapping[str, object]) -> list[str]:
         _number(row["recovery"], "{:.2%}"),
         _number(row["difference"], "{:+.4f}"),
         _interval(row["difference_low"], row["difference_high"], "{:+.4f}"),
+        str(row["verdict"] or NOTHING),
         _number(row["size_gib"], "{:.3f}"),
     ]
 
