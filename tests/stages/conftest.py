@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,36 @@ def _save_random_llama(path: Path, tokenizer: Any) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen samples of 64 random tokens."""
+    from stages.calibrate import CalibrationConfig, calibrate
+
+    path = tmp_path_factory.mktemp("tiny_calibration")
+    calibrate(CalibrationConfig(num_calibration_samples=16, max_seq_length=64), {"model": tiny_model}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantize_tiny(
+    tiny_model: Path, tiny_calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Quantize the tiny model under a recipe given by its fields; the same recipe is quantized once."""
+    from stages.quantize import QuantizeConfig, RecipeConfig, quantize
+
+    checkpoints: dict[str, Path] = {}
+
+    def make(**fields: Any) -> Path:
+        recipe = RecipeConfig(name="tiny", **fields)
+        if repr(recipe) not in checkpoints:
+            path = tmp_path_factory.mktemp("tiny_checkpoint")
+            quantize(QuantizeConfig(recipe=recipe), {"model": tiny_model, "calibration": tiny_calibration}, path)
+            checkpoints[repr(recipe)] = path
+        return checkpoints[repr(recipe)]
+
+    return make
 
 
 @pytest.fixture(scope="session")

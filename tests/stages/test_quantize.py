@@ -1,0 +1,312 @@
+"""Quantized weights against NumPy references written here, and what quantizing must leave alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.quantization import preset_name_to_scheme
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stages.errors import ConfigError
+from stages.fetch import digest_tree
+from stages.quantize import (
+    PRESETS,
+    Algorithm,
+    QuantizeConfig,
+    RecipeConfig,
+    check_group_size,
+    needs_calibration,
+    quantize,
+)
+from stages.shape import ModelShape
+
+FP8 = {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"}
+INT8 = {"algorithm": Algorithm.gptq, "scheme": "W8A8"}
+INT4 = {"algorithm": Algorithm.gptq, "scheme": "W4A16", "group_size": 32}
+SMOLLM2 = ModelShape(
+    num_layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+
+
+# --- References: weights (output, input) in BF16 arithmetic, as llm-compressor computes for a BF16 model. ---
+
+
+def to_bf16(values):
+    """Round float32 to the nearest BF16, ties to even, on the bits."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def to_e4m3(values):
+    """Round to the nearest FP8 E4M3 (3 mantissa bits, smallest exponent -6, largest value 448), ties to even."""
+    exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(values), 2.0**-20))), -6)
+    step = 2.0 ** (exponent - 3)
+    return np.clip(np.round(values / step) * step, -448, 448)
+
+
+def round_to_nearest(weight, group_size, half_range, to_grid):
+    """Codes and scales by the largest magnitude of each group."""
+    groups = weight.reshape(len(weight), -1, group_size)
+    scales = to_bf16(np.abs(groups).max(axis=2, keepdims=True) / half_range)
+    return to_grid(to_bf16(groups / scales)).reshape(weight.shape), scales[:, :, 0]
+
+
+def to_integers(num_bits):
+    return lambda values: np.clip(np.round(values), -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+
+
+# --- Reading what was written. ---
+
+
+def read_linears(path):
+    """Every block linear as float32 (output, input), with the bare tensors."""
+    tensors = load_file(path / "model.safetensors")
+    names = sorted(name.removesuffix(".weight") for name in tensors if name.endswith("proj.weight"))
+    return {name: tensors[f"{name}.weight"].float().numpy() for name in names}
+
+
+def read_codes(path, name):
+    """Codes and scales (output, groups) of one quantized layer; packed words hold eight offset nibbles each."""
+    tensors = load_file(path / "model.safetensors")
+    scales = tensors[f"{name}.weight_scale"].float().numpy()
+    packed = tensors.get(f"{name}.weight_packed")
+    if packed is None:
+        return tensors[f"{name}.weight"].float().numpy(), scales
+    words = packed.numpy().view(np.uint32)
+    nibbles = (words[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 0xF
+    return nibbles.reshape(len(words), -1).astype(np.float32) - 8, scales
+
+
+def dequantize(path, name):
+    codes, scales = read_codes(path, name)
+    return codes * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+
+
+# --- Round to nearest. ---
+
+
+@pytest.mark.parametrize(
+    ("recipe", "group_size", "half_range", "to_grid"),
+    [
+        (FP8, None, 448, to_e4m3),
+        (INT8 | {"algorithm": Algorithm.rtn}, None, 127.5, to_integers(8)),
+        (INT4 | {"algorithm": Algorithm.rtn}, 32, 7.5, to_integers(4)),
+    ],
+    ids=["fp8_channel", "int8_channel", "int4_group"],
+)
+def test_round_to_nearest_equals_the_reference_exactly(
+    tiny_model, quantize_tiny, recipe, group_size, half_range, to_grid
+):
+    checkpoint = quantize_tiny(**recipe)
+    linears = read_linears(tiny_model)
+    assert len(linears) == 14
+    for name, weight in linears.items():
+        expected_codes, expected_scales = round_to_nearest(weight, group_size or weight.shape[1], half_range, to_grid)
+        codes, scales = read_codes(checkpoint, name)
+        np.testing.assert_array_equal(scales, expected_scales, err_msg=name)
+        np.testing.assert_array_equal(codes, expected_codes, err_msg=name)
+
+
+def test_mse_observer_clips_where_that_lowers_the_error(tiny_model, quantize_tiny):
+    recipe = INT4 | {"algorithm": Algorithm.rtn}
+    plain, clipped = quantize_tiny(**recipe), quantize_tiny(**recipe, observer="mse")
+    smaller = 0
+    for name, weight in read_linears(tiny_model).items():
+        errors = [(np.abs(weight - dequantize(path, name)) ** 2.4).sum() for path in (plain, clipped)]
+        assert errors[1] <= errors[0] * 1.001, name  # the search itself runs in BF16
+        smaller += (read_codes(clipped, name)[1] < read_codes(plain, name)[1]).sum()
+    assert smaller > 0
+
+
+# --- GPTQ. ---
+
+
+@pytest.fixture(scope="module")
+def first_layer_inputs(tiny_model, tiny_calibration):
+    """What the first block's query, key and value projections see on the calibration set: (tokens, hidden)."""
+    import pyarrow.parquet as pq
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype="auto")
+    seen = []
+    hook = model.model.layers[0].input_layernorm.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.inference_mode():
+        model(torch.tensor(pq.read_table(tiny_calibration / "calibration.parquet")["input_ids"].to_pylist()))
+    hook.remove()
+    return seen[0].flatten(0, 1).float().numpy()
+
+
+@pytest.mark.parametrize("recipe", [INT8, INT4, INT4 | {"observer": "mse"}], ids=["int8", "int4", "int4_mse"])
+@pytest.mark.parametrize("actorder", ["static", None])
+def test_gptq_is_never_worse_than_rounding_on_what_it_saw(
+    tiny_model, quantize_tiny, first_layer_inputs, recipe, actorder
+):
+    gptq = quantize_tiny(**recipe, actorder=actorder)
+    nearest = quantize_tiny(**recipe | {"algorithm": Algorithm.rtn})
+    for name, weight in read_linears(tiny_model).items():
+        if "layers.0.self_attn" not in name or "o_proj" in name:
+            continue  # later layers see the error of those before them
+        outputs = first_layer_inputs @ weight.T
+        gptq_error, nearest_error = (
+            np.linalg.norm(outputs - first_layer_inputs @ dequantize(path, name).T) for path in (gptq, nearest)
+        )
+        assert gptq_error < nearest_error, name
+
+
+def test_smoothing_moves_scale_from_activations_to_weights_and_keeps_the_product(tiny_model, quantize_tiny):
+    plain, smoothed = load_file(tiny_model / "model.safetensors"), quantize_tiny(**INT8, smoothing_strength=0.8)
+    norm = "model.layers.0.input_layernorm.weight"
+    before, after = plain[norm].float().numpy(), load_file(smoothed / "model.safetensors")[norm].float().numpy()
+    assert not np.allclose(before, after)
+    name = "model.layers.0.self_attn.q_proj"
+    product, weight = dequantize(smoothed, name) * after, read_linears(tiny_model)[name] * before
+    assert np.abs(product - weight).max() < 0.05 * np.abs(weight).max()
+
+
+# --- What must not change. ---
+
+
+@pytest.mark.parametrize("recipe", [FP8, INT8, INT4], ids=["fp8", "int8", "int4"])
+def test_everything_but_block_linears_keeps_its_bytes(tiny_model, quantize_tiny, recipe):
+    checkpoint = quantize_tiny(**recipe)
+    base, other = (load_file(path / "model.safetensors") for path in (tiny_model, checkpoint))
+    untouched = [name for name in base if "proj" not in name]
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} <= set(untouched)
+    for name in untouched:
+        assert base[name].dtype == other[name].dtype and torch.equal(base[name], other[name]), name
+    for companion in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (checkpoint / companion).read_bytes() == (tiny_model / companion).read_bytes()
+
+
+def test_ignored_layers_stay_in_sixteen_bits(quantize_tiny):
+    checkpoint = quantize_tiny(**FP8, ignore=["lm_head", "re:.*layers\\.1\\..*"])
+    quantized = {name for name in load_file(checkpoint / "model.safetensors") if name.endswith("weight_scale")}
+    assert len(quantized) == 7 and all("layers.0." in name for name in quantized)
+
+
+@pytest.mark.parametrize("recipe", [FP8, INT8 | {"smoothing_strength": 0.5}, INT4 | {"observer": "mse"}])
+def test_the_same_recipe_gives_the_same_bytes(
+    tiny_model, tiny_calibration, quantize_tiny, tmp_path, monkeypatch, recipe
+):
+    first = quantize_tiny(**recipe)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = QuantizeConfig(recipe=RecipeConfig(name="again", **recipe))
+    quantize(config, {"model": tiny_model, "calibration": tiny_calibration}, tmp_path / "out")
+    assert digest_tree(tmp_path / "out") == digest_tree(first)
+    assert not list((tmp_path / "elsewhere").iterdir()), "something was logged into the working directory"
+    for path in (tmp_path / "out").glob("*.[jy]*"):
+        assert str(tiny_model) not in path.read_text(), f"{path.name} names the place it was made in"
+
+
+@pytest.mark.parametrize("scheme", PRESETS)
+def test_every_scheme_gives_a_checkpoint_that_transformers_loads(tiny_model, quantize_tiny, scheme):
+    group_size = None if PRESETS[scheme].group_size is None else 32
+    checkpoint = quantize_tiny(algorithm=Algorithm.rtn, scheme=scheme, group_size=group_size)
+    tokens = torch.arange(3, 35)[None]
+    with torch.inference_mode():
+        base, other = (
+            AutoModelForCausalLM.from_pretrained(path, dtype="auto")(tokens).logits.float().log_softmax(-1)
+            for path in (tiny_model, checkpoint)
+        )
+    assert other.isfinite().all()
+    assert 0 < (base.exp() * (base - other)).sum(-1).mean() < 0.01
+
+
+# --- Configs, read without torch. ---
+
+
+@pytest.mark.parametrize("scheme", PRESETS)
+def test_preset_table_agrees_with_compressed_tensors(scheme):
+    theirs = preset_name_to_scheme(scheme, ["Linear"])
+    inputs = theirs.input_activations
+    assert PRESETS[scheme].num_bits == theirs.weights.num_bits
+    assert PRESETS[scheme].group_size == theirs.weights.group_size
+    assert PRESETS[scheme].static_activations == (inputs is not None and not inputs.dynamic)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needed"),
+    [
+        ({"algorithm": Algorithm.none}, False),
+        (FP8, False),
+        ({"algorithm": Algorithm.rtn, "scheme": "FP8"}, True),
+        (FP8 | {"smoothing_strength": 0.5}, True),
+        (INT8, True),
+        (INT4, True),
+    ],
+)
+def test_calibration_is_needed_by_whatever_looks_at_activations(recipe, needed):
+    assert needs_calibration(RecipeConfig(name="r", **recipe)) is needed
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"algorithm": Algorithm.gptq}, "scheme must be one of"),
+        ({"algorithm": Algorithm.none, "scheme": "W8A8"}, "algorithm=none takes no scheme"),
+        (FP8 | {"group_size": 128}, "takes no group_size"),
+        (INT4 | {"group_size": 0}, "at least 1"),
+        (INT4 | {"observer": "best"}, "minmax or mse"),
+        (INT4 | {"actorder": "group"}, "static or null"),
+        (INT8 | {"smoothing_strength": 1.5}, r"in \[0, 1\]"),
+    ],
+)
+def test_contradictory_recipe_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=f"recipe odd: .*{message}"):
+        RecipeConfig(name="odd", **fields)
+
+
+def test_misfit_names_layers_and_sizes_that_fit():
+    with pytest.raises(ValueError, match="group_size 128 does not divide") as refusal:
+        check_group_size(RecipeConfig(name="w4a16_int", **INT4 | {"group_size": None}), SMOLLM2)
+    message = str(refusal.value)
+    assert message.startswith("recipe w4a16_int: ") and "\n" not in message
+    assert "self_attn.q_proj (576 inputs)" in message and "down_proj" not in message
+    assert message.endswith("group sizes that fit: 16, 32, 64")
+
+
+def test_ignored_layers_need_not_fit():
+    attention = ["lm_head", "re:.*self_attn.*", "re:.*mlp\\.(gate|up)_proj"]
+    check_group_size(RecipeConfig(name="r", **INT4 | {"group_size": 128, "ignore": attention}), SMOLLM2)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.sampled_from([16, 32, 64, 128]))
+def test_group_size_is_accepted_exactly_when_it_divides_every_input(hidden, intermediate, heads, group_size):
+    shape = ModelShape(
+        num_layers=1,
+        hidden_size=16 * hidden,
+        intermediate_size=16 * intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=10,
+        tie_word_embeddings=True,
+    )
+    fits = all(width % group_size == 0 for width in (16 * hidden, 16 * intermediate, 16 * heads))
+    recipe = RecipeConfig(name="r", **INT4 | {"group_size": group_size})
+    if fits:
+        check_group_size(recipe, shape)
+    else:
+        with pytest.raises(ValueError, match="does not divide"):
+            check_group_size(recipe, shape)
+
+
+def test_misfit_is_refused_before_any_weight_is_read(tiny_model, tmp_path):
+    shutil.copy(tiny_model / "config.json", tmp_path)  # no weights here: reading them would fail otherwise
+    config = QuantizeConfig(recipe=RecipeConfig(name="r", **INT4 | {"group_size": 48}))
+    with pytest.raises(ConfigError, match="group_size 48 does not divide"):
+        quantize(config, {"model": tmp_path}, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 64
