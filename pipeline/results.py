@@ -88,14 +88,20 @@ def load(root: str | Path, name: str) -> Results:
 
 
 def save(store: Store, plan: Plan, report: StepRef | None) -> Results:
-    """Write down what the sweep consists of, so that its results can be found again without its configs."""
+    """Write down what the sweep consists of, so that its results can be found again without its configs.
+
+    Without a new ``report`` the last one of the same plan stays.
+    """
+    path = _record_path(store, plan.name)
+    if report is None and path.exists():
+        last = load(store.root, plan.name)
+        report = last.report if last.plan_fingerprint == plan.fingerprint else None
     record = {
         "name": plan.name,
         "plan_fingerprint": plan.fingerprint,
         "trials": [_trial_json(trial) for trial in plan.trials.values()],
         "report": report,
     }
-    path = _record_path(store, plan.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     write_durably(partial, json.dumps(record, indent=1))

@@ -5,6 +5,7 @@ twice changes nothing, and mirroring after the server was away catches up.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -57,6 +58,9 @@ class Mirror:
         _set_status(client, parent, status)
 
     def _connect(self) -> tuple[Any, str]:
+        # MLflow's own 7 retries with back-off would hold the sweep's end up for minutes when its server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         import mlflow
 
         client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.root))

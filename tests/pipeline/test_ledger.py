@@ -1,0 +1,63 @@
+"""The ledger: what happened to a step, told apart by run."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import FailureClass
+from pipeline.ledger import Ledger
+from tests.pipeline.fakes import note
+
+REF = note("a").ref
+
+
+def test_an_attempt_that_never_ended_is_a_death(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.started(REF, "run", tmp_path / "log")
+    assert ledger.deaths(REF, "run") == 1
+    failure = ledger.last_failure(REF)
+    assert failure is not None
+    assert failure.failure_class is FailureClass.crash
+    assert failure.log_path == str(tmp_path / "log")
+
+
+def test_deaths_of_another_run_do_not_count(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.started(REF, "killed by its user", None)
+    assert ledger.deaths(REF, "run") == 0
+
+
+@given(st.lists(st.sampled_from(["succeeded", "failed", "died"]), max_size=6))
+def test_deaths_are_the_attempts_without_an_end(tmp_path_factory, ends: list[str]) -> None:  # type: ignore[no-untyped-def]
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    for end in ends:
+        ledger.started(REF, "run", None)
+        if end == "succeeded":
+            ledger.succeeded(REF, "run", 1.0)
+        if end == "failed":
+            ledger.failed(REF, "run", FailureClass.oom, "no memory")
+    assert ledger.deaths(REF, "run") == ends.count("died")
+
+
+def test_a_failure_keeps_its_class_and_message(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.started(REF, "run", None)
+    ledger.failed(REF, "run", FailureClass.oom, "no memory left")
+    failure = ledger.failure_in(REF, "run")
+    assert failure is not None
+    assert (failure.failure_class, failure.message) == (FailureClass.oom, "no memory left")
+    assert ledger.failure_in(REF, "next run") is None
+
+
+def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.started(REF, "run", None)
+    path = next((tmp_path / "ledger").iterdir())
+    path.write_text(path.read_text() + '{"time": 1.0, "event": "succ')
+    ledger.failed(REF, "run", FailureClass.data, "odd")
+    assert [event["event"] for event in ledger.events(REF)] == ["started", "failed"]
+
+
+def test_a_step_that_was_never_tried_has_no_failure(tmp_path: Path) -> None:
+    assert Ledger(tmp_path).last_failure(REF) is None

@@ -1,0 +1,178 @@
+"""The pipeline as a user runs it: from one command to a table, again, after a deletion, after a kill, with a failure."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OWN_SWEEP = """\
+# @package _global_
+defaults:
+  - override /model: tiny
+  - override /suite: none
+  - override /engine: transformers
+sweep:
+  name: tiny
+  axes:
+    recipe: [bf16, w8a8_fp, w8a8_int, w4a16_int]
+  adjust:
+    - {when: {recipe: w4a16_int}, set: [recipe.group_size=32]}
+calibration: {num_calibration_samples: 8, max_seq_length: 64}
+gate: {num_probe_tokens: 4}
+engine: {dtype: float32, max_model_len: 512, batch_size: 4}
+tasks:
+  iris: {task: tabular_iris, num_docs: {tabular_iris: 120}, limit: 10, num_fewshot: 0, shard_size: 4}
+  game: {task: mathador, num_docs: {mathador: 1000}, limit: 3, num_fewshot: 0, gen_kwargs: {max_gen_toks: 8}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path) -> Path:
+    """A directory with a config directory for a sweep over a tiny model."""
+    for folder in ("model", "sweep"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    (tmp_path / "own" / "model" / "tiny.yaml").write_text(
+        f"defaults: [model_schema, _self_]\nname: tiny\nsource: {{path: {tiny_model}}}\n"
+    )
+    (tmp_path / "own" / "sweep" / "tiny.yaml").write_text(OWN_SWEEP)
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    own = ["--config-dir=own", "+sweep=tiny", "cluster=inline"]
+    return [sys.executable, "-m", "pipeline", *own, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+
+
+def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=directory, env=environment(), capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def table(directory: Path) -> dict[str, bytes]:
+    """The bytes of every comparison, and of the report's summary."""
+    store = directory / "results" / "store"
+    sweep = json.loads((store / "sweeps" / "tiny.json").read_text())
+    summary = next((store / "report").glob(f"*-{sweep['report'][1][:12]}")) / "summary.parquet"
+    comparisons = sorted((store / "compare").glob("*/comparison.parquet"))
+    return {path.parent.name: path.read_bytes() for path in [*comparisons, summary]}
+
+
+@pytest.mark.e2e
+def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
+    first = run(tiny)
+    assert first.returncode == 0, first.stdout + first.stderr
+    for expected in ("tiny/bf16", "tiny/w8a8_fp", "tiny/w8a8_int", "tiny/w4a16_int", "iris", "game", "report.html"):
+        assert expected in first.stdout
+    before = table(tiny)
+    assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
+
+    again = run(tiny)
+    assert again.returncode == 0
+    assert "0 steps run" in again.stdout
+    assert rows(again.stdout) == rows(first.stdout)
+    assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
+
+    shard = next((tiny / "results" / "store" / "evaluate").glob("tiny-w4a16_int-tabular_iris-000003-*"))
+    shutil.rmtree(shard)
+    healed = run(tiny)
+    assert "1 steps run" in healed.stdout
+    assert shard.exists()
+    assert table(tiny) == before
+
+    reasons = run(tiny, "mode=why", "engine.max_model_len=500")
+    assert "engine.max_model_len: 512 -> 500" in reasons.stdout
+    sweeping = run(tiny, "mode=plan", "calibration.seed=1")
+    to_run = dict(re.findall(r"^(\w+)\s+([\d,]+)\s+[\d,]+$", sweeping.stdout, re.MULTILINE))
+    # Two of the three quantized recipes look at calibration data.
+    assert (to_run["calibrate"], to_run["quantize"], to_run["fetch_model"]) == ("1", "2", "0")
+
+
+@pytest.mark.e2e
+def test_a_failure_is_told_and_the_rest_is_done_without_a_tracking_server(tiny: Path) -> None:
+    nowhere = "tracking.uri=http://127.0.0.1:9"
+    done = run(tiny, "sweep.axes.recipe=[bf16,w8a8_fp]", "gate.max_mean_kl=0.0", nowhere)
+    assert "MLflow was not written" in done.stdout
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "failed (checkpoint)" in done.stdout
+    assert "skipped (upstream)" in done.stdout
+    assert re.search(r"tiny/bf16\s+iris\s+10\s+0\.\d+", done.stdout)
+    assert re.search(r"tiny/w8a8_fp\s+iris\s+–", done.stdout)
+    told = run(tiny, "sweep.axes.recipe=[bf16,w8a8_fp]", "gate.max_mean_kl=0.0", "tracking=off", "mode=status")
+    assert told.returncode == 0
+    assert "checkpoint" in told.stdout
+    log = re.search(r"log: (\S+)", told.stdout)
+    assert log is not None
+    assert "CheckpointError" in Path(log[1]).read_text()
+
+
+@pytest.mark.e2e
+def test_a_kill_at_any_moment_and_a_rerun_give_the_same_bytes(tiny: Path) -> None:
+    whole = tiny / "whole"
+    whole.mkdir()
+    shutil.copytree(tiny / "own", whole / "own")
+    started = time.monotonic()
+    assert run(whole, "tracking=off").returncode == 0
+    took_s = time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(3):
+        killed = subprocess.Popen(
+            command("tracking=off"), cwd=tiny, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(0.1, 0.7) * took_s)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert run(tiny, "tracking=off").returncode == 0
+    assert table(tiny) == table(whole)
+    assert not list((tiny / "results" / "store").glob("*/.draft-*"))
+
+
+@pytest.mark.e2e
+@pytest.mark.vllm
+def test_the_smoke_sweep_in_vllm_on_ray(tmp_path: Path) -> None:
+    """SmolLM2, two recipes, a few documents: the README's command, made shorter."""
+    arguments = ["+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_fp]", "tasks.mathador.limit=3", "tasks.tabular.limit=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments, "tasks.mathador.gen_kwargs={max_gen_toks: 32}"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"smollm2_135m/w8a8_fp\s+tabular\s+12\s+0\.\d+", done.stdout)
+    assert "4-bit grid" in done.stdout
+
+
+def rows(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("tiny/")]
+
+
+def mlflow_runs(directory: Path) -> dict[str, int]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{directory / 'results' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert all(run.info.status == "FINISHED" for run in runs)
+    trials = [run for run in runs if run not in parents]
+    compared = [run for run in trials if run.data.params["recipe"] != "bf16"]
+    assert all("iris/recovery" in run.data.metrics for run in compared)
+    return {"parents": len(parents), "trials": len(trials)}
