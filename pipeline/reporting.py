@@ -7,7 +7,8 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import REPORT, Step, StepRef
 from pipeline.store import Store
-from stages.report import FailureRow, ReportConfig, TrialRow
+from stages.report import ReportConfig
+from stages.report_results import FailureRow, TrialRow
 
 
 def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:

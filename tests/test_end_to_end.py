@@ -1,4 +1,4 @@
-"""The pipeline as a user runs it: from one command to a table, again, after a deletion, after a kill, with a failure."""
+"""The pipeline as a user runs it: one command, the same again, after a deletion, after a kill, with a failure."""
 
 import json
 import os

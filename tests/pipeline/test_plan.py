@@ -135,7 +135,8 @@ def test_a_local_model_is_known_by_its_bytes(tmp_path: Path) -> None:
         model.mkdir(exist_ok=True)
         (model / "model.safetensors").write_bytes(weights)
         (model / "config.json").write_text(
-            '{"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 9}'
+            '{"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64,'
+            '"vocab_size": 9}'
         )
         source = f"model.source={{path: {model}, package: null, package_version: null, file: null}}"
         return planned(tmp_path, "recipe=bf16", source, "model.shape=null")
