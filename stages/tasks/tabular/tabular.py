@@ -13,31 +13,33 @@ TARGETS = {"iris": "species", "wine": "cultivar", "breast_cancer": "diagnosis"}
 def rows(*, table: str, split_seed: int = 0, num_train_per_class: int = 10, **_: Any) -> dict[str, Any]:
     """The splits ``train`` and ``test`` as data sets, for lm-eval's ``custom_dataset``; no row is in both.
 
-    ``train`` takes the classes in turn, so that its first n rows, the few-shot examples, are balanced; ``test`` is in
-    random order, so that its first n rows are a sample.  Unknown names are the model's arguments, which lm-eval passes
-    too; the seed is not called ``seed`` because an engine's own seed is among them.
+    The first n rows of ``train``, the few-shot examples, are balanced over the classes; the first n rows of ``test``
+    have about the class shares of the table.  Unknown names are the model's arguments, which lm-eval passes too; the
+    seed is not called ``seed`` because an engine's own seed is among them.
     """
     from datasets import Dataset
 
     if table not in TARGETS:
         raise ValueError(f"tabular: table must be one of {', '.join(TARGETS)}; got {table!r}")
-    shuffled = shuffle(read_table(table), split_seed)
     by_class: dict[int, list[dict[str, Any]]] = {}
-    for row in shuffled:
+    for row in shuffle(read_table(table), split_seed):
         by_class.setdefault(row["label"], []).append(row)
-    rounds = zip(*(by_class[label][:num_train_per_class] for label in sorted(by_class)), strict=True)
-    train = [row for turn in rounds for row in turn]
+    train = interleave([of_class[:num_train_per_class] for of_class in by_class.values()])
     seen = {row["text"] for row in train}  # by text: iris has one row twice
-    return {
-        "train": Dataset.from_list(train),
-        "test": Dataset.from_list([r for r in shuffled if r["text"] not in seen]),
-    }
+    test = interleave([[row for row in of_class if row["text"] not in seen] for of_class in by_class.values()])
+    return {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
 
 
 def shuffle(table_rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """A random order; Python promises the sequence of ``random()`` to every version, and that of no other method."""
     rng = random.Random(f"tabular {seed}")
     return sorted(table_rows, key=lambda _: rng.random())
+
+
+def interleave(classes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """All rows, each class spread evenly and in its own order."""
+    placed = [((rank + 0.5) / len(members), row) for members in classes for rank, row in enumerate(members)]
+    return [row for _, row in sorted(placed, key=lambda place: (place[0], place[1]["label"]))]
 
 
 def read_table(table: str) -> list[dict[str, Any]]:
@@ -54,7 +56,9 @@ def read_table(table: str) -> list[dict[str, Any]]:
 
 
 def serialise(target: str, choices: list[str], columns: list[str], values: list[float]) -> str:
-    """The question about one row; numbers have at most four significant digits."""
+    """The question about one row; numbers are rounded to three significant digits, to spare tokens."""
     labels = " || ".join(choices)
-    features = " ".join(f"The {column} is {value:.4g}." for column, value in zip(columns, values, strict=True))
+    features = " ".join(
+        f"The {column} is {float(f'{value:.3g}'):g}." for column, value in zip(columns, values, strict=True)
+    )
     return f"Predict the {target}: {labels}\n{features}\nWhat is the {target}? {labels}\nAnswer:"
