@@ -95,12 +95,12 @@ class Progress:
         elapsed_s = time.monotonic() - self._started
         missing = [step for step in self._plan.steps.values() if step.ref in self._missing]
         ended = [step for step in missing if step.ref in self._ended]
-        documents = sum(step.num_documents for step in ended)
+        done, to_do = (sum(step.num_documents for step in steps) for steps in (ended, missing))
         parts = [f"{len(ended)}/{len(missing)} steps", f"{elapsed_s / 60:.1f} min"]
-        if documents:
-            parts.append(f"{documents / elapsed_s:.1f} documents/s")
-        if ended:
-            parts.append(f"about {elapsed_s * (len(missing) - len(ended)) / len(ended) / 60:.0f} min left")
+        if done:
+            # Documents, not steps: a fetch says nothing of how long an evaluation takes.
+            left_min = elapsed_s * (to_do - done) / done / 60
+            parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second", f"about {left_min:.0f} min left"]
         return ", ".join(parts)
 
     def _rows(self) -> dict[str, Row]:

@@ -1,5 +1,6 @@
 """Look up what a plan must know of the world before it can be pure: digests of local bytes, sizes of tasks."""
 
+import hashlib
 import json
 import os
 import re
@@ -221,8 +222,8 @@ class _Harness:
 
 
 def _digest_sources(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".py", ".yaml", ".txt"))
-    return fingerprint([[path.name, path.read_text(encoding="utf-8")] for path in files])
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc")
+    return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
 
 
 def _cached(cache_dir: Path, key: Any, compute: Any) -> Any:

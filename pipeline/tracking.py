@@ -5,6 +5,7 @@ twice changes nothing, and mirroring after the server was away catches up.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -63,6 +64,8 @@ class Mirror:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         import mlflow
 
+        for name in ("mlflow", "alembic"):  # creating the database is no news for the terminal
+            logging.getLogger(name).setLevel(logging.WARNING)
         client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.root))
         name = self.settings.experiment or self.plan.name
         experiment = client.get_experiment_by_name(name)
