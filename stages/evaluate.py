@@ -6,6 +6,7 @@ session serves every shard of a checkpoint, and a shard's bytes do not depend on
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -107,16 +108,17 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
 
     Raises EngineError when the engine does not start.
     """
-    from transformers import AutoTokenizer
-
     checkpoint = inputs["checkpoint"]
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
-        provide_nltk_data(Path(work_dir))
         engine = open_engine(checkpoint, config.engine)
         try:
+            from transformers import AutoTokenizer
+
             from stages.engines.harness_model import HarnessModel
 
+            provide_nltk_data(Path(work_dir))
             tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+            tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
             model = HarnessModel(engine, tokenizer, config.engine.max_model_len, config.engine.seed)
             yield Session(model, Path(work_dir))
         finally:

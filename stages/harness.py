@@ -142,6 +142,7 @@ def _only_local_data(data: Mapping[str, Path], rows_dir: Path) -> Iterator[None]
     """
     import datasets
 
+    datasets.disable_progress_bars()
     if getattr(datasets.load_dataset, "__name__", "") != "_load_local":
         datasets.load_dataset = _local_loader(datasets.load_dataset)
     _local.update(data)
