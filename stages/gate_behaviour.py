@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stages.bf16 import fast_bf16_linear
 from stages.chat import render_chat
 from stages.gate_weights import Check
 
@@ -38,7 +39,7 @@ def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
     """Load the model (a compressed one with its activations quantized as when served), look at it, and unload it."""
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_bf16_linear():
         behaviour = _observe(model_dir, num_probe_tokens)
     gc.collect()  # hooks make a compressed model part of reference cycles
     if torch.cuda.is_available():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from stages.bf16 import fast_bf16_linear
 from stages.checkpoint import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
@@ -152,12 +153,13 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     _refuse_misfit(recipe, model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
-    oneshot(
-        model=model,
-        tokenizer=AutoTokenizer.from_pretrained(model_dir),
-        recipe=_build_modifiers(recipe),
-        dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
-    )
+    with fast_bf16_linear():
+        oneshot(
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(model_dir),
+            recipe=_build_modifiers(recipe),
+            dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
+        )
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")
