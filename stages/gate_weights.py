@@ -47,7 +47,8 @@ def read_files(base_dir: Path, checkpoint_dir: Path) -> Files:
     """Read every header; CheckpointError for files that are damaged or missing."""
     base, checkpoint = read_tensor_infos(base_dir), read_tensor_infos(checkpoint_dir)
     intent = _read_intent(checkpoint_dir)
-    linears = _linear_names(base_dir)
+    # An output head tied to the embeddings is not stored; should it be quantized, its tensors show up as new.
+    linears = [name for name in _linear_names(base_dir) if f"{name}.weight" in base]
     targeted = [name for name in linears if is_targeted(name, intent.targets, intent.ignore)]
     return Files(base, checkpoint, targeted, intent)
 
