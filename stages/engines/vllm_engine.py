@@ -93,13 +93,15 @@ class VllmEngine:
             raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
 
     def close(self) -> None:
-        """Shut the engine down and restore environment and thread settings."""
+        """Shut the engine down and restore environment and thread settings; a second call does nothing."""
+        if self._llm is None:
+            return
         import gc
 
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        self._llm = None
         cleanup_dist_env_and_memory()
         gc.collect()
         self._process_state.restore()

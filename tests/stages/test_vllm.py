@@ -1,0 +1,150 @@
+"""vLLM's CPU build against plain transformers on SmolLM2, and that an engine leaves nothing behind."""
+
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.engines.protocol import GenerateRequest, ScoreRequest
+from stages.errors import EngineError
+from stages.evaluate import EngineConfig, EngineKind, EvaluateConfig, PromptConfig, evaluate, open_session
+
+pytestmark = pytest.mark.vllm
+
+# float32: log-probabilities of two engines agree to five digits, and an AVX2 machine multiplies it three times faster.
+ENGINE = EngineConfig(kind=EngineKind.vllm, dtype="float32", max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16)
+STORY = "The harbour master counted nine boats before noon. " * 16
+LONGER = ["nine boats were counted before noon", "nine boats were counted after dark", "no boat came at all that day"]
+
+
+def config_of(task, start, stop, kind=EngineKind.vllm, **prompt):
+    engine = EngineConfig(kind=kind, dtype="float32", max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16)
+    return EvaluateConfig(
+        task=task, start=start, stop=stop, harness="test", engine=engine, prompt=PromptConfig(**prompt)
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(smollm2):
+    return {"checkpoint": smollm2}
+
+
+@pytest.fixture(scope="module")
+def session(inputs):
+    with open_session(config_of("tabular_iris", 0, 1), inputs) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def transformers_engine(smollm2):
+    from stages.session import open_engine
+
+    opened = open_engine(smollm2, config_of("tabular_iris", 0, 1, EngineKind.transformers).engine)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def score_requests(session):
+    encode = session.model.tok_encode
+    context = tuple(encode(f"{STORY}How many boats? Answer:"))
+    labels = [ScoreRequest(context, (token,)) for token in encode(" nine ten two")]
+    longer = [ScoreRequest(context, tuple(encode(f" {text}"))) for text in LONGER]
+    short_context = [ScoreRequest(tuple(encode("Boats:")), tuple(encode(f" {text}"))) for text in LONGER]
+    whole_text = [ScoreRequest((session.model.prefix_token_id,), tuple(encode(STORY)))]
+    return [*labels, *longer, *short_context, *whole_text, longer[0]]
+
+
+def assert_same_scores(found, expected):
+    assert [score.is_greedy for score in found] == [score.is_greedy for score in expected]
+    assert [score.logprob for score in found] == pytest.approx([score.logprob for score in expected], abs=2e-3)
+
+
+def test_log_probabilities_equal_those_of_transformers(session, transformers_engine, score_requests):
+    session.engine.reset()
+    found = session.engine.loglikelihood(score_requests)
+    assert_same_scores(found, transformers_engine.loglikelihood(score_requests))
+
+
+def test_prompts_that_are_already_cached_score_the_same(session, score_requests):
+    session.engine.reset()
+    first = session.engine.loglikelihood(score_requests)
+    again = session.engine.loglikelihood(score_requests)
+    assert_same_scores(again, first)
+
+
+def test_greedy_text_equals_that_of_transformers(session, transformers_engine):
+    chat = session.model.apply_chat_template
+    questions = ["Name three colours.", "What is 2 + 2?", "Who wrote Hamlet? Réponds en français 🗼."]
+    prompts = [chat([{"role": "user", "content": question}]) for question in questions]
+    requests = [
+        GenerateRequest(tuple(session.model.tok_encode(prompt)), 24, ("<|im_end|>", "\n\n")) for prompt in prompts
+    ]
+    session.engine.reset()
+    found, expected = session.engine.generate(requests), transformers_engine.generate(requests)
+    assert [(answer.text, answer.finish_reason) for answer in found] == [
+        (answer.text, answer.finish_reason) for answer in expected
+    ]
+    assert all(1 <= answer.num_tokens <= 24 for answer in found)
+
+
+def test_a_stop_string_ends_the_text_before_it(session):
+    prompt = tuple(session.model.tok_encode("One two three four five six"))
+    (whole,) = session.engine.generate([GenerateRequest(prompt, 12)])
+    (cut,) = session.engine.generate([GenerateRequest(prompt, 12, (whole.text[6:10],))])
+    assert cut.text == whole.text[: whole.text.index(whole.text[6:10])]
+    assert cut.finish_reason == "stop"
+
+
+def bytes_of(config, inputs, session, out):
+    out.mkdir()
+    evaluate(config, inputs, out, session)
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_a_shard_has_the_same_bytes_alone_and_after_others_and_in_another_engine(inputs, session, tmp_path):
+    choice = config_of("tabular_iris", 2, 5, num_fewshot=3)
+    written = config_of("mathador", 1, 3, num_fewshot=1, gen_kwargs={"max_gen_toks": 12})
+    bytes_of(config_of("tabular_wine", 0, 3, num_fewshot=1), inputs, session, tmp_path / "other")
+    after = [bytes_of(config, inputs, session, tmp_path / f"after_{config.task}") for config in (choice, written)]
+    again = [bytes_of(config, inputs, session, tmp_path / f"again_{config.task}") for config in (written, choice)]
+    assert after == again[::-1]
+    rows = pq.read_table(tmp_path / "after_tabular_iris" / "samples.parquet").to_pylist()
+    assert [row["doc_id"] for row in rows] == [2, 3, 4]
+    facts = json.loads((tmp_path / "after_tabular_iris" / "task.json").read_text())
+    assert facts["scoring"]["one_token"] == "logprob_token_ids"
+    assert facts["comparable"]["platform"] == "cpu"
+
+
+def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_state_returns(tmp_path, monkeypatch):
+    import torch
+
+    from stages.session import open_engine
+
+    before, set_num_threads = dict(os.environ), torch.set_num_threads
+    with pytest.raises(EngineError, match="could not load") as caught:
+        open_engine(tmp_path, ENGINE)
+    assert "\n" not in str(caught.value)
+    assert dict(os.environ) == before
+    assert torch.set_num_threads is set_num_threads
+
+
+def test_a_dead_engine_gives_no_score(session, score_requests, monkeypatch):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def die(*args, **options):
+        raise EngineDeadError
+
+    monkeypatch.setattr(session.engine._llm, "generate", die)
+    with pytest.raises(EngineError, match="died"):
+        session.engine.loglikelihood(score_requests)
+
+
+def test_another_engine_opens_after_the_first_is_closed(inputs, session, score_requests, tmp_path):
+    """Last in this module: the engine of the others is closed here."""
+    shard = config_of("tabular_iris", 2, 5, num_fewshot=3)
+    before = bytes_of(shard, inputs, session, tmp_path / "before")
+    session.engine.close()
+    with open_session(shard, inputs) as other:
+        assert bytes_of(shard, inputs, other, tmp_path / "alone") == before
