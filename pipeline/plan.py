@@ -194,6 +194,7 @@ def _evaluate_config(
             gen_kwargs=task.gen_kwargs,
             fewshot_seed=task.fewshot_seed,
         ),
+        overrides=dict(known.overrides[leaf]),
         start=start,
         stop=stop,
         num_docs=known.leaves[leaf],

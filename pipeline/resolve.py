@@ -31,6 +31,7 @@ class TaskFacts:
     leaves: Mapping[str, int]  # leaf task -> number of documents
     datasets: tuple[DatasetSource, ...]
     weight_by_size: bool
+    overrides: Mapping[str, Mapping[str, Any]]  # leaf task -> settings that the group lays over it
     harness: Mapping[str, str]  # leaf task -> what makes its prompts and metrics
 
 
@@ -170,6 +171,7 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: _Sources, har
         leaves={leaf: count for leaf in leaves if (count := num_docs[leaf]) is not None},
         datasets=tuple(sources.get(repo_id, revision) for repo_id, revision in sorted(repo_ids.items())),
         weight_by_size=weight is not False,
+        overrides={leaf: known.get("overrides", {}).get(leaf, {}) for leaf in leaves},
         harness={leaf: harness.of(leaf) for leaf in leaves},
     )
 

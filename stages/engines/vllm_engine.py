@@ -13,8 +13,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stages.engines.dense import lacks_kernel, write_dense_copy
 from stages.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, Score, ScoreRequest, one_line
 from stages.errors import ConfigError, EngineError
 
@@ -46,11 +48,23 @@ class VllmEngine:
             from vllm.platforms import current_platform
 
             self._is_cpu = current_platform.is_cpu()
-            self._llm: Any = LLM(**_llm_arguments(checkpoint, config, self._is_cpu))
+            with TemporaryDirectory(prefix="dense_") as dense_dir:
+                weights = self._loadable(checkpoint, Path(dense_dir))
+                self._llm: Any = LLM(**_llm_arguments(weights, config, self._is_cpu))
         except Exception as error:
             self._process_state.restore()
             raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
         self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+
+    def _loadable(self, checkpoint: Path, dense_dir: Path) -> Path:
+        if not (self._is_cpu and lacks_kernel(checkpoint)):
+            return checkpoint
+        write_dense_copy(checkpoint, dense_dir)
+        self.scoring = {
+            **self.scoring,
+            "weights": "dequantized when loaded: this build has no kernel for packed weights",
+        }
+        return dense_dir
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -167,4 +167,15 @@ def _another(value: Any, field: dataclasses.Field[Any]) -> Any:
     raise AssertionError(f"teach this test to change a {type(value).__name__} ({field.name})")
 
 
-GOLDEN: dict[str, str] = {}
+GOLDEN: dict[str, str] = {
+    "ModelSource": "6e046ed055c7",
+    "DatasetSource": "9ed944891848",
+    "CalibrationConfig": "51b4cc1ffed5",
+    "RecipeConfig": "b198ccf3df74",
+    "QuantizeConfig": "e53e255e657a",
+    "GateConfig": "5e6a501b8c53",
+    "EngineConfig": "9aca9e3d7d47",
+    "PromptConfig": "948ad5349644",
+    "EvaluateConfig": "de5ae44d5453",
+    "CompareConfig": "9bd453a9db50",
+}

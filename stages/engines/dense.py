@@ -1,0 +1,41 @@
+"""A dense copy of a weight-only quantized checkpoint, for a vLLM that has no kernel for packed weights.
+
+vLLM's CPU build unpacks 4-bit weights only on AVX512.  Weight-only kernels multiply by the dequantized weight, so the
+dense copy answers as the format does; it says nothing of its speed or memory.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+_LEFT_OVER = ("weight_scale", "weight_shape", "weight_packed", "weight_zero_point", "weight_g_idx")
+
+
+def lacks_kernel(checkpoint: Path) -> bool:
+    """Whether this process's vLLM, on a CPU, cannot multiply by the checkpoint's packed weights."""
+    import torch
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    is_packed = config.get("quantization_config", {}).get("format") == "pack-quantized"
+    return is_packed and not hasattr(torch.ops._C, "cpu_gemm_wna16")
+
+
+def write_dense_copy(checkpoint: Path, out: Path) -> None:
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in the dtype it was saved in."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    settings = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", quantization_config=settings)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_LEFT_OVER)}
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["quantization_config"]
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config))
+    for path in checkpoint.iterdir():
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.startswith(
+            ("config", "model.", "manifest")
+        ):
+            shutil.copy2(path, out / path.name)
