@@ -138,6 +138,7 @@ def evaluate(
     data = {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
     built = session.task(config, data)
     _check_size(config, built.num_docs)
+    metric_facts(built.task, task_roots(config.include_paths), ())  # refuses what cannot be averaged before it is paid
     samples = _answer(built, built.documents(config.start, config.stop), session)
     _check_some_scored(config.task, samples)
     facts = _task_facts(config, built, samples, session)

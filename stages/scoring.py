@@ -144,7 +144,7 @@ def _aggregation(metric: str, function: Any, roots: Sequence[Path]) -> dict[str,
         for root in roots:
             if file.is_relative_to(root.resolve()):
                 return {"file": file.relative_to(root.resolve()).as_posix(), "function": name}
-    raise ConfigError(f"metric {metric} is aggregated by a function that has no name of its own in a task folder")
+    raise ConfigError(f"metric {metric} is aggregated by a function that cannot be found by name; use another task")
 
 
 def _plain(value: Any) -> Any:

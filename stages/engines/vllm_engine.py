@@ -103,7 +103,7 @@ class VllmEngine:
 
     def reset(self) -> None:
         """Empty the prefix cache."""
-        if not self._llm.reset_prefix_cache():
+        if self._llm.reset_prefix_cache() is False:
             raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
 
     def close(self) -> None:

@@ -209,6 +209,20 @@ def test_what_the_model_cannot_compute_is_an_engine_error(engine):
         engine.generate([GenerateRequest((10**9,), 2)])
 
 
+def test_a_compressed_checkpoint_answers_close_to_its_base(tiny_model, engine, model, tmp_path):
+    from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
+    from stages.session import open_engine
+
+    recipe = RecipeConfig(name="fp8", algorithm=Algorithm.rtn, scheme="FP8_DYNAMIC")
+    quantize(QuantizeConfig(recipe=recipe, seed=0), {"model": tiny_model}, tmp_path)
+    requests = [part for pair in PAIRS[:2] for part in model.encode(scoring(*pair)).scores]
+    compressed = open_engine(tmp_path, ENGINE)
+    found, base = compressed.loglikelihood(requests), engine.loglikelihood(requests)
+    compressed.close()
+    assert [score.logprob for score in found] == pytest.approx([score.logprob for score in base], rel=0.05)
+    assert found != base
+
+
 def test_logits_that_are_not_numbers_void_the_shard(engine, monkeypatch):
     monkeypatch.setattr(engine, "_logits", lambda batch, first, run=engine._logits: run(batch, first) * math.nan)
     with pytest.raises(EngineError, match="not numbers"):
