@@ -9,14 +9,14 @@ Two ways round it, both measured equal to it:
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.engines.dense import lacks_kernel, write_dense_copy
+from stages.engines.process_state import ProcessState
 from stages.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, Score, ScoreRequest, one_line
 from stages.errors import ConfigError, EngineError
 
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from stages.evaluate import EngineConfig
 
 _MAX_LABELS = 128  # vLLM's upper bound on the length of logprob_token_ids
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one call is scheduled alike every time; on a CPU 60 s less to start
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    # Read when torch is first imported: threads that spin at every kernel's end make a decode step five times slower
-    # as soon as another process wants one of the two cores (0.42 s against 0.08 s).
-    "GOMP_SPINCOUNT": "1000",
-}
 
 
 class VllmEngine:
@@ -42,7 +34,7 @@ class VllmEngine:
     scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
-        self._process_state = _ProcessState()
+        self._process_state = ProcessState()
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -235,26 +227,3 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-class _ProcessState:
-    """Sets what vLLM reads at its import; restores that, and what vLLM changes for the whole process."""
-
-    def __init__(self) -> None:
-        self._environment = dict(os.environ)
-        os.environ.update(_ENVIRONMENT)
-        import torch
-        import torch._dynamo
-
-        self._set_num_threads: Callable[[int], None] = torch.set_num_threads
-        self._compiles_nothing: bool = torch._dynamo.config.disable
-        if not torch.cuda.is_available():
-            torch._dynamo.config.disable = True  # one sampler function: 7 to 30 s and a C++ compiler, for no gain
-
-    def restore(self) -> None:
-        import torch
-
-        torch._dynamo.config.disable = self._compiles_nothing
-        torch.set_num_threads = self._set_num_threads  # the CPU worker replaces it by one that does nothing
-        os.environ.clear()
-        os.environ.update(self._environment)
