@@ -3,6 +3,7 @@
 Ray is imported where it is used: plans and reruns with nothing to do must not wait for it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +50,8 @@ class RayRunner:
         self._cluster = cluster
 
     def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
+        # Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
 
         self._connect()
