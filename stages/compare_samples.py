@@ -28,7 +28,7 @@ class Leaf:
 
     @property
     def num_truncated(self) -> int:
-        """Documents whose answer was cut off by a length limit."""
+        """Documents whose prompt was cut on the left to fit the model."""
         return int(np.count_nonzero(self.documents["truncated"].to_numpy()))
 
     @property
