@@ -52,7 +52,9 @@ def run(sweep: Sweep) -> int:
     outcomes = _run_missing(sweep, missing) if missing else {}
     report = _report(sweep)
     _mirror(sweep, report)
-    show.finished(sweep.console, sweep.store, report, len(missing), _failures(sweep, outcomes))
+    num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
+    confidence = sweep.config.compare.confidence
+    show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes))
     show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.root))
     return FAILURE if sweep.store.missing(sweep.plan.steps.values()) else SUCCESS
 

@@ -54,12 +54,13 @@ def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mappin
     _print_failures(console, plan, failures)
 
 
-def finished(console: Console, store: Store, report: Step, num_run: int, failures: Mapping[StepRef, Failure]) -> None:
+def finished(
+    console: Console, store: Store, report: Step, confidence: float, num_run: int, failures: Mapping[StepRef, Failure]
+) -> None:
     """The final table, and whatever has no number and why."""
     rows = pq.read_table(store.path(report.ref) / "summary.parquet").to_pylist()
-    table = _table(
-        "trial", "task", "n", "score", "95 % interval", "recovery", "difference", "95 % interval", "against base", "GiB"
-    )
+    interval = f"{100 * confidence:g} % interval"
+    table = _table("trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB")
     for row in rows:
         table.add_row(*_summary_cells(row))
     console.print(table)
