@@ -46,7 +46,6 @@ class RunContext:
     store_root: Path
     run_id: str
     max_attempts: int
-    capture_logs: bool = True
 
 
 def run_batch(batch: Batch, context: RunContext, upstream: Iterable[Outcome]) -> list[Outcome]:
@@ -142,7 +141,7 @@ class _BatchRun:
         return log_path(self._context.store_root, step)
 
     def _captured(self, step: Step) -> contextlib.AbstractContextManager[None]:
-        return _captured(self._log_path(step)) if self._context.capture_logs else contextlib.nullcontext()
+        return _captured(self._log_path(step))
 
 
 def log_path(store_root: Path, step: Step) -> Path:
