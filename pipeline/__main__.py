@@ -17,11 +17,14 @@ from rich.console import Console
 
 from pipeline.bad_input import describe
 from pipeline.config import Config, register
+from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, Sweep
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.modes import INTERRUPTED, MODES, SUCCESS, USER_ERROR, Sweep
+from pipeline.memory import check_gpu_memory
+from pipeline.modes import MODES
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
+from pipeline.resubmission import with_overrides_of_file
 from pipeline.store import Store
 from pipeline.sweep import expand
 
@@ -32,7 +35,8 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
     trials = expand(overrides, config)
     facts = resolve(trials, store.root / "cache")
     plan = make_plan(config.sweep.name, trials, facts)
-    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.root), _console()))
+    check_gpu_memory(plan)
+    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.root), _console(), overrides))
 
 
 def _console() -> Console:
@@ -58,6 +62,7 @@ def main() -> int:
             ended.append(error)
 
     try:
+        sys.argv[1:] = with_overrides_of_file(sys.argv[1:])
         compose_and_execute()
         for end in ended:
             if isinstance(end, BaseException):

@@ -20,10 +20,19 @@ class Mode(Enum):
     """What ``python -m pipeline`` does with the plan."""
 
     run = "run"
+    resubmit = "resubmit"
     plan = "plan"
     why = "why"
     status = "status"
     mirror = "mirror"
+    gc = "gc"
+
+
+class Verify(Enum):
+    """How the store is looked at: each artifact's manifest, or every byte it lists."""
+
+    quick = "quick"
+    full = "full"
 
 
 class RunnerKind(Enum):
@@ -98,28 +107,59 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ResourceConfig:
-    """What one step of a stage occupies on its node."""
+    """What one step of a stage occupies on its node; a step that takes more memory than it said is ended."""
 
     num_cpus: float = 1
     num_gpus: float = 0
+    memory_gib: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
-    """Where steps run.  ``address`` null starts a local Ray; ``stages`` overrides the resources of a stage by name."""
+    """Where steps run.  ``address`` null starts a local Ray; ``stages`` overrides the resources of a stage by name.
+
+    ``replicas`` engines serve each checkpoint, its shards spread over them.  ``autoscales``: nodes come when they are
+    asked for, so what fits no node of today is not refused.  ``timeout_s``: the longest a step of a stage may take; the
+    default for stages that are not named is under ``default``.  A step is tried ``max_attempts`` times in a run, after
+    ``back_off_s`` that doubles each time, where another attempt may mend it.
+    """
 
     runner: RunnerKind = RunnerKind.ray
     address: str | None = None
     num_cpus: int | None = None
+    autoscales: bool = False
+    replicas: int = 1
     max_attempts: int = 2
+    back_off_s: float = 5.0
+    timeout_s: dict[str, float] = field(default_factory=lambda: {"default": 4 * 3600.0, "quantize": 24 * 3600.0})
     stages: dict[str, ResourceConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.{name} must be at least 1; got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True, slots=True)
 class StoreConfig:
-    """``root``: a directory that every worker can reach."""
+    """``root``: a directory that every worker can reach.  ``verify=full`` digests every artifact of the plan again."""
 
     root: str = "results/store"
+    verify: Verify = Verify.quick
+
+
+@dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """A run stops before it has used so many hours of GPUs, counting each GPU a batch holds."""
+
+    gpu_hours: float | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class GcConfig:
+    """``mode=gc`` lists what no sweep of the store refers to; ``delete`` removes it."""
+
+    delete: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -136,6 +176,9 @@ class Config:
     """The whole config, as one composed trial of a sweep sees it."""
 
     mode: Mode = Mode.run
+    only: list[str] = field(default_factory=list)  # globs of trials or of task slots; empty: everything
+    max_parallel: int | None = None  # batches at once; null: as many as the cluster holds
+    allow_drift: bool = False  # resubmit although packages, commit or weights are not those the sweep was run with
     seed: int = 0
     model: ModelConfig = MISSING
     recipe: RecipeConfig = MISSING
@@ -150,6 +193,13 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    # Which failed steps mode=resubmit takes: those of a class, of a step (stage-fp12), or those of a file that
+    # ``export`` wrote, here or elsewhere.  A mapping, because two of its names are Python's own words.
+    failures: dict[str, str | None] = field(
+        default_factory=lambda: {"class": None, "step": None, "export": None, "from": None}
+    )
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    gc: GcConfig = field(default_factory=GcConfig)
 
 
 SCHEMAS: dict[str, Any] = {

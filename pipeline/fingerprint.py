@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -49,9 +49,14 @@ def payload(stage: str, version: int, config: object, inputs: Mapping[str, str])
     return [FINGERPRINT_VERSION, stage, version, canonical(config), dict(sorted(inputs.items()))]
 
 
-def fingerprint(described: object) -> str:
+def fingerprint(description: object) -> str:
     """sha256 (64 hex digits) of a payload."""
-    return hashlib.sha256(canonical_json(described).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(description).encode()).hexdigest()
+
+
+def described(payload: Sequence[Any]) -> dict[str, Any]:
+    """A payload with its parts named, so that ``differences`` can name a field."""
+    return dict(zip(("fingerprint_version", "stage", "version", "config", "inputs"), payload, strict=True))
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -4,16 +4,18 @@
 satisfies a look-up.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FailureClass
-from pipeline.step import StepRef
+from pipeline.step import Step, StepRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,17 @@ class Failure:
     message: str
     log_path: str | None
     num_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A step's attempts in one run; ``failure`` and ``open_since`` (Unix seconds) tell how the latest one stands."""
+
+    num_started: int
+    num_deaths: int
+    num_oom: int
+    failure: tuple[FailureClass, str] | None
+    open_since: float | None
 
 
 class Ledger:
@@ -60,19 +73,43 @@ class Ledger:
             return []
         return [event for line in lines if (event := _parse(line))]
 
-    def deaths(self, ref: StepRef, run_id: str) -> int:
-        """How many attempts of this run ended with their worker: started, and neither succeeded nor failed.
+    def history(self, ref: StepRef, run_id: str) -> History:
+        """A step's attempts in one run.
 
-        Attempts of other runs do not count: a driver that was killed leaves the same mark, and is no fault of the step.
+        Attempts of other runs do not count: a driver that was killed leaves the mark of a death, and that is no fault
+        of the step.
         """
-        events = [event["event"] for event in self.events(ref) if event.get("run_id") == run_id]
-        return events.count("started") - events.count("failed") - events.count("succeeded")
+        events = [event for event in self.events(ref) if event.get("run_id") == run_id]
+        names = [event["event"] for event in events]
+        failed = [event for event in events if event["event"] == "failed"]
+        ended = names.count("failed") + names.count("succeeded")
+        return History(
+            num_started=names.count("started"),
+            num_deaths=names.count("started") - ended,
+            num_oom=sum(event["failure_class"] == FailureClass.oom.value for event in failed),
+            failure=(FailureClass(failed[-1]["failure_class"]), failed[-1]["message"])
+            if names[-1:] == ["failed"]
+            else None,
+            open_since=events[-1]["time"] if names[-1:] == ["started"] else None,
+        )
 
-    def failure_in(self, ref: StepRef, run_id: str) -> Failure | None:
-        """The failure that ended the step in this run, if one did: it is not tried again before the next run."""
-        events = self.events(ref)
-        ended = bool(events) and events[-1]["event"] == "failed" and events[-1].get("run_id") == run_id
-        return self.last_failure(ref) if ended else None
+    def request_stop(self, run_id: str, reason: str) -> None:
+        """Ask every worker of a run to stop after the step it is at; the first reason stays."""
+        with contextlib.suppress(FileExistsError):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with self._stop_path(run_id).open("x", encoding="utf-8") as stream:
+                stream.write(reason)
+
+    def stop_reason(self, run_id: str) -> str | None:
+        """Why a run was asked to stop; None when it was not."""
+        try:
+            return self._stop_path(run_id).read_text(encoding="utf-8") or "stopped"
+        except FileNotFoundError:
+            return None
+
+    def clear_stop(self, run_id: str) -> None:
+        """Remove the request when the run is over."""
+        self._stop_path(run_id).unlink(missing_ok=True)
 
     def last_failure(self, ref: StepRef) -> Failure | None:
         """Why the step is not there, by its latest attempt; None when it was never tried."""
@@ -86,6 +123,13 @@ class Ledger:
         if last["event"] == "failed":
             return Failure(FailureClass(last["failure_class"]), last["message"], log_path, len(starts))
         return Failure(FailureClass.crash, "the worker died or was stopped during the attempt", log_path, len(starts))
+
+    def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
+        """Why each of these steps is not there; steps that were never tried are left out."""
+        return {step.ref: failure for step in steps if (failure := self.last_failure(step.ref))}
+
+    def _stop_path(self, run_id: str) -> Path:
+        return self.directory / f"stop-{run_id}"
 
     def _path(self, ref: StepRef) -> Path:
         return self.directory / f"{ref.short}.jsonl"

@@ -97,18 +97,31 @@ def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
     return plan
 
 
-def batches(steps: Iterable[Step]) -> list[Batch]:
-    """Group steps into batches, each before its dependants."""
+def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
+    """Group steps into batches, each before its dependants; ``replicas`` engines share the steps of one session."""
     grouped: dict[object, list[Step]] = {}
     for step in steps:
         grouped.setdefault(_session(step), []).append(step)
-    return [_batch(group) for group in grouped.values()]
+    return [_batch(share) for group in grouped.values() for share in _shares(group, replicas)]
 
 
 def _session(step: Step) -> object:
     if not step.stage.sessions:
         return step.ref
     return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
+
+
+def _shares(steps: list[Step], number: int) -> list[list[Step]]:
+    """Split the steps evenly by documents, the largest first to whoever has least; each share keeps their order."""
+    if number == 1 or len(steps) == 1:
+        return [steps]
+    shares: list[list[int]] = [[] for _ in range(min(number, len(steps)))]
+    loads = [0] * len(shares)
+    for index in sorted(range(len(steps)), key=lambda index: -steps[index].num_documents):
+        least = loads.index(min(loads))
+        shares[least].append(index)
+        loads[least] += steps[index].num_documents
+    return [[steps[index] for index in sorted(share)] for share in shares if share]
 
 
 def _batch(steps: list[Step]) -> Batch:
@@ -118,6 +131,7 @@ def _batch(steps: list[Step]) -> Batch:
 
 def _add_trial(plan: Plan, trial: Trial, facts: Facts) -> TrialPlan:
     config = replace(trial.config, model=facts.models[trial.config.model.name])
+    trial = replace(trial, config=config)
     checkpoint = _add_checkpoint(plan, trial, config, facts)
     for slot, task in config.tasks.items():
         known = facts.tasks[task_key(task)]
@@ -272,10 +286,10 @@ def _step(
 def _resources(config: Config, stage: Stage) -> Resources:
     """What a step occupies: the engine's share for whatever loads a model, one core for the rest."""
     if chosen := config.cluster.stages.get(stage.name):
-        return Resources(chosen.num_cpus, chosen.num_gpus)
+        return Resources(chosen.num_cpus, chosen.num_gpus, memory_gib=chosen.memory_gib)
     engine = config.engine
     if stage is EVALUATE:
-        return Resources(engine.num_cpus, engine.num_gpus)
+        return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
     if stage in (QUANTIZE, GATE):
         # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
         return Resources(engine.num_cpus, min(engine.num_gpus, 1))

@@ -46,13 +46,16 @@ class Progress:
         self._ended: dict[StepRef, str] = {}
         self._started = time.monotonic()
         self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._notice = ""
+        self._console: Console | None = None
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show the display on a terminal, or a line a minute elsewhere, until the block ends."""
         # The console keeps its own descriptor: a step in this process sends 1 and 2 to its log.
         with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
-            console = Console(file=stream, force_terminal=sys.stderr.isatty() or None)
+            console = self._console = Console(file=stream, force_terminal=sys.stderr.isatty() or None)
             thread = threading.Thread(target=self._show, args=(console,), daemon=True)
             thread.start()
             try:
@@ -75,6 +78,17 @@ class Progress:
             self.render()
             console.print(self.summary(), highlight=False)
 
+    def announce(self, notice: str) -> None:
+        """Show a line until the end of the run; also called from a signal handler."""
+        self._notice = notice
+        if self._console is not None and not self._console.is_terminal:
+            self._console.print(notice, highlight=False)
+
+    def running_steps(self) -> list[Step]:
+        """The steps being worked on now."""
+        with self._lock:
+            return list(self._running())
+
     def note(self, outcomes: Iterable[Outcome]) -> None:
         """Take in how a whole batch ended."""
         for outcome in outcomes:
@@ -88,7 +102,7 @@ class Progress:
             table.add_column(heading, overflow="fold" if heading == "running" else "ellipsis")
         for name, row in rows.items():
             table.add_row(name, f"{row.num_done}/{row.num_steps}", str(row.num_failed or ""), ", ".join(row.running))
-        return Group(table, Text(self.summary(), style="dim"))
+        return Group(table, Text(self.summary(), style="dim"), Text(self._notice, style="bold"))
 
     def summary(self) -> str:
         """Steps, documents a second and the time left, in one line."""
@@ -110,7 +124,7 @@ class Progress:
             row.num_steps += 1
             row.num_done += step.ref not in self._missing or self._ended.get(step.ref) == "succeeded"
             row.num_failed += self._ended.get(step.ref) == "failed"
-        for step in self._running():
+        for step in self.running_steps():
             rows[step.trial or SHARED].running.append(_activity(step))
         return dict(rows)
 

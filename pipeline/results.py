@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,26 +87,39 @@ def load(root: str | Path, name: str) -> Results:
     return Results(store, name, record["plan_fingerprint"], trials, _ref(record["report"]))
 
 
-def save(store: Store, plan: Plan, report: StepRef | None) -> Results:
+def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:
     """Write down what the sweep consists of, so that its results can be found again without its configs.
 
-    Without a new ``report`` the last one of the same plan stays.
+    What is not given (``report``) and what is known already (``environment``, of the first run) stays as the same plan
+    left it.
     """
-    path = _record_path(store, plan.name)
-    if report is None and path.exists():
-        last = load(store.root, plan.name)
-        report = last.report if last.plan_fingerprint == plan.fingerprint else None
+    last = _record(store, plan.name)
+    if last.get("plan_fingerprint") != plan.fingerprint:
+        last = {}
     record = {
         "name": plan.name,
         "plan_fingerprint": plan.fingerprint,
+        "environment": last.get("environment") or environment,
         "trials": [_trial_json(trial) for trial in plan.trials.values()],
-        "report": report,
+        "report": report or last.get("report"),
     }
+    path = _record_path(store, plan.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     write_durably(partial, json.dumps(record, indent=1))
     partial.replace(path)
-    return load(store.root, plan.name)
+
+
+def recorded_environment(store: Store, plan: Plan) -> Mapping[str, Any] | None:
+    """The environment that a sweep of this name was first run in, whatever its plan was then; None if it never was."""
+    return _record(store, plan.name).get("environment")
+
+
+def _record(store: Store, name: str) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(_record_path(store, name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
 
 
 def _record_path(store: Store, name: str) -> Path:

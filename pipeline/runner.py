@@ -4,11 +4,14 @@ Ray is imported where it is used: plans and reruns with nothing to do must not w
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError, one_line
+from pipeline.ledger import Ledger
 from pipeline.plan import Batch
 from pipeline.step import StepRef
 from pipeline.store import Store
@@ -18,6 +21,17 @@ Outcomes = dict[StepRef, Outcome]
 OnBatchDone = Callable[[Sequence[Outcome]], None]
 
 LOCAL_START_ATTEMPTS = 3
+# More would only lengthen every look at what is ready; workers never wait for the driver with so many in hand.
+MAX_IN_FLIGHT = 1000
+POLL_S = 1.0  # how soon a request to stop is seen
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node of the cluster offers."""
+
+    num_cpus: float
+    num_gpus: float
 
 
 class Runner(Protocol):
@@ -26,9 +40,9 @@ class Runner(Protocol):
     def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes: ...
 
 
-def make_runner(cluster: ClusterConfig) -> Runner:
-    """The runner that the config names."""
-    return InlineRunner() if cluster.runner is RunnerKind.inline else RayRunner(cluster)
+def make_runner(cluster: ClusterConfig, max_parallel: int | None = None) -> Runner:
+    """The runner that the config names; it has at most ``max_parallel`` batches in flight."""
+    return InlineRunner() if cluster.runner is RunnerKind.inline else RayRunner(cluster, max_parallel)
 
 
 class InlineRunner:
@@ -44,10 +58,11 @@ class InlineRunner:
 
 
 class RayRunner:
-    """Each batch is one Ray task whose arguments are the outcomes of the batches before it: Ray orders and places."""
+    """Each batch is one Ray task, submitted when the batches before it are done; Ray places it and replaces workers."""
 
-    def __init__(self, cluster: ClusterConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, max_parallel: int | None) -> None:
         self._cluster = cluster
+        self._limit = min(max_parallel or MAX_IN_FLIGHT, MAX_IN_FLIGHT)
 
     def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
         # Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.
@@ -56,10 +71,11 @@ class RayRunner:
 
         self._connect()
         try:
-            largest = _largest_node()
-            for batch in batches:
-                _check_fits(batch, largest)
-            return self._collect(batches, self._submit(batches, context, largest), context, on_done)
+            nodes = _nodes()
+            if not self._cluster.autoscales:
+                for batch in batches:
+                    _check_fits(batch, nodes)
+            return _Submission(batches, replace(context, kills=True), nodes, self._limit).run(on_done)
         finally:
             ray.shutdown()
 
@@ -76,31 +92,70 @@ class RayRunner:
                 f"cluster.address={self._cluster.address}: no Ray cluster there ({one_line(error)})"
             ) from None
 
-    def _submit(self, batches: Sequence[Batch], context: RunContext, largest: dict[str, float]) -> list[Any]:
-        owner: dict[StepRef, Any] = {}
-        refs = []
-        for batch in batches:
-            upstream = dict.fromkeys(owner[ref] for ref in batch.upstream if ref in owner)
-            ref = _remote(batch, context, largest).remote(batch, context, *upstream)
-            owner |= {step.ref: ref for step in batch.steps}
-            refs.append(ref)
-        return refs
 
-    def _collect(
-        self, batches: Sequence[Batch], refs: list[Any], context: RunContext, on_done: OnBatchDone
-    ) -> Outcomes:
+class _Submission:
+    """The batches of one run: which wait, which are in flight, and how every step ended."""
+
+    def __init__(self, batches: Sequence[Batch], context: RunContext, nodes: Sequence[Node], limit: int) -> None:
+        self._context, self._nodes = context, nodes
+        self._ledger = Ledger(context.store_root)
+        self._limit = limit
+        owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
+        before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
+        self._batches = batches
+        self._num_before = [len(indices) for indices in before]
+        self._behind: dict[int, list[int]] = defaultdict(list)
+        for index, indices in enumerate(before):
+            for upstream in indices:
+                self._behind[upstream].append(index)
+        self._ready = deque(index for index, number in enumerate(self._num_before) if number == 0)
+        self._in_flight: dict[Any, tuple[int, Any]] = {}
+        self._outcomes: Outcomes = {}
+
+    def run(self, on_done: OnBatchDone) -> Outcomes:
         import ray
 
-        batch_of = dict(zip(refs, batches, strict=True))
-        outcomes: Outcomes = {}
-        pending = list(refs)
-        while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            for ref in ready:
-                done = _outcomes_of(ref, batch_of[ref], context)
-                outcomes |= {outcome.ref: outcome for outcome in done}
-                on_done(done)
-        return outcomes
+        while self._ready or self._in_flight:
+            reason = self._ledger.stop_reason(self._context.run_id)
+            while self._ready and (reason or len(self._in_flight) < self._limit):
+                index = self._ready.popleft()
+                if reason:
+                    self._take_in(index, _not_run(self._batches[index], reason), on_done)
+                else:
+                    self._submit(index)
+            if self._in_flight:
+                done, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=POLL_S, fetch_local=False)
+                for ref in done:
+                    self._collect(ref, on_done)
+        return self._outcomes
+
+    def _submit(self, index: int) -> None:
+        batch = self._batches[index]
+        group = _placement_group(batch) if batch.resources.num_nodes > 1 else None
+        ref = _remote(batch, self._context, self._nodes, group).remote(
+            batch, self._context, _upstream(batch, self._outcomes)
+        )
+        self._in_flight[ref] = index, group
+
+    def _collect(self, ref: Any, on_done: OnBatchDone) -> None:
+        index, group = self._in_flight.pop(ref)
+        if group is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(group)
+        self._take_in(index, _outcomes_of(ref, self._batches[index], self._context), on_done)
+
+    def _take_in(self, index: int, done: Sequence[Outcome], on_done: OnBatchDone) -> None:
+        self._outcomes |= {outcome.ref: outcome for outcome in done}
+        for behind in self._behind[index]:
+            self._num_before[behind] -= 1
+            if self._num_before[behind] == 0:
+                self._ready.append(behind)
+        on_done(done)
+
+
+def _not_run(batch: Batch, reason: str) -> list[Outcome]:
+    return [Outcome(step.ref, Status.not_run, message=reason) for step in batch.steps]
 
 
 def _start_local(num_cpus: int | None) -> None:
@@ -109,6 +164,9 @@ def _start_local(num_cpus: int | None) -> None:
     Ray gives its agents 15 s to come up and does not let one change that (ray-project/ray issue 65983); on a busy
     machine they may need more, and the second start finds their files in memory.
     """
+    # What a step started must not outlive the worker that ran it, however that ended.  (Ray's other way, a subreaper,
+    # ignores SIGCHLD in every worker and in this process, which breaks whoever waits for a child.)
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
     import ray
 
     for attempt in range(1, LOCAL_START_ATTEMPTS + 1):
@@ -124,14 +182,20 @@ def _start_local(num_cpus: int | None) -> None:
                 ) from None
 
 
-def _remote(batch: Batch, context: RunContext, largest: dict[str, float]) -> Any:
+def _remote(batch: Batch, context: RunContext, nodes: Sequence[Node], group: Any) -> Any:
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    num_cpus = min(batch.resources.num_cpus, largest.get("CPU", 1))
-    return ray.remote(_run_remotely).options(
+    resources = batch.resources
+    num_cpus = min(resources.num_cpus, max((node.num_cpus for node in nodes), default=resources.num_cpus))
+    # In a placement group the engine's own workers take the GPUs, one bundle each; this task only drives them.
+    strategy = group and PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    return ray.remote(run_batch).options(
         name=batch.label,
         num_cpus=num_cpus,
-        num_gpus=batch.resources.num_gpus,
+        num_gpus=0 if group else resources.num_gpus,
+        memory=int(resources.memory_gib * 2**30) if resources.memory_gib else None,
+        scheduling_strategy=strategy,
         # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
         max_retries=context.max_attempts * len(batch.steps),
         # Threads are fixed by the batch, so that a node's size does not move a floating-point sum.  They soon sleep
@@ -140,8 +204,13 @@ def _remote(batch: Batch, context: RunContext, largest: dict[str, float]) -> Any
     )
 
 
-def _run_remotely(batch: Batch, context: RunContext, *upstream: Iterable[Outcome]) -> list[Outcome]:
-    return run_batch(batch, context, [outcome for outcomes in upstream for outcome in outcomes])
+def _placement_group(batch: Batch) -> Any:
+    """A bundle for each GPU, as vLLM's Ray executor wants them, on as few nodes as hold them."""
+    from ray.util import placement_group
+
+    resources = batch.resources
+    first = {"GPU": 1.0, "CPU": resources.num_cpus}
+    return placement_group([first, *({"GPU": 1.0} for _ in range(int(resources.num_gpus) - 1))], strategy="PACK")
 
 
 def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
@@ -166,16 +235,27 @@ def _upstream(batch: Batch, outcomes: Outcomes) -> list[Outcome]:
     return [outcomes[ref] for ref in batch.upstream if ref in outcomes]
 
 
-def _largest_node() -> dict[str, float]:
+def _nodes() -> list[Node]:
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(num_cpus=node.get("CPU", 0.0), num_gpus=node.get("GPU", 0.0)) for node in found]
 
 
-def _check_fits(batch: Batch, largest: dict[str, float]) -> None:
-    if batch.resources.num_gpus > largest["GPU"]:
+def _check_fits(batch: Batch, nodes: Sequence[Node]) -> None:
+    """Refuse what no node could ever hold: Ray would let it wait for ever."""
+    resources = batch.resources
+    largest = max((node.num_gpus for node in nodes), default=0.0)
+    if resources.num_nodes > 1:
+        total = sum(node.num_gpus for node in nodes)
+        if resources.num_gpus > total:
+            raise UserError(
+                f"{batch.label} needs {resources.num_gpus:g} GPUs, but the cluster has {total:g}: add nodes, or "
+                "set cluster.autoscales=true if they come when they are asked for"
+            )
+    elif resources.num_gpus > largest:
         raise UserError(
-            f"{batch.label} needs {batch.resources.num_gpus:g} GPUs on one node, but the cluster's largest node has "
-            f"{largest['GPU']:g}: lower engine.num_gpus and engine.tensor_parallel_size, or use a larger node"
+            f"{batch.label} needs {resources.num_gpus:g} GPUs on one node, but the cluster's largest node has "
+            f"{largest:g}: lower engine.tensor_parallel_size, spread it over nodes with engine.pipeline_parallel_size, "
+            "use a larger node, or set cluster.autoscales=true if nodes come when they are asked for"
         )

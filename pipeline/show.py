@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.errors import FailureClass
+from pipeline.garbage import Unused
 from pipeline.ledger import Failure
+from pipeline.memory import gpu_memory
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import Step, StepRef
 from pipeline.store import Store
-from stages.quantize import weight_group_size, weight_num_bits
-from stages.shape import kv_cache_gib, weight_gib
+from pipeline.worker import Outcome, Status
 
 NOTHING = "–"
 
@@ -34,7 +36,7 @@ def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
         f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(missing):,} to run), "
         f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
     )
-    console.print("GiB/GPU needed: weights and the keys and values of one full context, over tensor parallel ranks.")
+    console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:
@@ -52,6 +54,37 @@ def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mappin
         table.add_row(name, *(str(ended[state] or "") for state in ("done", "missing", "failed", "skipped")))
     console.print(table)
     _print_failures(console, plan, failures)
+    by_class = Counter(failure.failure_class.value for failure in failures.values())
+    if by_class:
+        console.print("by class: " + ", ".join(f"{name} {number}" for name, number in sorted(by_class.items())))
+
+
+def garbage(console: Console, unused: Sequence[Unused], is_deleted: bool) -> None:
+    """What a garbage collection found, largest first."""
+    for each in sorted(unused, key=lambda each: -each.num_bytes):
+        console.print(f"{each.num_bytes / 2**30:8.3f} GiB  {each.path}", soft_wrap=True, highlight=False)
+    total_gib = sum(each.num_bytes for each in unused) / 2**30
+    verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
+    console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
+
+
+def damage(console: Console, damaged: Mapping[StepRef, str]) -> None:
+    """What a full verification found wrong."""
+    for ref, what in damaged.items():
+        console.print(
+            f"[red]damaged[/] {ref.short}: {escape(what)}; moved aside, it will be made again", soft_wrap=True
+        )
+
+
+def disk_full(console: Console, store: Store, outcomes: Mapping[StepRef, Outcome]) -> None:
+    """Why the run stopped when nothing could be written any more."""
+    first = next(outcome for outcome in outcomes.values() if outcome.failure_class is FailureClass.disk)
+    num_done = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
+    console.print(f"[red]failed (disk)[/] {first.ref.short}: {escape(first.message)}", soft_wrap=True)
+    console.print(
+        f"stopped: {num_done} steps were finished and kept, none half-written; free space on {store.root}, run again",
+        soft_wrap=True,
+    )
 
 
 def finished(
@@ -109,13 +142,9 @@ def _interval(low: object, high: object, pattern: str) -> str:
 
 
 def _trial_cells(plan: Plan, trial: TrialPlan) -> list[str]:
-    config = trial.trial.config
-    engine, shape, recipe = config.engine, config.model.shape, config.recipe
-    weights = needed = NOTHING
-    if shape is not None:
-        weights_gib = weight_gib(shape, num_bits=weight_num_bits(recipe), group_size=weight_group_size(recipe))
-        cache_gib = kv_cache_gib(shape, num_tokens=engine.max_model_len)
-        weights, needed = f"{weights_gib:.1f}", f"{(weights_gib + cache_gib) / engine.tensor_parallel_size:.1f}"
+    engine, memory = trial.trial.config.engine, gpu_memory(trial.trial.config)
+    weights = f"{memory.weights_gib:.1f}" if memory else NOTHING
+    needed = f"{memory.per_gpu_gib:.1f}" if memory else NOTHING
     shards = (ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs)
     documents = sum(plan.steps[ref].num_documents for ref in shards)
     base = "" if trial.trial.is_base else trial.trial.base

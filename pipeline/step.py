@@ -36,6 +36,11 @@ class Stage:
         function = cast(Callable[..., Metrics], self._load(self.function))
         return function(config, inputs, out, session) if self.sessions else function(config, inputs, out)
 
+    def smaller(self, config: Any) -> Any | None:
+        """``config`` with a smaller batch and the same identity; None where the stage cannot be made smaller."""
+        shrink = getattr(importlib.import_module(self.module), "smaller", None)
+        return None if shrink is None else shrink(config)
+
     def session_key(self, config: Any) -> str:
         return cast(str, self._load("session_key")(config))
 
@@ -70,6 +75,8 @@ class Resources:
 
     num_cpus: float = 1
     num_gpus: float = 0
+    num_nodes: int = 1  # the GPUs are spread evenly over so many
+    memory_gib: float | None = None  # resident; more ends the step
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ MANIFEST_VERSION = 1
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 # A draft of another host whose process cannot be looked up is taken for dead after this long without a write.
 ABANDONED_AFTER_S = 7 * 24 * 3600
+NUM_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,19 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._listed: dict[str, tuple[int, dict[str, Path]]] = {}
-        self._verified: dict[StepRef, Path] = {}
+        self._index = Index(root)
 
     def find(self, ref: StepRef) -> Path | None:
         """The published artifact's directory, or None.  The full fingerprint in the manifest decides."""
-        known = self._verified.get(ref)
-        if known is not None and (known / MANIFEST).exists():
-            return known
         path = self._listing(ref.stage).get(ref.fingerprint[:12])
-        if path is None or read_manifest(path).get("fingerprint") != ref.fingerprint:
+        if path is None:
             return None
-        self._verified[ref] = path
+        if self._index.get(path) == ref.fingerprint:
+            # Nothing published is ever changed, so what the manifest said once it says still, if it is there.
+            return path if (path / MANIFEST).exists() else None
+        if read_manifest(path).get("fingerprint") != ref.fingerprint:
+            return None
+        self._index.add(path, ref.fingerprint)
         return path
 
     def path(self, ref: StepRef) -> Path:
@@ -92,8 +96,32 @@ class Store:
                 yield manifest
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
-        """The steps that are not published: the one list a run works through."""
-        return [step for step in steps if self.find(step.ref) is None]
+        """The steps that are not published: the one list a run works through.
+
+        Looks at many artifacts at once, because a shared file system answers late rather than slowly, and remembers
+        their fingerprints, so that the next start reads no manifest.
+        """
+        steps = list(steps)
+        for stage in {step.stage.name for step in steps}:
+            self._listing(stage)
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            found = list(readers.map(lambda step: self.find(step.ref), steps, chunksize=64))
+        self._index.save()
+        return [step for step, path in zip(steps, found, strict=True) if path is None]
+
+    def damaged(self, steps: Iterable[Step]) -> dict[StepRef, str]:
+        """Digest every published artifact of the steps again; those that are not what their manifest says, and why."""
+        present = [step.ref for step in steps if self.find(step.ref) is not None]
+        return {ref: what for ref in present if (what := self.damage(ref)) is not None}
+
+    def damage(self, ref: StepRef) -> str | None:
+        """Digest a published artifact again; what in it is not as its manifest says, or None."""
+        return _damage(self.path(ref))
+
+    def set_aside(self, ref: StepRef) -> None:
+        """Take a damaged artifact out of the store's sight; ``mode=gc`` removes it."""
+        _set_aside(self.path(ref))
+        self._listed.pop(ref.stage, None)
 
     @contextlib.contextmanager
     def draft(self, step: Step) -> Iterator[Draft]:
@@ -157,10 +185,51 @@ class Store:
             # Another publisher was first, or something incomplete lies there (a manifest deleted by hand).
             if read_manifest(target).get("fingerprint") == draft.step.fingerprint:
                 return target
-            target.rename(target.with_name(f".damaged-{target.name}-{uuid.uuid4().hex[:8]}"))
+            _set_aside(target)
             draft.path.rename(target)
         _sync_directory(target.parent)
         return target
+
+
+class Index:
+    """Which fingerprint the manifest in each directory states, kept in ``<root>/cache/index.json`` between starts.
+
+    Only a memory: a directory that it does not know is looked into, one that is gone is not found in a listing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "cache" / "index.json"
+        self._known: dict[str, str] | None = None
+        self._is_new = False
+
+    def get(self, path: Path) -> str | None:
+        return self._loaded().get(self._name(path))
+
+    def add(self, path: Path, fingerprint: str) -> None:
+        self._loaded()[self._name(path)] = fingerprint
+        self._is_new = True
+
+    def save(self) -> None:
+        """Write it down if something was added; a store that cannot be written to stays readable."""
+        if not self._is_new:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(f".{os.getpid()}.tmp")
+            partial.write_text(json.dumps(dict(self._loaded())), encoding="utf-8")
+            partial.replace(self._path)
+            self._is_new = False
+
+    def _loaded(self) -> dict[str, str]:
+        if self._known is None:
+            try:
+                self._known = dict(json.loads(self._path.read_bytes()))
+            except (OSError, ValueError, TypeError):
+                self._known = {}
+        return self._known
+
+    def _name(self, path: Path) -> str:
+        return f"{path.parent.name}/{path.name}"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -193,6 +262,30 @@ def write_durably(path: Path, text: str) -> None:
 def file_name(label: str) -> str:
     """``label`` as a readable, portable file name."""
     return re.sub(r"[^A-Za-z0-9_.=]+", "-", label).strip("-.") or "artifact"
+
+
+def _damage(path: Path) -> str | None:
+    """What in an artifact is not as its manifest says: a file missing, added or changed."""
+    described = read_manifest(path).get("files", {})
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST}
+    if lost := sorted(described.keys() - present):
+        return f"{lost[0]} is missing"
+    if strange := sorted(present - described.keys()):
+        return f"{strange[0]} does not belong to it"
+    names = sorted(described)
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        digests = list(readers.map(lambda name: _digest(path / name), names))
+    changed = (name for name, digest in zip(names, digests, strict=True) if digest != described[name]["sha256"])
+    return next((f"{name} was changed" for name in changed), None)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _set_aside(path: Path) -> None:
+    path.rename(path.with_name(f".damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -7,18 +7,19 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FailureClass, classify, one_line
-from pipeline.ledger import Ledger
+from pipeline.errors import RETRY, FailureClass, Retry, classify, one_line
+from pipeline.ledger import History, Ledger
 from pipeline.plan import Batch
 from pipeline.provenance import provenance
 from pipeline.step import Step, StepRef
 from pipeline.store import Store, file_name
-from stages.errors import EngineError
+from pipeline.watchdog import Limits, watched
+from stages.errors import CheckpointError, DataError
 
 
 class Status(Enum):
@@ -26,7 +27,8 @@ class Status(Enum):
 
     succeeded = "succeeded"
     failed = "failed"
-    skipped = "skipped"
+    skipped = "skipped"  # something it depends on failed
+    not_run = "not run"  # the run was stopped before
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What every batch of a run shares."""
+    """What every batch of a run shares.
+
+    ``timeout_s`` holds limits by stage.  They are enforced by ending the process, so only where it is a worker's
+    (``kills``).  ``drift`` says in which ways this environment is not the one that the sweep was begun in.
+    """
 
     store_root: Path
     run_id: str
     max_attempts: int
+    timeout_s: Mapping[str, float] = field(default_factory=dict)
+    back_off_s: float = 0
+    kills: bool = False
+    drift: tuple[str, ...] = ()
 
 
 def run_batch(batch: Batch, context: RunContext, upstream: Iterable[Outcome]) -> list[Outcome]:
@@ -64,78 +74,159 @@ class _BatchRun:
         self._upstream = upstream
         self._store = Store(context.store_root)
         self._ledger = Ledger(context.store_root)
+        self._checked: dict[StepRef, Path] = {}
         self._session: Any = None
+        self._sessions = ExitStack()
+        self._is_smaller = any(self._history(step).num_oom for step in batch.steps)
 
     def outcomes(self) -> list[Outcome]:
-        with ExitStack() as session_stack:
-            outcomes = [self._outcome(step, session_stack) for step in self._batch.steps]
-            with self._captured(self._batch.steps[-1]):
-                self._close_session(session_stack)
+        with self._sessions:
+            outcomes = [self._outcome(step) for step in self._batch.steps]
+            if self._session is not None:
+                with contextlib.suppress(OSError), self._captured(self._batch.steps[-1]):
+                    self._close_session()
         return outcomes
 
-    def _outcome(self, step: Step, session_stack: ExitStack) -> Outcome:
+    def _outcome(self, step: Step) -> Outcome:
         if self._store.find(step.ref) is not None:
             return Outcome(step.ref, Status.succeeded)
+        if reason := self._ledger.stop_reason(self._context.run_id):
+            return Outcome(step.ref, Status.not_run, message=reason)
         if blocked := self._blocked(step):
             return blocked
-        if failed := self._ledger.failure_in(step.ref, self._context.run_id):
-            return Outcome(step.ref, Status.failed, failed.failure_class, failed.message)
-        if self._is_set_aside(step):
-            return self._failed(
-                step, FailureClass.crash, f"set aside: its worker died {self._context.max_attempts} times"
-            )
-        return self._attempt(step, session_stack)
+        return self._earlier_failure(step) or self._attempts(step)
 
     def _blocked(self, step: Step) -> Outcome | None:
         for ref in step.upstream:
             known = self._upstream.get(ref)
-            if known is not None and known.status is not Status.succeeded:
-                cause = known.message if known.status is Status.skipped else f"{ref.short} failed: {known.message}"
-                self._ledger.skipped(step.ref, self._context.run_id, cause)
-                return Outcome(step.ref, Status.skipped, FailureClass.upstream, cause)
+            if known is None or known.status is Status.succeeded:
+                continue
+            if known.status is Status.not_run:
+                return Outcome(step.ref, Status.not_run, message=known.message)
+            cause = known.message if known.status is Status.skipped else f"{ref.short} failed: {known.message}"
+            self._ledger.skipped(step.ref, self._context.run_id, cause)
+            return Outcome(step.ref, Status.skipped, FailureClass.upstream, cause)
         return None
 
-    def _is_set_aside(self, step: Step) -> bool:
+    def _earlier_failure(self, step: Step) -> Outcome | None:
+        """What earlier workers of this run left of the step, if it is not to be tried again."""
+        history = self._history(step)
+        if history.open_since is not None and self._hung(step, history.open_since):
+            message = f"hung for longer than {self._timeout_s(step):g} s (cluster.timeout_s)"
+            self._failed(step, FailureClass.timeout, message)
+            history = self._history(step)
+        if history.failure is not None and not self._may_retry(step, *history.failure):
+            return Outcome(step.ref, Status.failed, *history.failure)
+        if self._is_set_aside(step, history):
+            message = f"set aside: its worker died {self._context.max_attempts} times"
+            return self._failed(step, FailureClass.crash, message)
+        return None
+
+    def _hung(self, step: Step, since_s: float) -> bool:
+        """Whether the watchdog's C-level timer ended it, which leaves no word but writes to the log after the limit."""
+        limit_s = self._timeout_s(step)
+        try:
+            last_s = self._log_path(step).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return limit_s is not None and last_s - since_s > limit_s
+
+    def _is_set_aside(self, step: Step, history: History) -> bool:
         """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
-        run_id, limit = self._context.run_id, self._context.max_attempts
-        if self._ledger.deaths(step.ref, run_id) >= limit:
+        limit = self._context.max_attempts
+        if history.num_deaths >= limit:
             return True
         if not step.stage.sessions or any(self._store.find(other.ref) for other in self._batch.steps):
             return False
-        return sum(self._ledger.deaths(other.ref, run_id) for other in self._batch.steps) >= limit
+        return sum(self._history(other).num_deaths for other in self._batch.steps) >= limit
 
-    def _attempt(self, step: Step, session_stack: ExitStack) -> Outcome:
+    def _attempts(self, step: Step) -> Outcome:
+        """Try until it succeeds or its failure is not one that another attempt could mend."""
+        while True:
+            outcome = self._attempt(step)
+            if outcome.failure_class is None or not self._may_retry(step, outcome.failure_class, outcome.message):
+                return outcome
+            time.sleep(self._context.back_off_s * 2 ** (self._history(step).num_started - 1))
+
+    def _may_retry(self, step: Step, failure_class: FailureClass, message: str) -> bool:
+        retry, history = RETRY[failure_class], self._history(step)
+        if retry is Retry.stop:
+            with contextlib.suppress(OSError):
+                self._ledger.request_stop(self._context.run_id, f"{failure_class.value}: {message}")
+        if retry is Retry.smaller and history.num_oom == 1 and step.stage.smaller(step.config) is not None:
+            self._is_smaller = True
+            return True
+        return retry is Retry.again and history.num_started < self._context.max_attempts
+
+    def _attempt(self, step: Step) -> Outcome:
+        try:
+            return self._attempt_on_record(step)
+        except OSError as error:  # neither ledger nor log can be written
+            return self._failed(step, classify(error), one_line(error))
+
+    def _attempt_on_record(self, step: Step) -> Outcome:
         self._ledger.started(step.ref, self._context.run_id, self._log_path(step))
         started = time.time()
         with self._captured(step):
             try:
-                self._make(step, session_stack, started)
+                with self._limited(step):
+                    self._make(step, started)
             except Exception as error:
                 traceback.print_exc()
-                if isinstance(error, EngineError):
-                    self._close_session(session_stack)
-                return self._failed(step, classify(error), one_line(error))
+                failure_class = classify(error)
+                if failure_class in (FailureClass.engine, FailureClass.oom):
+                    self._close_session()
+                return self._failed(step, failure_class, one_line(error))
         self._ledger.succeeded(step.ref, self._context.run_id, time.time() - started)
         return Outcome(step.ref, Status.succeeded)
 
     def _failed(self, step: Step, failure_class: FailureClass, message: str) -> Outcome:
-        self._ledger.failed(step.ref, self._context.run_id, failure_class, message)
+        # On a full disk the ledger cannot be written either; the outcome still tells the driver.
+        with contextlib.suppress(OSError):
+            self._ledger.failed(step.ref, self._context.run_id, failure_class, message)
         return Outcome(step.ref, Status.failed, failure_class, message)
 
-    def _make(self, step: Step, session_stack: ExitStack, started: float) -> None:
-        inputs = {name: self._store.path(ref) for name, ref in step.inputs.items()}
-        if step.stage.sessions and self._session is None:
-            self._session = session_stack.enter_context(step.stage.open_session(step.config, inputs))
-        with self._store.draft(step) as draft:
-            metrics = step.stage.run(step.config, inputs, draft.path, self._session)
-            times = {"started": round(started, 3), "ended": round(time.time(), 3), "run_id": self._context.run_id}
-            draft.publish(metrics, {**provenance(), **times})
+    def _limited(self, step: Step) -> contextlib.AbstractContextManager[None]:
+        if not self._context.kills:
+            return contextlib.nullcontext()
+        limits = Limits(self._timeout_s(step), step.resources.memory_gib)
+        return watched(
+            limits,
+            lambda failure_class, message: self._ledger.failed(step.ref, self._context.run_id, failure_class, message),
+        )
 
-    def _close_session(self, session_stack: ExitStack) -> None:
+    def _timeout_s(self, step: Step) -> float | None:
+        return self._context.timeout_s.get(step.stage.name) if self._context.kills else None
+
+    def _history(self, step: Step) -> History:
+        return self._ledger.history(step.ref, self._context.run_id)
+
+    def _make(self, step: Step, started: float) -> None:
+        inputs = {name: self._sound(ref) for name, ref in step.inputs.items()}
+        config = (step.stage.smaller(step.config) or step.config) if self._is_smaller else step.config
+        if step.stage.sessions and self._session is None:
+            self._session = self._sessions.enter_context(step.stage.open_session(config, inputs))
+        with self._store.draft(step) as draft:
+            metrics = step.stage.run(config, inputs, draft.path, self._session)
+            times = {"started": round(started, 3), "ended": round(time.time(), 3), "run_id": self._context.run_id}
+            drift = {"drift": list(self._context.drift)} if self._context.drift else {}
+            draft.publish(metrics, {**provenance(), **times, **drift})
+
+    def _sound(self, ref: StepRef) -> Path:
+        """The input's directory, its bytes checked once by this batch: a flipped bit must not become a score."""
+        if ref not in self._checked:
+            if what := self._store.damage(ref):
+                self._store.set_aside(ref)
+                kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
+                raise kind(f"{ref.short} is damaged ({what}) and was moved aside; run again and it is made again")
+            self._checked[ref] = self._store.path(ref)
+        return self._checked[ref]
+
+    def _close_session(self) -> None:
         """A dead engine is dropped; the next step opens a new one."""
         self._session = None
         with contextlib.suppress(Exception):
-            session_stack.close()
+            self._sessions.close()
 
     def _log_path(self, step: Step) -> Path:
         return log_path(self._context.store_root, step)
@@ -166,7 +257,8 @@ def _captured(log: Path) -> Iterator[None]:
 
 
 def _point(stdout: int, stderr: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a log on a full disk must not keep the descriptors from being restored
+            stream.flush()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stages.engines.harness_model import Encoded, HarnessModel
 
 VERSION = 1
+VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
 class EngineKind(Enum):
@@ -44,21 +45,33 @@ class EngineConfig:
     dtype: str = identity("bfloat16")
     max_model_len: int = identity(4096)  # tokens, prompt and output together
     tensor_parallel_size: int = identity(1)
+    pipeline_parallel_size: int = identity(1, neutral=1)  # nodes, each with tensor_parallel_size GPUs
     seed: int = identity(0)
     gpu_memory_utilization: float = execution(0.9)
+    gpu_memory_gib: float | None = execution(None)  # of one GPU; null: a plan cannot refuse what does not fit
     kv_cache_gib: float | None = execution(None)
     max_num_seqs: int | None = execution(None)
     enforce_eager: bool = execution(False)
     num_cpus: int = execution(1)
-    num_gpus: int = execution(0)
+    on_gpu: bool = execution(False)
     batch_size: int = execution(8)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
-        for name in ("max_model_len", "tensor_parallel_size", "batch_size"):
+        for name in ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} must be at least 1; got {getattr(self, name)}")
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes, each with its own part of the weights."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that one open engine holds."""
+        return self.num_ranks if self.on_gpu else 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,6 +113,16 @@ def session_key(config: EvaluateConfig) -> str:
     """Canonical text of the settings that define one open engine; steps with the same key and checkpoint share it."""
     settings = asdict(config.engine) | {"kind": config.engine.kind.name}
     return json.dumps(settings, sort_keys=True)
+
+
+def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
+    """Half as many sequences at once; None when there is only one.  Their number is not identity."""
+    engine = config.engine
+    sequences = engine.max_num_seqs or VLLM_MAX_NUM_SEQS
+    if max(sequences, engine.batch_size) == 1:
+        return None
+    shrunk = replace(engine, max_num_seqs=max(1, sequences // 2), batch_size=max(1, engine.batch_size // 2))
+    return replace(config, engine=shrunk)
 
 
 @contextmanager

@@ -162,6 +162,8 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
+    if config.pipeline_parallel_size > 1:
+        arguments |= {"pipeline_parallel_size": config.pipeline_parallel_size, "distributed_executor_backend": "ray"}
     if config.max_num_seqs is not None:
         arguments["max_num_seqs"] = config.max_num_seqs
     if is_cpu:

@@ -1,12 +1,17 @@
 """Stages for tests of the engine: they only write what they are told, or fail as they are told."""
 
+import ctypes
+import errno
 import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.step import Resources, Stage, Step, StepRef
 from stages.errors import DataError, EngineError
@@ -17,10 +22,11 @@ VERSION = 3
 
 @dataclass(kw_only=True, slots=True)
 class NoteConfig:
-    """``behaviour``: write, data_error, engine_error, bug, die, die_once, slow."""
+    """``behaviour`` is one of those in ``_behave``; ``batch`` is what ``smaller`` halves."""
 
     text: str = identity()
     behaviour: str = execution("write")
+    batch: int = execution(4)
     scratch: str = execution("")  # a directory for marks that outlive a process
 
 
@@ -36,23 +42,57 @@ def write_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path) -> Map
     return {"length": float(len(before + config.text)), "unknown": None}
 
 
+def smaller(config: NoteConfig) -> NoteConfig | None:
+    return None if config.batch == 1 else replace(config, batch=config.batch // 2)
+
+
 def _behave(config: NoteConfig) -> None:
     match config.behaviour:
         case "data_error":
             raise DataError("the data is odd: look at it")
         case "engine_error":
             raise EngineError("the engine died")
+        case "engine_error_once" if _first_time(config):
+            raise EngineError("the engine died")
+        case "large_batches_do_not_fit" if config.batch > 2:
+            raise MemoryError(f"a batch of {config.batch}")
+        case "no_batch_fits":
+            raise MemoryError(f"a batch of {config.batch}")
+        case "disk_full":
+            raise OSError(errno.ENOSPC, "No space left on device")
         case "bug":
             raise KeyError("nobody thought of this")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "die_once":
-            mark = Path(config.scratch) / f"died-{config.text}"
-            if not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+        case "die_once" if _first_time(config):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            ctypes.string_at(0)
+        case "memory_bomb":
+            _swell()
+        case "hang":
+            child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            (Path(config.scratch) / f"child-{config.text}").write_text(str(child.pid))
+            time.sleep(600)
+        case "hang_in_c":
+            re.match(r"(a|a|aa)+$", "a" * 60 + "b")  # holds the interpreter's lock
         case "slow":
             time.sleep(0.5)
+
+
+def _first_time(config: NoteConfig) -> bool:
+    mark = Path(config.scratch) / f"first-{config.text}"
+    if mark.exists():
+        return False
+    mark.touch()
+    return True
+
+
+def _swell() -> None:
+    held = []
+    while True:
+        held.append(bytearray(os.urandom(2**20)) * 50)
+        time.sleep(0.05)
 
 
 def session_key(config: NoteConfig) -> str:
@@ -78,11 +118,14 @@ def serve_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path, sessio
     return {"served": float(len(session))}
 
 
+ONE_CPU = Resources(num_cpus=1)
 NOTE = Stage("note", "tests.pipeline.fakes", "write_note")
 SERVE = Stage("serve", "tests.pipeline.fakes", "serve_note", sessions=True)
 
 
-def note(text: str, *upstream: Step, after: tuple[Step, ...] = (), **config: str) -> Step:
+def note(
+    text: str, *upstream: Step, after: tuple[Step, ...] = (), resources: Resources = ONE_CPU, **config: Any
+) -> Step:
     """A step that writes ``text`` after what its inputs wrote."""
     inputs: dict[str, StepRef] = {f"input{index}": step.ref for index, step in enumerate(upstream)}
     return Step(
@@ -91,11 +134,11 @@ def note(text: str, *upstream: Step, after: tuple[Step, ...] = (), **config: str
         label=text,
         inputs=inputs,
         after=tuple(step.ref for step in after),
-        resources=Resources(num_cpus=1),
+        resources=resources,
     )
 
 
-def serving(text: str, checkpoint: Step, **config: str) -> Step:
+def serving(text: str, checkpoint: Step, **config: Any) -> Step:
     """A step of a stage with sessions."""
     return Step(
         stage=SERVE,

@@ -15,7 +15,7 @@ REF = note("a").ref
 def test_an_attempt_that_never_ended_is_a_death(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.started(REF, "run", tmp_path / "log")
-    assert ledger.deaths(REF, "run") == 1
+    assert ledger.history(REF, "run").num_deaths == 1
     failure = ledger.last_failure(REF)
     assert failure is not None
     assert failure.failure_class is FailureClass.crash
@@ -25,7 +25,7 @@ def test_an_attempt_that_never_ended_is_a_death(tmp_path: Path) -> None:
 def test_deaths_of_another_run_do_not_count(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.started(REF, "killed by its user", None)
-    assert ledger.deaths(REF, "run") == 0
+    assert ledger.history(REF, "run").num_deaths == 0
 
 
 @given(st.lists(st.sampled_from(["succeeded", "failed", "died"]), max_size=6))
@@ -37,17 +37,26 @@ def test_deaths_are_the_attempts_without_an_end(tmp_path_factory, ends: list[str
             ledger.succeeded(REF, "run", 1.0)
         if end == "failed":
             ledger.failed(REF, "run", FailureClass.oom, "no memory")
-    assert ledger.deaths(REF, "run") == ends.count("died")
+    assert ledger.history(REF, "run").num_deaths == ends.count("died")
 
 
 def test_a_failure_keeps_its_class_and_message(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.started(REF, "run", None)
     ledger.failed(REF, "run", FailureClass.oom, "no memory left")
-    failure = ledger.failure_in(REF, "run")
-    assert failure is not None
-    assert (failure.failure_class, failure.message) == (FailureClass.oom, "no memory left")
-    assert ledger.failure_in(REF, "next run") is None
+    assert ledger.history(REF, "run").failure == (FailureClass.oom, "no memory left")
+    assert ledger.history(REF, "next run").failure is None
+
+
+def test_a_request_to_stop_reaches_one_run_and_keeps_its_first_reason(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.stop_reason("run") is None
+    ledger.request_stop("run", "the user said so")
+    ledger.request_stop("run", "another reason")
+    assert Ledger(tmp_path).stop_reason("run") == "the user said so"
+    assert ledger.stop_reason("other run") is None
+    ledger.clear_stop("run")
+    assert ledger.stop_reason("run") is None
 
 
 def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:

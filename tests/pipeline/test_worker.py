@@ -79,13 +79,15 @@ def test_a_session_is_opened_once_and_closed(tmp_path: Path) -> None:
 
 
 def test_a_dead_engine_voids_its_shard_and_is_replaced(tmp_path: Path) -> None:
+    """A new engine tries the shard once more, and another one goes on with the next."""
     checkpoint = note("weights")
     behaviours = {"a": "write", "b": "engine_error", "c": "write"}
     steps = [serving(text, checkpoint, behaviour=how, scratch=str(tmp_path)) for text, how in behaviours.items()]
     outcomes = run(tmp_path / "store", [checkpoint, *steps])
     assert [outcomes[step.ref].status for step in steps] == [Status.succeeded, Status.failed, Status.succeeded]
     assert Store(tmp_path / "store").find(steps[1].ref) is None
-    assert lines(tmp_path / "sessions").count("open") == 2
+    assert lines(tmp_path / "sessions").count("open") == 3
+    assert lines(tmp_path / "calls") == ["a", "b", "b", "c"]
 
 
 def test_a_rerun_does_only_what_is_missing(tmp_path: Path) -> None:
@@ -141,8 +143,7 @@ def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_asi
 
 
 def test_work_that_no_node_can_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
-    step = note("a", scratch=str(tmp_path))
-    object.__setattr__(step, "resources", Resources(num_gpus=4))
+    step = note("a", scratch=str(tmp_path), resources=Resources(num_gpus=4))
     with pytest.raises(UserError, match="needs 4 GPUs"):
         run(tmp_path / "store", [step], RunnerKind.ray)
     assert lines(tmp_path / "calls") == []
