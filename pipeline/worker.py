@@ -207,8 +207,14 @@ class _BatchRun:
         if step.stage.sessions and self._session is None:
             self._session = self._sessions.enter_context(step.stage.open_session(config, inputs))
         with self._store.draft(step) as draft:
+            called = time.perf_counter()
             metrics = step.stage.run(config, inputs, draft.path, self._session)
-            times = {"started": round(started, 3), "ended": round(time.time(), 3), "run_id": self._context.run_id}
+            times = {
+                "started": round(started, 3),
+                "ended": round(time.time(), 3),
+                "stage_s": round(time.perf_counter() - called, 4),
+                "run_id": self._context.run_id,
+            }
             drift = {"drift": list(self._context.drift)} if self._context.drift else {}
             draft.publish(metrics, {**provenance(), **times, **drift})
 

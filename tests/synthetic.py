@@ -1,0 +1,127 @@
+"""Stages that write what the real ones write, without a model: for the engine's tests and benchmarks at full size.
+
+Everything is drawn from the step's own identity, so the same step gives the same bytes wherever and whenever it runs.
+Fingerprints stay those of the real steps.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.plan import Plan
+from pipeline.step import Stage
+from stages import calibrate, evaluate, fetch, gate, quantize
+
+NUM_SENTENCES = 2048
+SENTENCES_A_RESPONSE = 10  # of 100 characters
+MARKS_VARIABLE = "SYNTHETIC_MARKS"  # a directory that hears of every call
+SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
+
+METRICS = (  # every task's own headline, so that any comparison finds its metric
+    "acc,none",
+    "acc_norm,none",
+    "exact_match,none",
+    "exact_match,strict-match",
+    "exact_match,strict_match",
+    "prompt_level_strict_acc,none",
+)
+MODULE = "tests.synthetic"
+VERSIONS = {
+    "fetch_model": fetch.VERSION,
+    "fetch_dataset": fetch.VERSION,
+    "calibrate": calibrate.VERSION,
+    "quantize": quantize.VERSION,
+    "gate": gate.VERSION,
+    "evaluate": evaluate.VERSION,
+}
+VERSION = 1
+
+
+def synthetic(plan: Plan) -> Plan:
+    """The same plan, whose steps are made here; comparisons and reports stay real."""
+    steps = {}
+    for ref, step in plan.steps.items():
+        assert VERSIONS.get(ref.stage, VERSION) == VERSION, "this module must carry the real stages' version"
+        stage = Stage(ref.stage, MODULE, "answer" if ref.stage == "evaluate" else "write_small", step.stage.sessions)
+        steps[ref] = step if ref.stage == "compare" else replace(step, stage=stage)
+        assert steps[ref].ref == ref
+    return Plan(plan.name, plan.trials, steps)
+
+
+def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """A checkpoint, data set or report of a gate: one small file."""
+    _note(repr(config))
+    (out / "content.json").write_text(json.dumps({"config": repr(config), "inputs": sorted(inputs)}))
+    return {"size_gib": 1.0}
+
+
+def session_key(config: evaluate.EvaluateConfig) -> str:
+    return evaluate.session_key(config)
+
+
+@contextmanager
+def open_session(config: evaluate.EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[list[str]]:
+    """Sentences to answer with."""
+    rng = np.random.default_rng(0)
+    letters = rng.integers(97, 123, size=(NUM_SENTENCES, 100), dtype=np.uint8)
+    letters[:, ::6] = 32
+    yield [row.tobytes().decode() for row in letters]
+
+
+def answer(
+    config: evaluate.EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
+) -> Mapping[str, float | None]:
+    """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``stages.evaluate`` writes them."""
+    _note(f"{config.task} {config.start} {inputs['checkpoint'].name}")
+    time.sleep(float(os.environ.get(SLEEP_VARIABLE, "0")))
+    doc_ids = np.arange(config.start, config.stop)
+    rng = _generator(inputs["checkpoint"].name, config.task, config.start)
+    difficulty = _generator(config.task, config.start).random(len(doc_ids))
+    right = (rng.random(len(doc_ids)) * 0.3 + difficulty * 0.7 < 0.6).astype(float)
+    picks = rng.integers(0, NUM_SENTENCES, size=(len(doc_ids), SENTENCES_A_RESPONSE))
+    digests = [hashlib.sha256(f"{config.task} {doc}".encode()).hexdigest() for doc in doc_ids]
+    columns = {
+        "doc_id": pa.array(doc_ids, pa.int32()),
+        "doc_digest": pa.array(digests),
+        "prompt_digest": pa.array(digests),
+        "target": pa.array(["A"] * len(doc_ids)),
+        "responses": pa.array([["".join(session[pick] for pick in row)] for row in picks]),
+        **{metric: pa.array(right) for metric in METRICS},
+        "truncated": pa.array([False] * len(doc_ids)),
+        "error": pa.array([None] * len(doc_ids), pa.string()),
+    }
+    pq.write_table(pa.table(columns), out / "samples.parquet", compression="zstd")
+    (out / "task.json").write_text(json.dumps(_task_facts(config), indent=1))
+    return {"num_documents": len(doc_ids), "num_missing": 0.0}
+
+
+def _task_facts(config: evaluate.EvaluateConfig) -> dict[str, Any]:
+    return {
+        "task": config.task,
+        "version": 1,
+        "output_type": "multiple_choice",
+        "num_docs": config.num_docs,
+        "metrics": {metric: {"aggregation": {"name": "mean"}, "higher_is_better": True} for metric in METRICS},
+        "comparable": {"engine": "synthetic"},
+    }
+
+
+def _generator(*labels: object) -> np.random.Generator:
+    digest = hashlib.sha256("\0".join(map(str, labels)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8]))
+
+
+def _note(line: str) -> None:
+    if marks := os.environ.get(MARKS_VARIABLE):
+        with (Path(marks) / f"{os.getpid()}.calls").open("a") as stream:
+            stream.write(f"{line}\n")
