@@ -1,6 +1,6 @@
 """The typed config: what a composed ``conf/`` tree must fit.  Inert data; nothing here acts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -132,12 +132,23 @@ class ClusterConfig:
     max_attempts: int = 2
     back_off_s: float = 5.0
     timeout_s: dict[str, float] = field(default_factory=lambda: {"default": 4 * 3600.0, "quantize": 24 * 3600.0})
-    stages: dict[str, ResourceConfig] = field(default_factory=dict)
+    # Each a ResourceConfig; typed by hand, because OmegaConf takes no new entry of a typed mapping from a command line.
+    stages: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.stages = {name: _resource_config(f"cluster.stages.{name}", value) for name, value in self.stages.items()}
         for name in ("replicas", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cluster.{name} must be at least 1; got {getattr(self, name)}")
+
+
+def _resource_config(name: str, value: Any) -> ResourceConfig:
+    if isinstance(value, ResourceConfig):
+        return value
+    known = {each.name for each in fields(ResourceConfig)}
+    if not isinstance(value, dict) or not value.keys() <= known:
+        raise ValueError(f"{name} must be a mapping with keys among {', '.join(sorted(known))}; got {value!r}")
+    return ResourceConfig(**value)
 
 
 @dataclass(kw_only=True, slots=True)

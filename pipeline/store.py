@@ -28,7 +28,7 @@ MANIFEST_VERSION = 1
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 # A draft of another host whose process cannot be looked up is taken for dead after this long without a write.
 ABANDONED_AFTER_S = 7 * 24 * 3600
-NUM_READERS = 16
+NUM_READERS, STEPS_A_READER = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,35 @@ class Draft:
         return self.store._move_into_place(self)
 
 
-class Store:
-    """Artifacts under ``root`` on a file system that all workers share."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a stage's directory held: when it had changed, when it was read, and the artifacts by 12 digits."""
 
-    def __init__(self, root: Path) -> None:
+    changed_ns: int
+    made_s: float
+    names: dict[str, str]
+
+
+class Store:
+    """Artifacts under ``root`` on a file system that all workers share.
+
+    A stage's directory is listed again when it has changed, but not before ``patience_s``: a worker that publishes shard
+    after shard beside thousands of others would read nothing but listings.  What it may miss so long is work that
+    another driver did under another label, which it then does again.
+    """
+
+    def __init__(self, root: Path, patience_s: float = 0) -> None:
         self.root = root
-        self._listed: dict[str, tuple[int, dict[str, Path]]] = {}
+        self._patience_s = patience_s
+        self._listed: dict[str, Listing] = {}
         self._index = Index(root)
 
     def find(self, ref: StepRef) -> Path | None:
         """The published artifact's directory, or None.  The full fingerprint in the manifest decides."""
-        path = self._listing(ref.stage).get(ref.fingerprint[:12])
-        if path is None:
+        name = self._listing(ref.stage).get(ref.fingerprint[:12])
+        if name is None:
             return None
+        path = self.root / ref.stage / name
         if self._index.get(path) == ref.fingerprint:
             # Nothing published is ever changed, so what the manifest said once it says still, if it is there.
             return path if (path / MANIFEST).exists() else None
@@ -91,8 +107,8 @@ class Store:
 
     def manifests(self, stage: str) -> Iterator[dict[str, Any]]:
         """The manifests of everything a stage has published, in directory order."""
-        for path in sorted(self._listing(stage).values()):
-            if manifest := read_manifest(path):
+        for name in sorted(self._listing(stage).values()):
+            if manifest := read_manifest(self.root / stage / name):
                 yield manifest
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
@@ -104,10 +120,14 @@ class Store:
         steps = list(steps)
         for stage in {step.stage.name for step in steps}:
             self._listing(stage)
+        portions = [steps[first : first + STEPS_A_READER] for first in range(0, len(steps), STEPS_A_READER)]
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            found = list(readers.map(lambda step: self.find(step.ref), steps, chunksize=64))
+            found = list(readers.map(self._not_found, portions))
         self._index.save()
-        return [step for step, path in zip(steps, found, strict=True) if path is None]
+        return [step for portion in found for step in portion]
+
+    def _not_found(self, steps: Iterable[Step]) -> list[Step]:
+        return [step for step in steps if self.find(step.ref) is None]
 
     def damaged(self, steps: Iterable[Step]) -> dict[StepRef, str]:
         """Digest every published artifact of the steps again; those that are not what their manifest says, and why."""
@@ -160,19 +180,21 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
         return len(drafts)
 
-    def _listing(self, stage: str) -> dict[str, Path]:
-        directory = self.root / stage
+    def _listing(self, stage: str) -> dict[str, str]:
+        """Names of directories by the 12 digits they end with."""
+        directory, known = self.root / stage, self._listed.get(stage)
+        if known is not None and time.monotonic() - known.made_s < self._patience_s:
+            return known.names
         try:
             changed_ns = directory.stat().st_mtime_ns
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        listed = self._listed.get(stage)
         # A listing made within the clock's grain of the last change may have missed an entry: it is made again.
-        if listed is None or listed[0] != changed_ns or time.time_ns() - changed_ns < 1_000_000_000:
+        if known is None or known.changed_ns != changed_ns or time.time_ns() - changed_ns < 1_000_000_000:
             names = (entry.name for entry in os.scandir(directory) if not entry.name.startswith("."))
-            listed = changed_ns, {name.rpartition("-")[2]: directory / name for name in names}
-            self._listed[stage] = listed
-        return listed[1]
+            known = Listing(changed_ns, time.monotonic(), {name.rpartition("-")[2]: name for name in names})
+            self._listed[stage] = known
+        return known.names
 
     def _move_into_place(self, draft: Draft) -> Path:
         target = draft.path.parent / f"{file_name(draft.step.label)}-{draft.step.fingerprint[:12]}"
@@ -188,6 +210,7 @@ class Store:
             _set_aside(target)
             draft.path.rename(target)
         _sync_directory(target.parent)
+        self._listing(draft.step.stage.name)[draft.step.fingerprint[:12]] = target.name
         return target
 
 

@@ -1,6 +1,7 @@
 """Run one batch of steps in this process: the same code for the inline runner and for a Ray worker."""
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.errors import RETRY, FailureClass, Retry, classify, one_line
 from pipeline.ledger import History, Ledger
@@ -20,6 +21,9 @@ from pipeline.step import Step, StepRef
 from pipeline.store import Store, file_name
 from pipeline.watchdog import Limits, watched
 from stages.errors import CheckpointError, DataError
+
+
+LISTING_PATIENCE_S = 10.0
 
 
 class Status(Enum):
@@ -72,7 +76,7 @@ class _BatchRun:
         self._batch = batch
         self._context = context
         self._upstream = upstream
-        self._store = Store(context.store_root)
+        self._store = Store(context.store_root, patience_s=LISTING_PATIENCE_S)
         self._ledger = Ledger(context.store_root)
         self._checked: dict[StepRef, Path] = {}
         self._session: Any = None
@@ -246,20 +250,48 @@ def log_path(store_root: Path, step: Step) -> Path:
     return store_root / "logs" / step.stage.name / f"{file_name(step.label)}-{step.fingerprint[:12]}.log"
 
 
+class _Redirected(io.TextIOBase):
+    """What ``sys.stdout`` or ``sys.stderr`` is during steps, for good: libraries (loguru) keep the stream they meet."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.target = stream
+
+    def write(self, text: str) -> int:
+        return self.target.write(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def fileno(self) -> int:
+        return self.target.fileno()
+
+    def isatty(self) -> bool:
+        return False
+
+
+_STREAMS = {name: _Redirected(getattr(sys, name)) for name in ("stdout", "stderr")}
+
+
 @contextlib.contextmanager
 def _captured(log: Path) -> Iterator[None]:
     """Append to ``log`` everything this process and its children print, through Python or past it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8", errors="replace") as stream:
         saved = [os.dup(descriptor) for descriptor in (1, 2)]
+        before = {name: getattr(sys, name) for name in _STREAMS}
         try:
-            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-                _point(stream.fileno(), stream.fileno())
-                yield
+            for name, redirected in _STREAMS.items():
+                redirected.target = stream
+                setattr(sys, name, redirected)
+            _point(stream.fileno(), stream.fileno())
+            yield
         finally:
             _point(*saved)
             for descriptor in saved:
                 os.close(descriptor)
+            for name, original in before.items():
+                _STREAMS[name].target = original
+                setattr(sys, name, original)
 
 
 def _point(stdout: int, stderr: int) -> None:

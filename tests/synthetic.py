@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,13 @@ import pyarrow.parquet as pq
 from pipeline.plan import Plan
 from pipeline.step import Stage
 from stages import calibrate, evaluate, fetch, gate, quantize
+from stages.fields import execution
 
 NUM_SENTENCES = 2048
 SENTENCES_A_RESPONSE = 10  # of 100 characters
 MARKS_VARIABLE = "SYNTHETIC_MARKS"  # a directory that hears of every call
 SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
 
-METRICS = (  # every task's own headline, so that any comparison finds its metric
-    "acc,none",
-    "acc_norm,none",
-    "exact_match,none",
-    "exact_match,strict-match",
-    "exact_match,strict_match",
-    "prompt_level_strict_acc,none",
-)
 MODULE = "tests.synthetic"
 VERSIONS = {
     "fetch_model": fetch.VERSION,
@@ -47,13 +40,31 @@ VERSIONS = {
 VERSION = 1
 
 
+@dataclass(kw_only=True, slots=True)
+class SyntheticConfig(evaluate.EvaluateConfig):
+    """A shard's config that also knows the metric its comparison will ask for; the same identity."""
+
+    metric: str = execution()
+
+
 def synthetic(plan: Plan) -> Plan:
     """The same plan, whose steps are made here; comparisons and reports stay real."""
+    metrics = {
+        ref: plan.steps[trial.comparisons[slot]].config.metric or "acc,none"
+        for trial in plan.trials.values()
+        for slot, leaves in trial.evaluations.items()
+        for shards in leaves.values()
+        for ref in shards
+    }
     steps = {}
     for ref, step in plan.steps.items():
         assert VERSIONS.get(ref.stage, VERSION) == VERSION, "this module must carry the real stages' version"
         stage = Stage(ref.stage, MODULE, "answer" if ref.stage == "evaluate" else "write_small", step.stage.sessions)
-        steps[ref] = step if ref.stage == "compare" else replace(step, stage=stage)
+        config = step.config
+        if ref in metrics:
+            known = {field.name: getattr(config, field.name) for field in fields(config)}
+            config = SyntheticConfig(**known, metric=metrics[ref])
+        steps[ref] = step if ref.stage == "compare" else replace(step, stage=stage, config=config)
         assert steps[ref].ref == ref
     return Plan(plan.name, plan.trials, steps)
 
@@ -62,6 +73,7 @@ def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     """A checkpoint, data set or report of a gate: one small file."""
     _note(repr(config))
     (out / "content.json").write_text(json.dumps({"config": repr(config), "inputs": sorted(inputs)}))
+    (out / "gate.json").write_text("[]")  # what a report reads of a gate
     return {"size_gib": 1.0}
 
 
@@ -79,7 +91,7 @@ def open_session(config: evaluate.EvaluateConfig, inputs: Mapping[str, Path]) ->
 
 
 def answer(
-    config: evaluate.EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
+    config: SyntheticConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
 ) -> Mapping[str, float | None]:
     """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``stages.evaluate`` writes them."""
     _note(f"{config.task} {config.start} {inputs['checkpoint'].name}")
@@ -96,7 +108,7 @@ def answer(
         "prompt_digest": pa.array(digests),
         "target": pa.array(["A"] * len(doc_ids)),
         "responses": pa.array([["".join(session[pick] for pick in row)] for row in picks]),
-        **{metric: pa.array(right) for metric in METRICS},
+        config.metric: pa.array(right),
         "truncated": pa.array([False] * len(doc_ids)),
         "error": pa.array([None] * len(doc_ids), pa.string()),
     }
@@ -105,13 +117,13 @@ def answer(
     return {"num_documents": len(doc_ids), "num_missing": 0.0}
 
 
-def _task_facts(config: evaluate.EvaluateConfig) -> dict[str, Any]:
+def _task_facts(config: SyntheticConfig) -> dict[str, Any]:
     return {
         "task": config.task,
         "version": 1,
         "output_type": "multiple_choice",
         "num_docs": config.num_docs,
-        "metrics": {metric: {"aggregation": {"name": "mean"}, "higher_is_better": True} for metric in METRICS},
+        "metrics": {config.metric: {"aggregation": {"name": "mean"}, "higher_is_better": True}},
         "comparable": {"engine": "synthetic"},
     }
 

@@ -205,11 +205,13 @@ def _label_score(request: ScoreRequest, output: Any) -> Score:
 
 def _score(request: ScoreRequest, output: Any) -> Score | None:
     """None where the prefix cache reached into the continuation, so that its log-probabilities were not formed."""
-    first = len(request.context)
-    if (output.num_cached_tokens or 0) >= first:
+    if (output.num_cached_tokens or 0) >= len(request.context):
         return None
-    rows = [output.prompt_logprobs[first + offset] for offset in range(len(request.continuation))]
-    if any(row is None or token not in row for row, token in zip(rows, request.continuation, strict=True)):
+    # Counted from the end: vLLM's newer model runner leaves out the rows of cached tokens, the older one pads them.
+    rows = (output.prompt_logprobs or [])[-len(request.continuation) :]
+    if len(rows) < len(request.continuation) or any(
+        row is None or token not in row for row, token in zip(rows, request.continuation, strict=True)
+    ):
         return None
     found = [row[token] for row, token in zip(rows, request.continuation, strict=True)]
     return Score(_checked(sum(token.logprob for token in found)), all(token.rank == 1 for token in found))

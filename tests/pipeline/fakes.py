@@ -6,18 +6,20 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.step import Resources, Stage, Step, StepRef
 from stages.errors import DataError, EngineError
 from stages.fields import execution, identity
 
 VERSION = 3
+KEPT: list[TextIO] = []
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,6 +78,10 @@ def _behave(config: NoteConfig) -> None:
             time.sleep(600)
         case "hang_in_c":
             re.match(r"(a|a|aa)+$", "a" * 60 + "b")  # holds the interpreter's lock
+        case "keep_stderr":
+            KEPT.append(sys.stderr)
+        case "use_kept_stderr":
+            KEPT[-1].write("through the kept stream")
         case "slow":
             time.sleep(0.5)
 

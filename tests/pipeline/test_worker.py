@@ -68,6 +68,12 @@ def test_what_a_step_prints_goes_to_its_log(tmp_path: Path, capfd: pytest.Captur
     assert "wrote a" not in capfd.readouterr().out
 
 
+def test_a_stream_that_a_library_kept_reaches_the_log_of_the_step_at_work(tmp_path: Path) -> None:
+    first, second = note("a", behaviour="keep_stderr"), note("b", behaviour="use_kept_stderr")
+    run(tmp_path, [first, second])
+    assert "through the kept stream" in log_path(tmp_path, second).read_text()
+
+
 def test_a_session_is_opened_once_and_closed(tmp_path: Path) -> None:
     checkpoint = note("weights")
     steps = [serving(text, checkpoint, scratch=str(tmp_path)) for text in "abc"]
