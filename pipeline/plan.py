@@ -1,8 +1,9 @@
 """The plan: from trials and facts to the DAG of steps.  Pure: no file, clock, environment or network."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 
 from pipeline.config import Config, TaskConfig
 from pipeline.errors import UserError
@@ -102,7 +103,14 @@ def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
     grouped: dict[object, list[Step]] = {}
     for step in steps:
         grouped.setdefault(_session(step), []).append(step)
-    return [_batch(share) for group in grouped.values() for share in _shares(group, replicas)]
+    return _in_order([_batch(share) for group in grouped.values() for share in _shares(group, replicas)])
+
+
+def _in_order(found: Sequence[Batch]) -> list[Batch]:
+    """Each after those it needs: a session's later steps may need what the plan makes after its first."""
+    owner = {step.ref: index for index, batch in enumerate(found) for step in batch.steps}
+    needs = {index: {owner[ref] for ref in batch.upstream if ref in owner} for index, batch in enumerate(found)}
+    return [found[index] for index in TopologicalSorter(needs).static_order()]
 
 
 def _session(step: Step) -> object:
@@ -125,7 +133,8 @@ def _shares(steps: list[Step], number: int) -> list[list[Step]]:
 
 
 def _batch(steps: list[Step]) -> Batch:
-    upstream = dict.fromkeys(ref for step in steps for ref in step.upstream)
+    own = {step.ref for step in steps}
+    upstream = dict.fromkeys(ref for step in steps for ref in step.upstream if ref not in own)
     return Batch(tuple(steps), tuple(upstream))
 
 

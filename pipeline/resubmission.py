@@ -128,11 +128,13 @@ def _difference(wanted: Mapping[str, Any], same: Step | None) -> str:
 
 def with_overrides_of_file(arguments: Sequence[str]) -> list[str]:
     """The command line with the overrides of the file that ``failures.from=`` names; its own win."""
-    file = next((text.removeprefix(FROM) for text in arguments if text.startswith(FROM)), None)
-    if file is None:
+    place = next((index for index, text in enumerate(arguments) if text.startswith(FROM)), None)
+    if place is None:
         return list(arguments)
     own = {_key(text) for text in arguments}
-    return [*(text for text in read(Path(file))["overrides"] if _key(text) not in own), *arguments]
+    overrides = read(Path(arguments[place].removeprefix(FROM)))["overrides"]
+    # Beside it, because argparse takes overrides only in one piece.
+    return [*arguments[:place], *(text for text in overrides if _key(text) not in own), *arguments[place:]]
 
 
 def _key(override: str) -> str:

@@ -3,6 +3,7 @@
 Ray is imported where it is used: plans and reruns with nothing to do must not wait for it.
 """
 
+import contextlib
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ class RayRunner:
         import ray
 
         self._connect()
+        _silence_deaths()
         try:
             nodes = _nodes()
             if not self._cluster.autoscales:
@@ -180,6 +182,17 @@ def _start_local(num_cpus: int | None) -> None:
                     f"a local Ray cluster did not start in {attempt} attempts ({one_line(error)}): free some CPU and "
                     "run again, or run without Ray: cluster=inline"
                 ) from None
+
+
+def _silence_deaths() -> None:
+    """Keep Ray's ten lines for every dead worker off the live display; the ledger says what died and why.
+
+    ``log_to_driver=False`` does not reach them, and Ray has no public way to.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 def _remote(batch: Batch, context: RunContext, nodes: Sequence[Node], group: Any) -> Any:

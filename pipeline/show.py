@@ -19,6 +19,7 @@ from pipeline.store import Store
 from pipeline.worker import Outcome, Status
 
 NOTHING = "–"
+MAX_FAILURES_SHOWN = 10
 
 
 def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
@@ -99,11 +100,14 @@ def finished(
     console.print(table)
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         console.print(f"note: {note}", highlight=False)
-    for failure in report.config.failures:
+    for failure in report.config.failures[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
-    for log in dict.fromkeys(failure.log_path for failure in failures.values() if failure.log_path):
+    logs = list(dict.fromkeys(failure.log_path for failure in failures.values() if failure.log_path))
+    for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
+    if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
+        console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
     console.print(f"{num_run} steps run")
 
 

@@ -68,9 +68,9 @@ class Listing:
 class Store:
     """Artifacts under ``root`` on a file system that all workers share.
 
-    A stage's directory is listed again when it has changed, but not before ``patience_s``: a worker that publishes shard
-    after shard beside thousands of others would read nothing but listings.  What it may miss so long is work that
-    another driver did under another label, which it then does again.
+    A stage's directory is listed again when it has changed, but not before ``patience_s``: a worker that publishes
+    shard after shard beside thousands of others would read nothing but listings.  What it may miss so long is work
+    that another driver did, which it then does again.
     """
 
     def __init__(self, root: Path, patience_s: float = 0) -> None:

@@ -62,6 +62,7 @@ class Mirror:
         # MLflow's own 7 retries with back-off would hold the sweep's end up for minutes when its server is away.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         for name in ("mlflow", "alembic"):  # creating the database is no news for the terminal

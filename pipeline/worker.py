@@ -22,7 +22,6 @@ from pipeline.store import Store, file_name
 from pipeline.watchdog import Limits, watched
 from stages.errors import CheckpointError, DataError
 
-
 LISTING_PATIENCE_S = 10.0
 
 

@@ -1,12 +1,15 @@
 """Stages that write what the real ones write, without a model: for the engine's tests and benchmarks at full size.
 
 Everything is drawn from the step's own identity, so the same step gives the same bytes wherever and whenever it runs.
-Fingerprints stay those of the real steps.
+Fingerprints stay those of the real steps.  As a program it is the pipeline's own command line over such stages:
+
+    python -m tests.synthetic --config-dir=DIR +sweep=NAME ...
 """
 
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +28,6 @@ from stages.fields import execution
 
 NUM_SENTENCES = 2048
 SENTENCES_A_RESPONSE = 10  # of 100 characters
-MARKS_VARIABLE = "SYNTHETIC_MARKS"  # a directory that hears of every call
 SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
 
 MODULE = "tests.synthetic"
@@ -71,7 +73,6 @@ def synthetic(plan: Plan) -> Plan:
 
 def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """A checkpoint, data set or report of a gate: one small file."""
-    _note(repr(config))
     (out / "content.json").write_text(json.dumps({"config": repr(config), "inputs": sorted(inputs)}))
     (out / "gate.json").write_text("[]")  # what a report reads of a gate
     return {"size_gib": 1.0}
@@ -94,7 +95,6 @@ def answer(
     config: SyntheticConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
 ) -> Mapping[str, float | None]:
     """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``stages.evaluate`` writes them."""
-    _note(f"{config.task} {config.start} {inputs['checkpoint'].name}")
     time.sleep(float(os.environ.get(SLEEP_VARIABLE, "0")))
     doc_ids = np.arange(config.start, config.stop)
     rng = _generator(inputs["checkpoint"].name, config.task, config.start)
@@ -133,7 +133,14 @@ def _generator(*labels: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
-def _note(line: str) -> None:
-    if marks := os.environ.get(MARKS_VARIABLE):
-        with (Path(marks) / f"{os.getpid()}.calls").open("a") as stream:
-            stream.write(f"{line}\n")
+def main() -> int:
+    """The pipeline's command line, with these stages in its plans."""
+    import pipeline.__main__ as command_line
+
+    real = command_line.make_plan
+    command_line.make_plan = lambda *arguments: synthetic(real(*arguments))
+    return command_line.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

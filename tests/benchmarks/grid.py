@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +164,20 @@ def mirror(root: Path, seeds: int) -> dict[str, Any]:
 
 
 def compare(root: Path, seeds: int) -> dict[str, Any]:
-    """Read every row and compute every paired comparison again, in this one process."""
+    """Read every row and compute every paired comparison again, on as many processes as there are cores."""
     sweep, _ = planned(root, seeds)
     steps = [step for step in sweep.plan.steps.values() if step.ref.stage == "compare"]
+    inputs = [{name: sweep.store.path(ref) for name, ref in step.inputs.items()} for step in steps]
+    outs = [root / "compared" / step.fingerprint for step in steps]
+    with ProcessPoolExecutor() as processes:
+        compare_s = _timed(lambda: list(processes.map(_compare_once, steps, inputs, outs)))
+    shutil.rmtree(root / "compared")
+    return {"compare_s": compare_s, "num_comparisons": len(steps)}
 
-    def once() -> None:
-        for step in steps:
-            out = root / "compared" / step.fingerprint
-            out.mkdir(parents=True)
-            step.stage.run(step.config, {name: sweep.store.path(ref) for name, ref in step.inputs.items()}, out)
 
-    return {"compare_s": _timed(once), "num_comparisons": len(steps)}
+def _compare_once(step: Any, inputs: dict[str, Path], out: Path) -> None:
+    out.mkdir(parents=True)
+    step.stage.run(step.config, inputs, out)
 
 
 PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {

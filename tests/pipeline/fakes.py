@@ -144,12 +144,13 @@ def note(
     )
 
 
-def serving(text: str, checkpoint: Step, **config: Any) -> Step:
+def serving(text: str, checkpoint: Step, *upstream: Step, **config: Any) -> Step:
     """A step of a stage with sessions."""
+    inputs = {f"input{index}": step.ref for index, step in enumerate(upstream)}
     return Step(
         stage=SERVE,
         config=NoteConfig(text=text, **config),
         label=text,
-        inputs={"checkpoint": checkpoint.ref},
+        inputs={"checkpoint": checkpoint.ref, **inputs},
         num_documents=1,
     )

@@ -117,8 +117,14 @@ def test_batches_share_sessions_and_come_after_what_they_need() -> None:
     checkpoint, other = note("one"), note("two")
     steps = [checkpoint, serving("a", checkpoint), other, serving("b", checkpoint), serving("c", other)]
     grouped = batches(steps)
-    assert [[step.label for step in batch.steps] for batch in grouped] == [["one"], ["a", "b"], ["two"], ["c"]]
-    assert grouped[1].upstream == (checkpoint.ref,)
+    assert [[step.label for step in batch.steps] for batch in grouped] == [["one"], ["two"], ["a", "b"], ["c"]]
+    assert grouped[2].upstream == (checkpoint.ref,)
+
+
+def test_a_batch_comes_after_what_its_later_steps_need() -> None:
+    checkpoint, late = note("weights"), note("late")
+    first, last = serving("a", checkpoint), serving("b", checkpoint, late)
+    assert [batch.steps for batch in batches([checkpoint, first, late, last])][-1] == (first, last)
 
 
 @pytest.mark.parametrize("kind", RunnerKind)

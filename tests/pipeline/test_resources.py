@@ -1,0 +1,85 @@
+"""What batches occupy: GPUs are never oversubscribed, replicas share the work, and what cannot fit is refused early."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import ClusterConfig, RunnerKind
+from pipeline.errors import UserError
+from pipeline.ledger import Ledger
+from pipeline.plan import batches
+from pipeline.runner import make_runner
+from pipeline.step import Resources, Step
+from pipeline.store import Store
+from pipeline.worker import RunContext, Status
+from tests.pipeline.fakes import note, serving
+
+
+@pytest.fixture
+def node_of_eight() -> Any:
+    """A Ray node that declares 8 logical GPUs and as many CPUs."""
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 8, "include_dashboard": False})
+    yield started
+    started.shutdown()
+
+
+def test_logical_gpus_are_never_oversubscribed(tmp_path: Path, node_of_eight: Any) -> None:
+    """TP 1, 2 and 4, and one engine of two nodes' worth, judged by when each step started and ended."""
+    sizes = [1, 2, 4, 1, 2, 4, 1, 2, 4, 2]
+    steps = [
+        note(f"{index}", behaviour="slow", resources=Resources(num_cpus=0.5, num_gpus=size, num_nodes=1 + (index == 9)))
+        for index, size in enumerate(sizes)
+    ]
+    cluster = ClusterConfig(runner=RunnerKind.ray, address=node_of_eight.address)
+    context = RunContext(tmp_path, "run", max_attempts=2)
+    outcomes = make_runner(cluster).run(batches(steps), context, lambda _: None)
+    assert {outcome.status for outcome in outcomes.values()} == {Status.succeeded}
+    spans = [_span(tmp_path, step) for step in steps]
+    moments = sorted(itertools.chain.from_iterable(spans))
+    in_use = [
+        sum(step.resources.num_gpus for step, (start, end) in zip(steps, spans, strict=True) if start <= moment < end)
+        for moment in moments
+    ]
+    assert max(in_use) <= 8
+    assert max(in_use) > 4, "small trials must share the node"
+
+
+def _span(root: Path, step: Step) -> tuple[float, float]:
+    events = {event["event"]: event["time"] for event in Ledger(root).events(step.ref)}
+    return events["started"], events["succeeded"]
+
+
+def test_replicas_share_a_checkpoint_s_shards_evenly(tmp_path: Path) -> None:
+    checkpoint = note("weights")
+    shards = [serving(f"{index}", checkpoint, scratch=str(tmp_path)) for index in range(7)]
+    for index, shard in enumerate(shards):
+        object.__setattr__(shard, "num_documents", 10 + index)
+    [first, *shares] = batches([checkpoint, *shards], replicas=3)
+    assert first.steps == (checkpoint,)
+    loads = [sum(step.num_documents for step in share.steps) for share in shares]
+    assert len(loads) == 3
+    assert max(loads) - min(loads) <= 16
+    assert sorted(step.label for share in shares for step in share.steps) == [f"{index}" for index in range(7)]
+    assert all(share.upstream == (checkpoint.ref,) for share in shares)
+
+
+def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
+    steps = [note(f"{index}", behaviour="slow", resources=Resources(num_cpus=0.1)) for index in range(4)]
+    cluster = ClusterConfig(runner=RunnerKind.ray, num_cpus=2)
+    context = RunContext(tmp_path, "run", max_attempts=2)
+    make_runner(cluster, max_parallel=1).run(batches(steps), context, lambda _: None)
+    spans = sorted(_span(tmp_path, step) for step in steps)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_a_node_that_may_come_is_waited_for_only_when_the_cluster_grows(tmp_path: Path) -> None:
+    step = note("a", resources=Resources(num_gpus=16, num_nodes=2))
+    with pytest.raises(UserError, match=r"needs 16 GPUs, but the cluster has 0.*autoscales"):
+        make_runner(ClusterConfig(runner=RunnerKind.ray, num_cpus=2)).run(
+            batches([step]), RunContext(tmp_path, "run", max_attempts=2), lambda _: None
+        )
+    assert Store(tmp_path).find(step.ref) is None

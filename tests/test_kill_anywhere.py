@@ -1,0 +1,268 @@
+"""Kill anything at any moment: no finished work is lost or done twice, and the tables come out to the byte."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.ledger import Ledger
+from pipeline.step import StepRef
+from pipeline.store import read_manifest
+
+ROOT = Path(__file__).parents[1]
+NUM_KILLS = 24
+SWEEP = """\
+# @package _global_
+defaults:
+  - override /model: llama31_8b
+  - override /calibration: open_platypus
+  - override /suite: none
+sweep:
+  name: small
+  axes: {recipe: [bf16, w8a8_fp, w8a8_int, w4a16_int]}
+engine: {num_cpus: 1}
+cluster: {max_attempts: 20, back_off_s: 0, replicas: 2}
+compare: {num_resamples: 1000}
+tasks:
+  a: {task: piqa, num_docs: {piqa: 1838}, datasets: {baber/piqa: null}, limit: 400, shard_size: 10}
+  b: {task: sciq, num_docs: {sciq: 1000}, datasets: {allenai/sciq: null}, limit: 200, shard_size: 10}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A directory with a sweep of 4 trials and 240 shards."""
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "small.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Ray on three nodes besides the head, all on this machine."""
+    monkeypatch.setenv("RAY_process_group_cleanup_enabled", "true")
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(3):
+        started.add_node(num_cpus=1)
+    yield started
+    started.shutdown()
+
+
+def driver(directory: Path, *arguments: str, sleep_s: float = 0.0) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SYNTHETIC_SLEEP_S": str(sleep_s), "OMP_NUM_THREADS": "1"}
+    log = (directory / "driver.log").open("ab")
+    command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={directory / 'own'}", "+sweep=small", *arguments]
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+
+
+def tables(store: Path) -> dict[str, bytes]:
+    """The bytes of every comparison and of the report's summary, by the artifact's name."""
+    sweep = json.loads((store / "sweeps" / "small.json").read_text())
+    report = next((store / "report").glob(f"*-{sweep['report'][1][:12]}"))
+    paths = [*store.glob("compare/*/comparison.parquet"), report / "summary.parquet"]
+    return {path.parent.name: path.read_bytes() for path in paths}
+
+
+def started_again(store: Path) -> list[str]:
+    """Steps that were started after they had been published."""
+    ledger, guilty = Ledger(store), []
+    for path in store.glob("*/*/manifest.json"):
+        manifest = read_manifest(path.parent)
+        if manifest["stage"] == "report":
+            continue
+        events = ledger.events(StepRef(manifest["stage"], manifest["fingerprint"]))
+        if max(event["time"] for event in events if event["event"] == "started") > manifest["provenance"]["ended"]:
+            guilty.append(path.parent.name)
+    return guilty
+
+
+@pytest.mark.e2e
+def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
+    """A driver, a worker, a node and the tracking server are killed in turn while one sweep runs to its end."""
+    reference = own / "reference"
+    assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
+    chance, port = random.Random(1), _free_port()
+    server = _mlflow_server(own, port)
+    arguments = [
+        "cluster=existing",
+        f"cluster.address={cluster.address}",
+        "store.root=store",
+        f"tracking.uri=http://127.0.0.1:{port}",
+    ]
+    nodes = [node for node in cluster.list_all_nodes() if not node.head]
+    killed = {"driver": 0, "worker": 0, "raylet": 0, "server": 0}
+    sweep = driver(own, *arguments, sleep_s=0.5)
+    while sum(killed.values()) < NUM_KILLS:
+        time.sleep(chance.uniform(0.2, 4))
+        if sweep.poll() is not None:
+            assert sweep.returncode in (0, -signal.SIGKILL), (own / "driver.log").read_text()[-4000:]
+            if sweep.returncode == 0:  # done too soon: there must be something to kill
+                for path in chance.sample(sorted((own / "store" / "evaluate").iterdir()), 120):
+                    shutil.rmtree(path)
+            sweep = driver(own, *arguments, sleep_s=0.5)
+            time.sleep(8 if killed["driver"] % 2 else 0)  # some are killed again before they do anything
+        victim = chance.choice(["driver", "worker", "worker", "raylet", "server"])
+        killed[victim] += 1
+        if victim == "driver":
+            _kill(sweep.pid)
+            sweep.wait()
+        elif victim == "server":
+            _kill(server.pid)
+            server.wait()
+            server = _mlflow_server(own, port)
+        elif victim == "raylet":
+            node = chance.choice(nodes)
+            nodes.remove(node)
+            _kill(node.all_processes["raylet"][0].process.pid)
+            cluster.remove_node(node, allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=1))
+        else:
+            workers = [process.pid for process in psutil.process_iter() if _is_at_work(process)]
+            killed[victim] -= not workers
+            for pid in workers[:1]:
+                _kill(pid)
+    code = sweep.wait()
+    for _ in range(2):  # the last driver may be dead; the one after it finds nothing to do but clean up
+        code = driver(own, *arguments).wait()
+    assert code == 0, (own / "driver.log").read_text()[-4000:]
+    assert all(killed.values()), killed
+    assert tables(own / "store") == tables(reference)
+    assert not started_again(own / "store")
+    assert not list((own / "store").glob("*/.draft-*"))
+    assert not list((own / "store" / "ledger").glob("stop-*"))
+    assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
+    server.terminate()
+    server.wait()
+    assert not [process for process in psutil.process_iter() if _is_at_work(process)]
+
+
+@pytest.mark.e2e
+def test_two_drivers_at_once_do_no_harm(own: Path) -> None:
+    reference = own / "reference"
+    assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
+    both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
+    assert tables(own / "store") == tables(reference)
+    artifacts = [path.parent.name for path in (own / "store" / "evaluate").glob("*/manifest.json")]
+    assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == 240
+    assert not list((own / "store").glob("*/.d*"))
+
+
+@pytest.mark.e2e
+def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
+    arguments = ["cluster=inline", "store.root=store", "tracking=off"]
+    sweep = driver(own, *arguments, sleep_s=0.2)
+    _wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    printed = (own / "driver.log").read_text()
+    assert "stopped by the user" in printed
+    assert "steps were not run" in printed
+    events = [Ledger(own / "store").events(_ref(path)) for path in (own / "store" / "ledger").glob("evaluate-*")]
+    assert all(each[-1]["event"] == "succeeded" for each in events), "what was in flight must have been finished"
+    assert 3 <= len(events) < 240
+    assert driver(own, *arguments).wait() == 0
+
+
+@pytest.mark.e2e
+def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
+    """Shards of one trial fail in one store; another store, given the file alone, makes them and what they need."""
+    first = ["cluster=inline", "store.root=first", "tracking=off"]
+    assert driver(own, *first).wait() == 0
+    lost = sorted((own / "first" / "evaluate").glob("*w8a8_int-piqa*"))[:3]
+    fingerprints = {path.name: read_manifest(path)["fingerprint"] for path in lost}
+    contents = {path.name: (path / "samples.parquet").read_bytes() for path in lost}
+    for path in lost:
+        ref = StepRef("evaluate", fingerprints[path.name])
+        Ledger(own / "first").started(ref, "a run that died", None)
+        shutil.rmtree(path)
+    assert driver(own, *first, "mode=status", "failures.export=failed.json").wait() == 0
+    exported = json.loads((own / "failed.json").read_text())
+    assert {step["fingerprint"] for step in exported["steps"]} == set(fingerprints.values())
+    elsewhere = ["mode=resubmit", "failures.from=failed.json", "cluster=inline", "store.root=second", "tracking=off"]
+    process = _without_sweep(own, elsewhere)
+    assert process.returncode == 1, process.stdout + process.stderr  # the rest of the sweep is not there
+    made = {path.name: path for path in (own / "second" / "evaluate").iterdir()}
+    assert made.keys() == fingerprints.keys()
+    for name, path in made.items():
+        assert read_manifest(path)["fingerprint"] == fingerprints[name]
+        assert (path / "samples.parquet").read_bytes() == contents[name]
+    exported["environment"]["packages"]["torch"] = "1.0"
+    (own / "failed.json").write_text(json.dumps(exported))
+    refused = _without_sweep(own, elsewhere)
+    assert refused.returncode == 2
+    assert "package" in refused.stderr
+    assert "allow_drift=true" in refused.stderr
+
+
+def _without_sweep(own: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command as it is typed elsewhere: the file names the sweep."""
+    command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={own / 'own'}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, check=False)
+
+
+def _ref(ledger_file: Path) -> StepRef:
+    stage, _, digits = ledger_file.stem.rpartition("-")
+    return StepRef(stage, digits)
+
+
+def _wait_for(condition: Any, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.1)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith("ray::evaluate")
+    except psutil.Error:
+        return False
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _mlflow_server(directory: Path, port: int) -> subprocess.Popen[bytes]:
+    log = (directory / "server.log").open("ab")
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    places = [
+        "--backend-store-uri",
+        f"sqlite:///{directory}/served.db",
+        "--artifacts-destination",
+        str(directory / "served"),
+    ]
+    return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log)
+
+
+def _mlflow_runs(port: int) -> dict[str, int]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = sum("mlflow.parentRunId" not in run.data.tags for run in runs)
+    assert all(run.info.status == "FINISHED" for run in runs)
+    return {"parents": parents, "trials": len(runs) - parents}
