@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pipeline.config import Config
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, TrialPlan
+from pipeline.resubmission import drift
 from pipeline.step import REPORT, Step, StepRef
 from pipeline.store import Store
 from stages.report import ReportConfig
@@ -44,8 +45,17 @@ def _trial_row(trial: TrialPlan, store: Store) -> TrialRow:
         recipe=config.recipe.name,
         is_base=trial.trial.is_base,
         notes=config.model.note,
+        mixed=_mixed(trial, store),
         size_gib=manifest.get("metrics", {}).get("size_gib"),
     )
+
+
+def _mixed(trial: TrialPlan, store: Store) -> str | None:
+    """In what the environments differ that a trial's shards were made in; None when it was one."""
+    shards = (ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs)
+    first, *others = store.environments(shards) or [{}]
+    found = [line for other in others for line in drift(first, other)]
+    return f"made in different environments: {'; '.join(dict.fromkeys(found))}" if found else None
 
 
 def _failures(plan: Plan, store: Store, ledger: Ledger) -> Iterator[FailureRow]:

@@ -100,6 +100,9 @@ def finished(
     console.print(table)
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         console.print(f"note: {note}", highlight=False)
+    for trial in report.config.trials:
+        if trial.mixed:
+            console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)
     for failure in report.config.failures[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")

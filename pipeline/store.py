@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import UserError
+from pipeline.fingerprint import fingerprint
 from pipeline.step import Metrics, Step, StepRef
 
 MANIFEST = "manifest.json"
@@ -85,12 +86,13 @@ class Store:
         if name is None:
             return None
         path = self.root / ref.stage / name
-        if self._index.get(path) == ref.fingerprint:
+        if self._index.fingerprint(path) == ref.fingerprint:
             # Nothing published is ever changed, so what the manifest said once it says still, if it is there.
             return path if (path / MANIFEST).exists() else None
-        if read_manifest(path).get("fingerprint") != ref.fingerprint:
+        manifest = read_manifest(path)
+        if manifest.get("fingerprint") != ref.fingerprint:
             return None
-        self._index.add(path, ref.fingerprint)
+        self._index.add(path, manifest)
         return path
 
     def path(self, ref: StepRef) -> Path:
@@ -110,6 +112,13 @@ class Store:
         for name in sorted(self._listing(stage).values()):
             if manifest := read_manifest(self.root / stage / name):
                 yield manifest
+
+    def environments(self, refs: Iterable[StepRef]) -> list[dict[str, Any]]:
+        """The different environments that published artifacts were made in, with one manifest read for each."""
+        found: dict[str, Path] = {}
+        for path in (path for ref in refs if (path := self.find(ref)) is not None):
+            found.setdefault(self._index.environment(path), path)
+        return [environment_of(read_manifest(path)) for path in found.values()]
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
         """The steps that are not published: the one list a run works through.
@@ -215,21 +224,27 @@ class Store:
 
 
 class Index:
-    """Which fingerprint the manifest in each directory states, kept in ``<root>/cache/index.json`` between starts.
+    """What the manifest in each directory states, fingerprint and environment, kept in ``<root>/cache/index.json``.
 
     Only a memory: a directory that it does not know is looked into, one that is gone is not found in a listing.
     """
 
     def __init__(self, root: Path) -> None:
         self._path = root / "cache" / "index.json"
-        self._known: dict[str, str] | None = None
+        self._known: dict[str, list[str]] | None = None
         self._is_new = False
 
-    def get(self, path: Path) -> str | None:
-        return self._loaded().get(self._name(path))
+    def fingerprint(self, path: Path) -> str | None:
+        known = self._loaded().get(self._name(path))
+        return known[0] if known else None
 
-    def add(self, path: Path, fingerprint: str) -> None:
-        self._loaded()[self._name(path)] = fingerprint
+    def environment(self, path: Path) -> str:
+        """A digest that is equal for artifacts made in equal environments."""
+        return self._loaded()[self._name(path)][1]
+
+    def add(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        environment = fingerprint(environment_of(manifest))[:16]
+        self._loaded()[self._name(path)] = [manifest["fingerprint"], environment]
         self._is_new = True
 
     def save(self) -> None:
@@ -243,7 +258,7 @@ class Index:
             partial.replace(self._path)
             self._is_new = False
 
-    def _loaded(self) -> dict[str, str]:
+    def _loaded(self) -> dict[str, list[str]]:
         if self._known is None:
             try:
                 self._known = dict(json.loads(self._path.read_bytes()))
@@ -253,6 +268,12 @@ class Index:
 
     def _name(self, path: Path) -> str:
         return f"{path.parent.name}/{path.name}"
+
+
+def environment_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an artifact's circumstances could move a number: packages and commit."""
+    provenance = manifest.get("provenance", {})
+    return {"packages": provenance.get("packages"), "git": (provenance.get("git") or {}).get("commit")}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

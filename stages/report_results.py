@@ -60,6 +60,7 @@ class TrialRow:
     recipe: str = identity()
     is_base: bool = identity(False)
     notes: str | None = identity(None)  # what a reader must know of the model
+    mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
     size_gib: float | None = identity(None)
 
 

@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.garbage import collect
+from pipeline.plan import Plan
 from pipeline.store import MANIFEST, Store, file_name
 from tests.pipeline.fakes import note
 
@@ -144,6 +147,69 @@ def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -
         Store(tmp_path / "file" / "store").check_writable()
     with pytest.raises(UserError, match="GiB free"):
         Store(tmp_path).check_writable(needed_bytes=2**60)
+
+
+def test_an_open_store_with_patience_sees_at_once_what_it_publishes_itself(tmp_path: Path) -> None:
+    store = Store(tmp_path, patience_s=60)
+    assert store.find(note("one").ref) is None
+    publish(tmp_path, "other")  # the directory is there, listed and old
+    assert store.find(note("one").ref) is None
+    with store.draft(note("one")) as draft:
+        draft.publish({}, {})
+    assert store.find(note("one").ref) is not None
+
+
+def test_what_is_remembered_of_a_store_never_hides_a_change(tmp_path: Path) -> None:
+    kept, lost, torn = (publish(tmp_path, text) for text in ("kept", "lost", "torn"))
+    steps = [note(text) for text in ("kept", "lost", "torn", "never")]
+    assert Store(tmp_path).missing(steps) == steps[3:]  # and remembers
+    shutil.rmtree(lost)
+    (torn / MANIFEST).unlink()
+    assert Store(tmp_path).missing(steps) == steps[1:]
+    (tmp_path / "cache" / "index.json").write_text("torn by a ki")
+    assert Store(tmp_path).missing(steps) == steps[1:]
+    assert Store(tmp_path).find(steps[0].ref) == kept
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda path: (path / "note.txt").write_text("hellO"), "note.txt was changed"),
+        (lambda path: (path / "more" / "data.bin").unlink(), "more/data.bin is missing"),
+        (lambda path: (path / "extra").write_text("x"), "extra does not belong"),
+    ],
+)
+def test_full_verification_finds_damage(tmp_path: Path, harm: Callable[[Path], object], told: str) -> None:
+    path, step = publish(tmp_path), note("hello")
+    store = Store(tmp_path)
+    assert store.damaged([step, note("never")]) == {}
+    harm(path)
+    assert told in store.damaged([step])[step.ref]
+    store.set_aside(step.ref)
+    assert store.find(step.ref) is None
+    assert publish(tmp_path) == path
+    assert Store(tmp_path).damaged([step]) == {}
+
+
+def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
+    store, old = Store(tmp_path), publish(tmp_path, "old")
+    used, from_it = note("used"), note("made from it", note("used"))
+    recorded = publish(tmp_path, "recorded")
+    for step in (used, from_it):
+        with store.draft(step) as draft:
+            draft.publish({}, {})
+    (tmp_path / "sweeps").mkdir()
+    record = {"trials": [{"checkpoint": list(note("recorded").ref)}], "report": None}
+    (tmp_path / "sweeps" / "earlier.json").write_text(json.dumps(record))
+    plan = Plan("test", {}, {from_it.ref: from_it})
+    assert [unused.path for unused in collect(store, plan, delete=False)] == [old]
+    assert old.exists()
+    with store.draft(note("being made")) as draft:
+        collect(store, plan, delete=True)
+        assert draft.path.exists()
+    assert not old.exists()
+    assert recorded.exists()
+    assert store.missing([used, from_it]) == []
 
 
 def test_file_names_are_portable() -> None:
