@@ -1,0 +1,75 @@
+"""A real MLflow server on a real PostgreSQL: away for a while, asked twice, quick to list the grid's runs."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_kill_anywhere import _free_port, _mlflow_runs, _mlflow_server, driver, own  # noqa: F401
+
+ACCOUNT = "postgres"  # PostgreSQL refuses to run as root
+
+
+def _tool(name: str) -> str | None:
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(installed[-1]) if installed else shutil.which(name)
+
+
+def _as_account(command: list[str]) -> list[str]:
+    return ["runuser", "-u", ACCOUNT, "--", *command] if getpass.getuser() == "root" else command
+
+
+@pytest.fixture
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of an empty database, on a socket that only this test knows."""
+    if _tool("initdb") is None:
+        pytest.skip("PostgreSQL is not installed")
+    place = Path(os.path.realpath(f"/tmp/postgres_{os.getpid()}"))  # a socket's path must be short
+    place.mkdir()
+    if getpass.getuser() == "root":
+        shutil.chown(place, ACCOUNT)
+    data = place / "data"
+    options = f"-c listen_addresses='' -c unix_socket_directories={place} -c fsync=off"
+    control = [str(_tool("pg_ctl")), "-D", str(data), "-w", "-l", str(place / "log")]
+    subprocess.run(_as_account([str(_tool("initdb")), "-D", str(data), "-A", "trust"]), check=True, capture_output=True)
+    subprocess.run(_as_account([*control, "-o", options, "start"]), check=True, stdout=subprocess.DEVNULL)
+    account = ACCOUNT if getpass.getuser() == "root" else getpass.getuser()
+    yield f"postgresql+psycopg2://{account}@/postgres?host={place}"
+    subprocess.run(_as_account([*control, "-m", "immediate", "stop"]), check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(place)
+
+
+@pytest.mark.e2e
+def test_a_server_that_is_away_changes_nothing_in_the_end(own: Path, database: str) -> None:  # noqa: F811
+    port = _free_port()
+    arguments = ["cluster=inline", "store.root=store", f"tracking.uri=http://127.0.0.1:{port}"]
+    assert driver(own, *arguments).wait() == 0  # nobody listens yet
+    assert "MLflow was not written" in (own / "driver.log").read_text()
+    server = _mlflow_server(own, port, database)
+    try:
+        _wait_until_it_answers(port)
+        for _ in range(2):
+            assert driver(own, *arguments, "mode=mirror").wait() == 0, (own / "driver.log").read_text()[-3000:]
+            assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
+        started = time.monotonic()
+        assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
+        assert time.monotonic() - started < 10, "the run table must not need the samples"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_it_answers(port: int) -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the MLflow server did not start")
