@@ -28,6 +28,8 @@ from pipeline.resubmission import with_overrides_of_file
 from pipeline.store import Store
 from pipeline.sweep import expand
 
+MIN_WIDTH = 200
+
 
 def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
@@ -40,8 +42,8 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
 
 
 def _console() -> Console:
-    """A terminal as it is; a file or pipe wide enough that no cell is cut."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    """Wide enough that no number is cut: a narrow terminal folds the lines."""
+    return Console(width=max(Console().width, MIN_WIDTH))
 
 
 def main() -> int:
