@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.plan import Plan
-from pipeline.step import Stage
+from pipeline.step import Resources, Stage
 from stages import calibrate, evaluate, fetch, gate, quantize
 from stages.fields import execution
 
@@ -49,8 +49,8 @@ class SyntheticConfig(evaluate.EvaluateConfig):
     metric: str = execution()
 
 
-def synthetic(plan: Plan) -> Plan:
-    """The same plan, whose steps are made here; comparisons and reports stay real."""
+def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
+    """The same plan, whose steps are made here, with ``resources`` if given; comparisons and reports stay real."""
     metrics = {
         ref: plan.steps[trial.comparisons[slot]].config.metric or "acc,none"
         for trial in plan.trials.values()
@@ -66,7 +66,8 @@ def synthetic(plan: Plan) -> Plan:
         if ref in metrics:
             known = {field.name: getattr(config, field.name) for field in fields(config)}
             config = SyntheticConfig(**known, metric=metrics[ref])
-        steps[ref] = step if ref.stage == "compare" else replace(step, stage=stage, config=config)
+        step = step if ref.stage == "compare" else replace(step, stage=stage, config=config)
+        steps[ref] = replace(step, resources=resources or step.resources)
         assert steps[ref].ref == ref
     return Plan(plan.name, plan.trials, steps)
 

@@ -120,8 +120,7 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
             _kill(sweep.pid)
             sweep.wait()
         elif victim == "server":
-            _kill(server.pid)
-            server.wait()
+            _stop_group(server, signal.SIGKILL)
             server = _mlflow_server(own, port)
         elif victim == "raylet":
             node = chance.choice(nodes)
@@ -144,8 +143,7 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
     assert not list((own / "store").glob("*/.draft-*"))
     assert not list((own / "store" / "ledger").glob("stop-*"))
     assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
-    server.terminate()
-    server.wait()
+    _stop_group(server, signal.SIGTERM)
     assert not [process for process in psutil.process_iter() if _is_at_work(process)]
 
 
@@ -248,6 +246,12 @@ def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def _stop_group(server: subprocess.Popen[bytes], number: int) -> None:
+    """A server started with a session of its own, and the processes it has started."""
+    os.killpg(server.pid, number)
+    server.wait()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -263,7 +267,7 @@ def _mlflow_server(directory: Path, port: int, database: str | None = None) -> s
         "--artifacts-destination",
         str(directory / "served"),
     ]
-    return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log)
+    return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log, start_new_session=True)
 
 
 def _mlflow_runs(port: int) -> dict[str, int]:

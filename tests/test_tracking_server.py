@@ -3,6 +3,7 @@
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_kill_anywhere import _free_port, _mlflow_runs, _mlflow_server, driver, own  # noqa: F401
+from tests.test_kill_anywhere import _free_port, _mlflow_runs, _mlflow_server, _stop_group, driver, own  # noqa: F401
 
 ACCOUNT = "postgres"  # PostgreSQL refuses to run as root
 
@@ -61,8 +62,7 @@ def test_a_server_that_is_away_changes_nothing_in_the_end(own: Path, database: s
         assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
         assert time.monotonic() - started < 10, "the run table must not need the samples"
     finally:
-        server.terminate()
-        server.wait()
+        _stop_group(server, signal.SIGTERM)
 
 
 def _wait_until_it_answers(port: int) -> None:
