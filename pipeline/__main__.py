@@ -24,7 +24,7 @@ from pipeline.memory import check_gpu_memory
 from pipeline.modes import MODES
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
-from pipeline.resubmission import with_overrides_of_file
+from pipeline.resubmission import check_usage, with_overrides_of_file
 from pipeline.store import Store
 from pipeline.sweep import expand
 
@@ -33,6 +33,7 @@ MIN_WIDTH = 200
 
 def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
+    check_usage(config.mode.value, config.failures)
     store = Store(Path(config.store.root))
     trials = expand(overrides, config)
     facts = resolve(trials, store.root / "cache")

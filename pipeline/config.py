@@ -107,10 +107,10 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ResourceConfig:
-    """What one step of a stage occupies on its node; a step that takes more memory than it said is ended."""
+    """What one step of a stage occupies; null keeps the stage's own.  Taking more ``memory_gib`` ends the step."""
 
-    num_cpus: float = 1
-    num_gpus: float = 0
+    num_cpus: float | None = None
+    num_gpus: float | None = None
     memory_gib: float | None = None
 
 

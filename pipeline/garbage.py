@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.plan import Plan
-from pipeline.store import Store, read_manifest
+from pipeline.step import StepRef
+from pipeline.store import MANIFEST, Store, is_set_aside, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ def collect(store: Store, plan: Plan, delete: bool) -> list[Unused]:
     unused = [
         Unused(path, _num_bytes(path))
         for path in sorted(store.root.glob("*/*/"))
-        if _is_artifact(path) and path not in used
+        if path not in used and ((path / MANIFEST).exists() or is_set_aside(path))
     ]
     if delete:
         for each in unused:
@@ -36,41 +37,32 @@ def collect(store: Store, plan: Plan, delete: bool) -> list[Unused]:
 
 
 def _used(store: Store, plan: Plan) -> set[Path]:
-    wanted = {ref.fingerprint for ref in plan.steps} | set(_recorded(store))
+    wanted = set(plan.steps) | set(_recorded(store))
     paths, seen = set(), set()
-    by_fingerprint = {
-        manifest["fingerprint"]: path
-        for path in store.root.glob("*/*/")
-        if _is_artifact(path) and (manifest := read_manifest(path))
-    }
     while wanted:
-        fingerprint = wanted.pop()
-        seen.add(fingerprint)
-        if (path := by_fingerprint.get(fingerprint)) is not None:
+        seen.add(ref := wanted.pop())
+        if (path := store.find(ref)) is not None:
             paths.add(path)
-            wanted |= {made_from for _, made_from in read_manifest(path)["inputs"].values()} - seen
+            wanted |= set(_refs(read_manifest(path)["inputs"])) - seen
     return paths
 
 
-def _recorded(store: Store) -> Iterator[str]:
-    """Every fingerprint that a record of a sweep names."""
+def _recorded(store: Store) -> Iterator[StepRef]:
+    """Every step that a record of a sweep names."""
     for record in sorted((store.root / "sweeps").glob("*.json")):
-        yield from _fingerprints(json.loads(record.read_text(encoding="utf-8"))["trials"])
-        yield from _fingerprints(json.loads(record.read_text(encoding="utf-8"))["report"])
+        yield from _refs(json.loads(record.read_text(encoding="utf-8")))
 
 
-def _fingerprints(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _fingerprints(item)
-    elif isinstance(value, str) and len(value) == 64:
-        yield value
-
-
-def _is_artifact(path: Path) -> bool:
-    return path.parent.name not in ("ledger", "logs", "cache", "sweeps") and not path.name.startswith(".draft-")
+def _refs(value: object) -> Iterator[StepRef]:
+    """Every ``[stage, fingerprint]`` in a piece of JSON."""
+    match value:
+        case [str(stage), str(fingerprint)] if len(fingerprint) == 64:
+            yield StepRef(stage, fingerprint)
+        case list():
+            for item in value:
+                yield from _refs(item)
+        case dict():
+            yield from _refs(list(value.values()))
 
 
 def _num_bytes(directory: Path) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from pipeline.config import Config, TaskConfig
@@ -24,7 +24,7 @@ from pipeline.step import (
 )
 from pipeline.sweep import Trial
 from stages.compare import CompareConfig
-from stages.evaluate import EvaluateConfig, PromptConfig
+from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
     Algorithm,
@@ -293,10 +293,14 @@ def _step(
 
 
 def _resources(config: Config, stage: Stage) -> Resources:
-    """What a step occupies: the engine's share for whatever loads a model, one core for the rest."""
-    if chosen := config.cluster.stages.get(stage.name):
-        return Resources(chosen.num_cpus, chosen.num_gpus, memory_gib=chosen.memory_gib)
-    engine = config.engine
+    """What a step occupies: its stage's own share, save what ``cluster.stages`` says of it."""
+    chosen = config.cluster.stages.get(stage.name)
+    said = {} if chosen is None else {name: value for name, value in asdict(chosen).items() if value is not None}
+    return replace(_own_resources(config.engine, stage), **said)
+
+
+def _own_resources(engine: EngineConfig, stage: Stage) -> Resources:
+    """The engine's share for whatever loads a model, one core for the rest."""
     if stage is EVALUATE:
         return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
     if stage in (QUANTIZE, GATE):

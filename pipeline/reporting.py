@@ -1,6 +1,6 @@
 """The report step: what the store holds of a sweep, and what it does not and why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
 from pipeline.ledger import Ledger
@@ -19,7 +19,7 @@ def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Ste
         stage=REPORT,
         config=ReportConfig(
             title=plan.name,
-            trials=[_trial_row(trial, store) for trial in plan.trials.values()],
+            trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
             tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.comparisons)),
             suites=config.suites,
             failures=list(_failures(plan, store, ledger)),
@@ -36,7 +36,7 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
         yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
 
 
-def _trial_row(trial: TrialPlan, store: Store) -> TrialRow:
+def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
     manifest = store.manifest(trial.checkpoint) or {}
     config = trial.trial.config
     return TrialRow(
@@ -45,14 +45,16 @@ def _trial_row(trial: TrialPlan, store: Store) -> TrialRow:
         recipe=config.recipe.name,
         is_base=trial.trial.is_base,
         notes=config.model.note,
-        mixed=_mixed(trial, store),
+        mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         size_gib=manifest.get("metrics", {}).get("size_gib"),
     )
 
 
-def _mixed(trial: TrialPlan, store: Store) -> str | None:
-    """In what the environments differ that a trial's shards were made in; None when it was one."""
-    shards = (ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs)
+def _mixed(compared: Sequence[TrialPlan], store: Store) -> str | None:
+    """In what the environments differ that the shards of a trial and its base were made in; None when it was one."""
+    shards = (
+        ref for trial in compared for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs
+    )
     first, *others = store.environments(shards) or [{}]
     found = [line for other in others for line in drift(first, other)]
     return f"made in different environments: {'; '.join(dict.fromkeys(found))}" if found else None

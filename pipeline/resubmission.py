@@ -32,6 +32,14 @@ NOT_OF_THE_SWEEP = (
 Environment = Mapping[str, Any]
 
 
+def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
+    """Raise UserError for a ``failures.*`` that the mode would pass over in silence."""
+    for name, value in failures.items():
+        wanted = "status" if name == "export" else "resubmit"
+        if value is not None and mode != wanted:
+            raise UserError(f"failures.{name} has no meaning in mode={mode}: use mode={wanted}")
+
+
 def environment(plan: Plan) -> dict[str, Any]:
     """What could make the same step come out differently: packages, commit, and the weights each model stands for."""
     git = git_state(Path(__file__).resolve().parent) or {}

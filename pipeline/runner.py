@@ -24,6 +24,7 @@ OnBatchDone = Callable[[Sequence[Outcome]], None]
 LOCAL_START_ATTEMPTS = 3
 # More would only lengthen every look at what is ready; workers never wait for the driver with so many in hand.
 MAX_IN_FLIGHT = 1000
+GIB = 2**30
 POLL_S = 1.0  # how soon a request to stop is seen
 
 
@@ -33,6 +34,7 @@ class Node:
 
     num_cpus: float
     num_gpus: float
+    memory_gib: float
 
 
 class Runner(Protocol):
@@ -207,7 +209,7 @@ def _remote(batch: Batch, context: RunContext, nodes: Sequence[Node], group: Any
         name=batch.label,
         num_cpus=num_cpus,
         num_gpus=0 if group else resources.num_gpus,
-        memory=int(resources.memory_gib * 2**30) if resources.memory_gib else None,
+        memory=int(resources.memory_gib * GIB) if resources.memory_gib is not None else None,
         scheduling_strategy=strategy,
         # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
         max_retries=context.max_attempts * len(batch.steps),
@@ -223,6 +225,8 @@ def _placement_group(batch: Batch) -> Any:
 
     resources = batch.resources
     first = {"GPU": 1.0, "CPU": resources.num_cpus}
+    if resources.memory_gib is not None:
+        first["memory"] = int(resources.memory_gib * GIB)
     return placement_group([first, *({"GPU": 1.0} for _ in range(int(resources.num_gpus) - 1))], strategy="PACK")
 
 
@@ -252,13 +256,20 @@ def _nodes() -> list[Node]:
     import ray
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(num_cpus=node.get("CPU", 0.0), num_gpus=node.get("GPU", 0.0)) for node in found]
+    return [Node(node.get("CPU", 0.0), node.get("GPU", 0.0), node.get("memory", 0.0) / GIB) for node in found]
 
 
 def _check_fits(batch: Batch, nodes: Sequence[Node]) -> None:
     """Refuse what no node could ever hold: Ray would let it wait for ever."""
     resources = batch.resources
     largest = max((node.num_gpus for node in nodes), default=0.0)
+    roomiest_gib = max((node.memory_gib for node in nodes), default=0.0)
+    if (resources.memory_gib or 0) > roomiest_gib:
+        raise UserError(
+            f"{batch.label} needs {resources.memory_gib:g} GiB of memory, but the cluster's largest node offers "
+            f"{roomiest_gib:.1f}: lower cluster.stages.*.memory_gib, use a larger node, or set cluster.autoscales=true "
+            "if nodes come when they are asked for"
+        )
     if resources.num_nodes > 1:
         total = sum(node.num_gpus for node in nodes)
         if resources.num_gpus > total:

@@ -103,8 +103,7 @@ def _exit_code(sweep: Sweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
         sweep.console.print(f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
     if BY_USER in stopped:
         return INTERRUPTED
-    wanted = steps if sweep.config.only else sweep.plan.steps.values()
-    return FAILURE if sweep.store.missing(wanted) else SUCCESS
+    return FAILURE if sweep.store.missing(steps) else SUCCESS
 
 
 def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcomes:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
@@ -26,6 +26,7 @@ from pipeline.step import Metrics, Step, StepRef
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+SET_ASIDE = ".damaged-"
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 # A draft of another host whose process cannot be looked up is taken for dead after this long without a write.
 ABANDONED_AFTER_S = 7 * 24 * 3600
@@ -86,14 +87,8 @@ class Store:
         if name is None:
             return None
         path = self.root / ref.stage / name
-        if self._index.fingerprint(path) == ref.fingerprint:
-            # Nothing published is ever changed, so what the manifest said once it says still, if it is there.
-            return path if (path / MANIFEST).exists() else None
-        manifest = read_manifest(path)
-        if manifest.get("fingerprint") != ref.fingerprint:
-            return None
-        self._index.add(path, manifest)
-        return path
+        known = self._index.of(path)
+        return path if known is not None and known.fingerprint == ref.fingerprint else None
 
     def path(self, ref: StepRef) -> Path:
         """Like ``find`` for an artifact that must be there; raises FileNotFoundError."""
@@ -117,7 +112,8 @@ class Store:
         """The different environments that published artifacts were made in, with one manifest read for each."""
         found: dict[str, Path] = {}
         for path in (path for ref in refs if (path := self.find(ref)) is not None):
-            found.setdefault(self._index.environment(path), path)
+            if (known := self._index.of(path)) is not None:
+                found.setdefault(known.environment, path)
         return [environment_of(read_manifest(path)) for path in found.values()]
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
@@ -223,29 +219,40 @@ class Store:
         return target
 
 
-class Index:
-    """What the manifest in each directory states, fingerprint and environment, kept in ``<root>/cache/index.json``.
+class Known(NamedTuple):
+    """What a manifest states; ``environment`` is a digest that is equal for equal environments."""
 
-    Only a memory: a directory that it does not know is looked into, one that is gone is not found in a listing.
+    written_ns: int
+    fingerprint: str
+    environment: str
+
+
+class Index:
+    """What the manifest in each directory states, kept in ``<root>/cache/index.json`` between starts.
+
+    Only a memory: a manifest that was written at another time than the one remembered is read.
     """
 
     def __init__(self, root: Path) -> None:
         self._path = root / "cache" / "index.json"
-        self._known: dict[str, list[str]] | None = None
+        self._known: dict[str, Known] | None = None
         self._is_new = False
 
-    def fingerprint(self, path: Path) -> str | None:
-        known = self._loaded().get(self._name(path))
-        return known[0] if known else None
-
-    def environment(self, path: Path) -> str:
-        """A digest that is equal for artifacts made in equal environments."""
-        return self._loaded()[self._name(path)][1]
-
-    def add(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        environment = fingerprint(environment_of(manifest))[:16]
-        self._loaded()[self._name(path)] = [manifest["fingerprint"], environment]
-        self._is_new = True
+    def of(self, path: Path) -> Known | None:
+        """What the manifest in an artifact's directory states; None where there is none that can be read."""
+        try:
+            written_ns = (path / MANIFEST).stat().st_mtime_ns
+        except OSError:
+            return None
+        name = f"{path.parent.name}/{path.name}"
+        known = self._loaded().get(name)
+        if known is None or known.written_ns != written_ns:
+            if not (manifest := read_manifest(path)):
+                return None
+            known = Known(written_ns, manifest["fingerprint"], fingerprint(environment_of(manifest))[:16])
+            self._loaded()[name] = known
+            self._is_new = True
+        return known
 
     def save(self) -> None:
         """Write it down if something was added; a store that cannot be written to stays readable."""
@@ -254,20 +261,17 @@ class Index:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial = self._path.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps(dict(self._loaded())), encoding="utf-8")
+            partial.write_text(json.dumps(self._loaded()), encoding="utf-8")
             partial.replace(self._path)
             self._is_new = False
 
-    def _loaded(self) -> dict[str, list[str]]:
+    def _loaded(self) -> dict[str, Known]:
         if self._known is None:
             try:
-                self._known = dict(json.loads(self._path.read_bytes()))
-            except (OSError, ValueError, TypeError):
+                self._known = {name: Known(*known) for name, known in json.loads(self._path.read_bytes()).items()}
+            except (OSError, ValueError, TypeError, AttributeError):
                 self._known = {}
         return self._known
-
-    def _name(self, path: Path) -> str:
-        return f"{path.parent.name}/{path.name}"
 
 
 def environment_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,8 +332,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_set_aside(path: Path) -> bool:
+    """Whether a directory is an artifact that was found damaged."""
+    return path.name.startswith(SET_ASIDE)
+
+
 def _set_aside(path: Path) -> None:
-    path.rename(path.with_name(f".damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
+    path.rename(path.with_name(f"{SET_ASIDE}{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def _sync_directory(directory: Path) -> None:

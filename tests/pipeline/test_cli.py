@@ -56,6 +56,17 @@ BAD_INPUT = {
     ),
     "no tasks": (["suite=none"], r"no tasks"),
     "unknown mode": (["mode=fly"], r"fly"),
+    "a model that does not fit its GPUs": (
+        ["+sweep=llama31", "mode=plan", "engine.gpu_memory_gib=24"],
+        r"llama31_\d+b/bf16 needs \d+ GiB on each of \d+ GPUs, which can use 22 of 24.*tensor_parallel_size",
+    ),
+    "a share that is not one": (
+        ["+sweep=smoke", "+cluster.stages.evaluate.num_cps=1"],
+        r"memory_gib, num_cpus, num_gpus",
+    ),
+    "a resubmission that is a run": (["+sweep=smoke", "failures.class=oom"], r"failures\.class.*mode=resubmit"),
+    "an export of nothing": (["+sweep=smoke", "mode=plan", "failures.export=x"], r"failures\.export.*mode=status"),
+    "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 
 

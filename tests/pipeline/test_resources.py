@@ -15,6 +15,7 @@ from pipeline.step import Resources, Step
 from pipeline.store import Store
 from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
+from tests.pipeline.test_plan import planned
 
 
 @pytest.fixture
@@ -74,6 +75,21 @@ def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
     make_runner(cluster, max_parallel=1).run(batches(steps), context, lambda _: None)
     spans = sorted(_span(tmp_path, step) for step in steps)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_what_is_said_of_a_stage_leaves_the_rest_of_its_share(tmp_path: Path) -> None:
+    said = ["engine=vllm_gpu", "engine.pipeline_parallel_size=2", "+cluster.stages.evaluate.memory_gib=64"]
+    plan = planned(tmp_path, "+sweep=smoke", *said)
+    shares = {step.resources for step in plan.steps.values() if step.stage.name == "evaluate"}
+    assert shares == {Resources(num_cpus=4, num_gpus=2, num_nodes=2, memory_gib=64)}
+
+
+def test_more_memory_than_any_node_has_is_refused(tmp_path: Path) -> None:
+    step = note("a", resources=Resources(memory_gib=10_000))
+    with pytest.raises(UserError, match=r"needs 10000 GiB of memory"):
+        make_runner(ClusterConfig(runner=RunnerKind.ray, num_cpus=2)).run(
+            batches([step]), RunContext(tmp_path, "run", max_attempts=2), lambda _: None
+        )
 
 
 def test_a_node_that_may_come_is_waited_for_only_when_the_cluster_grows(tmp_path: Path) -> None:

@@ -171,6 +171,17 @@ def test_what_is_remembered_of_a_store_never_hides_a_change(tmp_path: Path) -> N
     assert Store(tmp_path).find(steps[0].ref) == kept
 
 
+def test_an_artifact_that_is_made_again_elsewhere_is_known_by_its_new_environment(tmp_path: Path) -> None:
+    step = note("a")
+    for version in ("1", "2"):
+        store = Store(tmp_path)
+        with store.draft(step) as draft:
+            draft.publish({}, {"packages": {"vllm": version}})
+        assert store.missing([step]) == []  # and remembers
+        assert store.environments([step.ref]) == [{"packages": {"vllm": version}, "git": None}]
+        shutil.rmtree(store.path(step.ref))
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -204,10 +215,19 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     plan = Plan("test", {}, {from_it.ref: from_it})
     assert [unused.path for unused in collect(store, plan, delete=False)] == [old]
     assert old.exists()
+    theirs = tmp_path / "notes" / "of the user"
+    theirs.mkdir(parents=True)
+    damaged = store.path(used.ref)
+    store.set_aside(used.ref)  # beside the one that takes its place, with the same fingerprint
+    with store.draft(used) as draft:
+        draft.publish({}, {})
     with store.draft(note("being made")) as draft:
         collect(store, plan, delete=True)
         assert draft.path.exists()
     assert not old.exists()
+    assert theirs.exists()
+    assert [path for path in (tmp_path / "note").iterdir() if path.name.startswith(".damaged")] == []
+    assert damaged.exists()
     assert recorded.exists()
     assert store.missing([used, from_it]) == []
 
