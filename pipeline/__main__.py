@@ -34,12 +34,12 @@ MIN_WIDTH = 200
 def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
     check_usage(config.mode.value, config.failures)
-    store = Store(Path(config.store.root))
+    store = Store(config.store.root, Path(config.store.cache))
     trials = expand(overrides, config)
-    facts = resolve(trials, store.root / "cache")
+    facts = resolve(trials, store.local / "cache")
     plan = make_plan(config.sweep.name, trials, facts)
     check_gpu_memory(plan)
-    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.root), _console(), overrides))
+    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.storage), _console(), overrides))
 
 
 def _console() -> Console:

@@ -153,9 +153,14 @@ def _resource_config(name: str, value: Any) -> ResourceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class StoreConfig:
-    """``root``: a directory that every worker can reach.  ``verify=full`` digests every artifact of the plan again."""
+    """Where artifacts are kept.  ``verify=full`` digests every artifact of the plan again.
+
+    ``root``: a directory that every worker can reach, or a URL of object storage (``s3://bucket/prefix``), which each
+    machine reads through its own directory ``cache``.
+    """
 
     root: str = "results/store"
+    cache: str = "results/cache"
     verify: Verify = Verify.quick
 
 

@@ -1,56 +1,46 @@
 """Garbage collection: artifacts that no sweep of the store refers to any more."""
 
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.plan import Plan
 from pipeline.step import StepRef
-from pipeline.store import MANIFEST, Store, is_set_aside, read_manifest
+from pipeline.storage import Stored
+from pipeline.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Unused:
-    """One directory that nothing needs."""
-
-    path: Path
-    num_bytes: int
-
-
-def collect(store: Store, plan: Plan, delete: bool) -> list[Unused]:
+def collect(store: Store, plan: Plan, delete: bool) -> list[Stored]:
     """What neither a recorded sweep nor ``plan`` refers to, damaged artifacts included; removed with ``delete``.
 
     Everything that a used artifact was made from counts as used.  Drafts are left to their owners.
     """
-    used = _used(store, plan)
-    unused = [
-        Unused(path, _num_bytes(path))
-        for path in sorted(store.root.glob("*/*/"))
-        if path not in used and ((path / MANIFEST).exists() or is_set_aside(path))
-    ]
+    used = {(ref.stage, ref.fingerprint[:12]) for ref in _used(store, plan)}
+    unused = [each for each in store.storage.everything() if _digits(each) not in used]
     if delete:
         for each in unused:
-            shutil.rmtree(each.path)
+            store.storage.remove(each)
     return unused
 
 
-def _used(store: Store, plan: Plan) -> set[Path]:
+def _digits(stored: Stored) -> tuple[str, str] | None:
+    return None if stored.name is None else (stored.stage, stored.name.rpartition("-")[2])
+
+
+def _used(store: Store, plan: Plan) -> set[StepRef]:
     wanted = set(plan.steps) | set(_recorded(store))
-    paths, seen = set(), set()
+    used, seen = set(), set()
     while wanted:
         seen.add(ref := wanted.pop())
-        if (path := store.find(ref)) is not None:
-            paths.add(path)
-            wanted |= set(_refs(read_manifest(path)["inputs"])) - seen
-    return paths
+        if (manifest := store.manifest(ref)) is not None:
+            used.add(ref)
+            wanted |= set(_refs(manifest["inputs"])) - seen
+    return used
 
 
 def _recorded(store: Store) -> Iterator[StepRef]:
     """Every step that a record of a sweep names."""
-    for record in sorted((store.root / "sweeps").glob("*.json")):
-        yield from _refs(json.loads(record.read_text(encoding="utf-8")))
+    for name in store.storage.records("sweeps"):
+        yield from _refs(json.loads(store.storage.read(f"sweeps/{name}") or "{}"))
 
 
 def _refs(value: object) -> Iterator[StepRef]:
@@ -63,7 +53,3 @@ def _refs(value: object) -> Iterator[StepRef]:
                 yield from _refs(item)
         case dict():
             yield from _refs(list(value.values()))
-
-
-def _num_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,21 +1,23 @@
 """The ledger: every attempt at a step, written before it starts, so that a worker that dies leaves its mark.
 
-``<root>/ledger/<stage>-<fp12>.jsonl``, one JSON object a line, appended.  The ledger explains and counts; it never
-satisfies a look-up.
+The record ``ledger/<stage>-<fp12>.jsonl`` of the store, one JSON object a line, appended.  The ledger explains and
+counts; it never satisfies a look-up.
 """
 
-import contextlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FailureClass
 from pipeline.step import Step, StepRef
+from pipeline.storage import Storage
+
+NUM_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Failure:
 
     failure_class: FailureClass
     message: str
-    log_path: str | None
+    log: str | None
     num_attempts: int
 
 
@@ -42,18 +44,18 @@ class History:
 class Ledger:
     """Attempts of all runs over one store."""
 
-    def __init__(self, root: Path) -> None:
-        self.directory = root / "ledger"
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
-    def started(self, ref: StepRef, run_id: str, log_path: Path | None) -> None:
-        """Record an attempt; call before the stage does anything."""
+    def started(self, ref: StepRef, run_id: str, log: str | None) -> None:
+        """Record an attempt and where its log will be; call before the stage does anything."""
         self._append(
             ref,
             event="started",
             run_id=run_id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            log=str(log_path) if log_path else None,
+            log=log,
         )
 
     def succeeded(self, ref: StepRef, run_id: str, seconds: float) -> None:
@@ -67,11 +69,17 @@ class Ledger:
 
     def events(self, ref: StepRef) -> list[dict[str, Any]]:
         """Every event of a step, oldest first; a line torn by a kill is passed over."""
-        try:
-            lines = self._path(ref).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [event for line in lines if (event := _parse(line))]
+        return [event for line in self._storage.lines(_record(ref)) if (event := _parse(line))]
+
+    def has_seen(self, steps: Iterable[Step], failure_class: FailureClass, run_id: str) -> bool:
+        """Whether any of the steps failed so in a run."""
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            events = readers.map(lambda step: self.events(step.ref), steps)
+            return any(
+                event.get("run_id") == run_id and event.get("failure_class") == failure_class.value
+                for of_step in events
+                for event in of_step
+            )
 
     def history(self, ref: StepRef, run_id: str) -> History:
         """A step's attempts in one run.
@@ -95,21 +103,16 @@ class Ledger:
 
     def request_stop(self, run_id: str, reason: str) -> None:
         """Ask every worker of a run to stop after the step it is at; the first reason stays."""
-        with contextlib.suppress(FileExistsError):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with self._stop_path(run_id).open("x", encoding="utf-8") as stream:
-                stream.write(reason)
+        self._storage.create(_stop_record(run_id), reason)
 
     def stop_reason(self, run_id: str) -> str | None:
         """Why a run was asked to stop; None when it was not."""
-        try:
-            return self._stop_path(run_id).read_text(encoding="utf-8") or "stopped"
-        except FileNotFoundError:
-            return None
+        reason = self._storage.read(_stop_record(run_id))
+        return reason if reason is None else reason or "stopped"
 
     def clear_stop(self, run_id: str) -> None:
         """Remove the request when the run is over."""
-        self._stop_path(run_id).unlink(missing_ok=True)
+        self._storage.delete(_stop_record(run_id))
 
     def last_failure(self, ref: StepRef) -> Failure | None:
         """Why the step is not there, by its latest attempt; None when it was never tried."""
@@ -117,29 +120,31 @@ class Ledger:
         if not events:
             return None
         starts = [event for event in events if event["event"] == "started"]
-        last, log_path = events[-1], starts[-1].get("log") if starts else None
+        last, log = events[-1], starts[-1].get("log") if starts else None
         if last["event"] == "skipped":
-            return Failure(FailureClass.upstream, last["message"], log_path, len(starts))
+            return Failure(FailureClass.upstream, last["message"], log, len(starts))
         if last["event"] == "failed":
-            return Failure(FailureClass(last["failure_class"]), last["message"], log_path, len(starts))
-        return Failure(FailureClass.crash, "the worker died or was stopped during the attempt", log_path, len(starts))
+            return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
+        return Failure(FailureClass.crash, "the worker died or was stopped during the attempt", log, len(starts))
 
     def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
         """Why each of these steps is not there; steps that were never tried are left out."""
-        return {step.ref: failure for step in steps if (failure := self.last_failure(step.ref))}
-
-    def _stop_path(self, run_id: str) -> Path:
-        return self.directory / f"stop-{run_id}"
-
-    def _path(self, ref: StepRef) -> Path:
-        return self.directory / f"{ref.short}.jsonl"
+        refs = [step.ref for step in steps]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            found = readers.map(self.last_failure, refs)
+            return {ref: failure for ref, failure in zip(refs, found, strict=True) if failure is not None}
 
     def _append(self, ref: StepRef, **event: Any) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False)
-        # The leading newline keeps this event readable after a line that a kill tore.
-        with self._path(ref).open("a", encoding="utf-8") as stream:
-            stream.write(f"\n{line}\n")
+        self._storage.append(_record(ref), line)
+
+
+def _record(ref: StepRef) -> str:
+    return f"ledger/{ref.short}.jsonl"
+
+
+def _stop_record(run_id: str) -> str:
+    return f"ledger/stop-{run_id}"
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from stages.report_results import FailureRow, TrialRow
 
 def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
     """The report of the artifacts published so far: same artifacts, same report."""
-    inputs = {name: ref for name, ref in _report_inputs(plan) if store.find(ref) is not None}
+    inputs = {name: ref for name, ref in _report_inputs(plan) if store.has(ref)}
     return Step(
         stage=REPORT,
         config=ReportConfig(

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import DataConfig, ModelConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
-from pipeline.store import write_durably
+from pipeline.manifest import write_durably
 from pipeline.sweep import Trial
 from stages.errors import DataError
 from stages.fetch import DatasetSource, check_model_path, digest_tree

@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.fingerprint import described, differences
 from pipeline.ledger import Failure
+from pipeline.manifest import write_durably
 from pipeline.plan import Plan
 from pipeline.provenance import git_state, package_versions
 from pipeline.step import Step, StepRef
-from pipeline.store import write_durably
 
 FILE_VERSION = 1
 FROM = "failures.from="

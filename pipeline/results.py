@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.manifest import file_name
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import StepRef
-from pipeline.store import Store, file_name, write_durably
+from pipeline.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,13 @@ class Results:
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
-def load(root: str | Path, name: str) -> Results:
-    """The results of the sweep ``name`` in the store at ``root``."""
-    store = Store(Path(root))
-    try:
-        record = json.loads(_record_path(store, name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = sorted(path.stem for path in (store.root / "sweeps").glob("*.json"))
-        raise UserError(f"the store {root} has no sweep {name!r}; it has: {', '.join(known) or 'none'}") from None
+def load(root: str | Path, name: str, cache: Path | None = None) -> Results:
+    """The results of the sweep ``name`` in the store at ``root``; a URL needs a ``cache`` directory of this machine."""
+    store = Store(root, cache)
+    record = _record(store, name)
+    if not record:
+        known = [name.removesuffix(".json") for name in store.storage.records("sweeps")]
+        raise UserError(f"the store {root} has no sweep {name!r}; it has: {', '.join(known) or 'none'}")
     trials = {trial["name"]: _trial_record(trial) for trial in record["trials"]}
     return Results(store, name, record["plan_fingerprint"], trials, _ref(record["report"]))
 
@@ -103,11 +103,7 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
         "trials": [_trial_json(trial) for trial in plan.trials.values()],
         "report": report or last.get("report"),
     }
-    path = _record_path(store, plan.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    write_durably(partial, json.dumps(record, indent=1))
-    partial.replace(path)
+    store.storage.write(_record_name(plan.name), json.dumps(record, indent=1))
 
 
 def recorded_environment(store: Store, plan: Plan) -> Mapping[str, Any] | None:
@@ -116,14 +112,11 @@ def recorded_environment(store: Store, plan: Plan) -> Mapping[str, Any] | None:
 
 
 def _record(store: Store, name: str) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], json.loads(_record_path(store, name).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
+    return cast(dict[str, Any], json.loads(store.storage.read(_record_name(name)) or "{}"))
 
 
-def _record_path(store: Store, name: str) -> Path:
-    return store.root / "sweeps" / f"{file_name(name)}.json"
+def _record_name(name: str) -> str:
+    return f"sweeps/{file_name(name)}.json"
 
 
 def _trial_json(trial: TrialPlan) -> dict[str, Any]:

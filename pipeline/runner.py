@@ -102,7 +102,7 @@ class _Submission:
 
     def __init__(self, batches: Sequence[Batch], context: RunContext, nodes: Sequence[Node], limit: int) -> None:
         self._context, self._nodes = context, nodes
-        self._ledger = Ledger(context.store_root)
+        self._ledger = Ledger(context.open_store().storage)
         self._limit = limit
         owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
         before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
@@ -237,13 +237,13 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
         done: list[Outcome] = ray.get(ref)
         return done
     except ray.exceptions.RayError as error:
-        store, message = Store(context.store_root), one_line(getattr(error, "cause", None) or error)
+        store, message = context.open_store(), one_line(getattr(error, "cause", None) or error)
         return [_without_word(step.ref, store, message) for step in batch.steps]
 
 
 def _without_word(ref: StepRef, store: Store, message: str) -> Outcome:
     """The outcome of a step whose batch died for good: what it published counts."""
-    if store.find(ref) is not None:
+    if store.has(ref):
         return Outcome(ref, Status.succeeded)
     return Outcome(ref, Status.failed, FailureClass.crash, message)
 

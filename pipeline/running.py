@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import results, show
 from pipeline.config import Verify
@@ -50,8 +51,9 @@ def resubmit(sweep: Sweep) -> int:
 
 def publish_report(sweep: Sweep) -> Step:
     """Publish the report of what the store holds now; a report is a step like any other, made by this process."""
+    sweep.store.storage.refresh()
     step = report_step(sweep.plan, sweep.config, sweep.store, sweep.ledger)
-    context = RunContext(sweep.store.root.resolve(), f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
+    context = _context(sweep, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
         raise RuntimeError(f"the report could not be written: {outcome.message}")
@@ -76,7 +78,7 @@ def _missing(sweep: Sweep) -> list[Step]:
 
 
 def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> int:
-    sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
+    sweep.store.storage.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
     results.save(sweep.store, sweep.plan, None, environment(sweep.plan))
     outcomes = _make(sweep, steps, drift) if steps else {}
@@ -88,7 +90,7 @@ def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> in
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
     show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes))
-    show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.root))
+    show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local))
     return _exit_code(sweep, steps, outcomes)
 
 
@@ -121,15 +123,15 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
         sweep.ledger.request_stop(run_id, reason)
         progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
 
-    context = RunContext(
-        sweep.store.root.resolve(),
+    context = _context(
+        sweep,
         run_id,
         cluster.max_attempts,
         timeout_s=_timeouts_s(work, cluster.timeout_s),
         back_off_s=cluster.back_off_s,
         drift=drift,
     )
-    sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.root}")
+    sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
         with progress.shown(), interruptible(request_stop):
@@ -137,6 +139,14 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
                 return runner.run(work, context, on_done)
     finally:
         sweep.ledger.clear_stop(run_id)
+
+
+def _context(sweep: Sweep, run_id: str, max_attempts: int, **settings: Any) -> RunContext:
+    """What workers need; paths are made absolute, because a worker's directory is another one."""
+    local = sweep.store.local.resolve()
+    is_directory = sweep.store.url == str(sweep.store.local)
+    root, cache = (local, None) if is_directory else (sweep.store.url, local)
+    return RunContext(root, run_id, max_attempts, cache, **settings)
 
 
 def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, float]:

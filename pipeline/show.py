@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import FailureClass
-from pipeline.garbage import Unused
 from pipeline.ledger import Failure
 from pipeline.memory import gpu_memory
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import Step, StepRef
+from pipeline.storage import Stored
 from pipeline.store import Store
 from pipeline.worker import Outcome, Status
 
@@ -60,10 +60,10 @@ def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mappin
         console.print("by class: " + ", ".join(f"{name} {number}" for name, number in sorted(by_class.items())))
 
 
-def garbage(console: Console, unused: Sequence[Unused], is_deleted: bool) -> None:
+def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
     """What a garbage collection found, largest first."""
     for each in sorted(unused, key=lambda each: -each.num_bytes):
-        console.print(f"{each.num_bytes / 2**30:8.3f} GiB  {each.path}", soft_wrap=True, highlight=False)
+        console.print(f"{each.num_bytes / 2**30:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
     total_gib = sum(each.num_bytes for each in unused) / 2**30
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
     console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
@@ -83,7 +83,7 @@ def disk_full(console: Console, store: Store, outcomes: Mapping[StepRef, Outcome
     num_done = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     console.print(f"[red]failed (disk)[/] {first.ref.short}: {escape(first.message)}", soft_wrap=True)
     console.print(
-        f"stopped: {num_done} steps were finished and kept, none half-written; free space on {store.root}, run again",
+        f"stopped: {num_done} steps were finished and kept, none half-written; free space on {store.local}, run again",
         soft_wrap=True,
     )
 
@@ -106,7 +106,7 @@ def finished(
     for failure in report.config.failures[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
-    logs = list(dict.fromkeys(failure.log_path for failure in failures.values() if failure.log_path))
+    logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
     for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
     if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
@@ -184,8 +184,8 @@ def _print_failures(console: Console, plan: Plan, failures: Mapping[StepRef, Fai
     for ref, failure in failures.items():
         console.print(f"[red]{failure.failure_class.value}[/] {ref.short} {escape(plan.steps[ref].label)}")
         console.print(f"    {escape(failure.message)} (attempt {failure.num_attempts})")
-        if failure.log_path:
-            console.print(f"    log: {failure.log_path}", soft_wrap=True)
+        if failure.log:
+            console.print(f"    log: {failure.log}", soft_wrap=True)
 
 
 def _table(*headings: str) -> Table:

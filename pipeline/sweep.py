@@ -1,5 +1,6 @@
 """Expand a sweep into trials, each composed exactly as the command line would compose it alone."""
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,8 @@ class _Expansion:
         _refuse_overridden_axes(cli, shared.sweep)
         self._sweep = shared.sweep
         self._shared = shared
-        self._composed: dict[str, Trial] = {}
+        self._trials: dict[str, Trial] = {}
+        self._composed: dict[str, DictConfig] = {}
         touched = [*self._sweep.axes, *(override for rule in self._sweep.adjust for override in rule.set)]
         # Composing the tasks takes most of a composition's time (0.5 of 0.6 s for 13 tasks), and they rarely vary.
         self._tasks_vary = any(_is_about_tasks(override) for override in touched)
@@ -94,20 +96,39 @@ class _Expansion:
     def _trial(self, point: Mapping[str, Any], cli: Sequence[str] | None = None) -> Trial:
         cli = self._cli if cli is None else cli
         adjusted = [override for rule in self._sweep.adjust if _applies(rule, point) for override in rule.set]
-        overrides = [f"{axis}={_text(value)}" for axis, value in point.items()] + adjusted
-        overrides += _reaching(cli, overrides, self._sweep)
+        chosen = [f"{axis}={_text(value)}" for axis, value in sorted(point.items())]
+        overrides = [*chosen, *adjusted, *_reaching(cli, [*chosen, *adjusted], self._sweep)]
         key = "\n".join(overrides)
-        if key not in self._composed:
-            config = self._compose(overrides)
-            self._composed[key] = Trial(_trial_name(config, point), config, point)
-        return self._composed[key]
+        if key not in self._trials:
+            config = self._config(point, overrides)
+            self._trials[key] = Trial(_trial_name(config, point), config, point)
+        return self._trials[key]
 
-    def _compose(self, overrides: list[str]) -> Config:
+    def _config(self, point: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+        """Composed once for all points that differ in plain values only: composing takes Hydra 0.3 s."""
+        plain = {axis: value for axis, value in point.items() if self._is_plain(axis, overrides)}
+        grouped = [text for text in overrides if _key(text) not in plain]
+        key = "\n".join(grouped)
+        if key not in self._composed:
+            self._composed[key] = self._compose(grouped)
+        composed = copy.deepcopy(self._composed[key])
+        for axis, value in plain.items():
+            OmegaConf.update(composed, axis, value)
+        config = _as_config(composed)
+        return config if self._tasks_vary else replace(config, tasks=self._shared.tasks, suites=self._shared.suites)
+
+    def _is_plain(self, axis: str, overrides: Sequence[str]) -> bool:
+        """Whether an axis sets a value that nothing else of the point touches, rather than choosing a group's file."""
+        others = [_key(text) for text in overrides if _key(text) != axis]
+        is_alone = len(others) == len(overrides) - 1 and not any(key.startswith(f"{axis}.") for key in others)
+        return is_alone and ("." in axis or isinstance(getattr(self._shared, axis, None), (int, float, str)))
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
         if self._tasks_vary:
-            return _as_config(compose("config", overrides=overrides))
+            return compose("config", overrides=list(overrides))
         composed = compose("config", overrides=[*overrides, "suite=none"])
         composed.tasks = {}
-        return replace(_as_config(composed), tasks=self._shared.tasks, suites=self._shared.suites)
+        return composed
 
 
 def _trial_name(config: Config, point: Mapping[str, Any]) -> str:

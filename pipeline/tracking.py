@@ -13,29 +13,29 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pipeline.capture import log_path
 from pipeline.config import Config, TrackingConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.plan import Plan, TrialPlan
 from pipeline.provenance import git_state, package_versions
 from pipeline.step import StepRef
 from pipeline.store import Store
-from pipeline.worker import log_path
 
 PLAN_TAG, TRIAL_TAG, CONTENT_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "content", "mlflow.parentRunId"
 MAX_PARAMS_A_CALL = 100
 TASK_METRICS = ("score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing")
 
 
-def default_uri(store_root: Path) -> str:
-    """SQLite beside the store: a review needs no server."""
-    return f"sqlite:///{store_root.resolve().parent / 'mlflow.db'}"
+def default_uri(beside: Path) -> str:
+    """SQLite beside a store's directory: a review needs no server."""
+    return f"sqlite:///{beside.resolve().parent / 'mlflow.db'}"
 
 
-def review_command(settings: TrackingConfig, store_root: Path) -> str | None:
+def review_command(settings: TrackingConfig, beside: Path) -> str | None:
     """The command that opens MLflow on the results; None for a server, which is open already."""
     if settings.uri is not None:
         return None
-    database = store_root.resolve().parent / "mlflow.db"
+    database = beside.resolve().parent / "mlflow.db"
     shown = database.relative_to(Path.cwd()) if database.is_relative_to(Path.cwd()) else database
     return f"mlflow ui --backend-store-uri sqlite:///{shown}"
 
@@ -67,12 +67,12 @@ class Mirror:
 
         for name in ("mlflow", "alembic"):  # creating the database is no news for the terminal
             logging.getLogger(name).setLevel(logging.WARNING)
-        client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.root))
+        client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.local))
         name = self.settings.experiment or self.plan.name
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, experiment.experiment_id
-        artifacts = None if self.settings.uri else (self.store.root.resolve().parent / "mlartifacts").as_uri()
+        artifacts = None if self.settings.uri else (self.store.local.resolve().parent / "mlartifacts").as_uri()
         return client, client.create_experiment(name, artifact_location=artifacts)
 
     def _run(self, client: Any, experiment_id: str, key: str, value: str, name: str, tags: Mapping[str, str]) -> Any:
@@ -87,7 +87,7 @@ class Mirror:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
         key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
         run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
-        present = [ref for ref in trial_refs(trial) if self.store.find(ref) is not None]
+        present = [ref for ref in trial_refs(trial) if self.store.has(ref)]
         content = fingerprint([list(ref) for ref in present])
         if run.data.tags.get(CONTENT_TAG) == content:
             return
@@ -130,8 +130,8 @@ class Mirror:
             if (path := self.store.find(ref)) is not None:
                 yield from ((file, folder) for file in sorted(path.glob(pattern)))
         for ref in trial_refs(trial):
-            log = log_path(self.store.root, self.plan.steps[ref])
-            if log.exists():
+            log = self.store.storage.find_log(log_path(self.store.local, self.plan.steps[ref]))
+            if log is not None:
                 yield log, f"logs/{ref.stage}"
 
     def _write_report(self, client: Any, parent: Any, report: Path) -> None:

@@ -1,9 +1,6 @@
 """Run one batch of steps in this process: the same code for the inline runner and for a Ray worker."""
 
 import contextlib
-import io
-import os
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,14 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from pipeline.capture import captured, log_path
 from pipeline.errors import RETRY, FailureClass, Retry, classify, one_line
 from pipeline.ledger import History, Ledger
 from pipeline.plan import Batch
 from pipeline.provenance import provenance
 from pipeline.step import Step, StepRef
-from pipeline.store import Store, file_name
+from pipeline.store import Store
 from pipeline.watchdog import Limits, watched
 from stages.errors import CheckpointError, DataError
 
@@ -52,13 +50,17 @@ class RunContext:
     (``kills``).  ``drift`` says in which ways this environment is not the one that the sweep was begun in.
     """
 
-    store_root: Path
+    store_root: str | Path
     run_id: str
     max_attempts: int
+    store_cache: Path | None = None
     timeout_s: Mapping[str, float] = field(default_factory=dict)
     back_off_s: float = 0
     kills: bool = False
     drift: tuple[str, ...] = ()
+
+    def open_store(self, patience_s: float = 0) -> Store:
+        return Store(self.store_root, self.store_cache, patience_s)
 
 
 def run_batch(batch: Batch, context: RunContext, upstream: Iterable[Outcome]) -> list[Outcome]:
@@ -75,12 +77,12 @@ class _BatchRun:
         self._batch = batch
         self._context = context
         self._upstream = upstream
-        self._store = Store(context.store_root, patience_s=LISTING_PATIENCE_S)
-        self._ledger = Ledger(context.store_root)
+        self._store = context.open_store(LISTING_PATIENCE_S)
+        self._ledger = Ledger(self._store.storage)
         self._checked: dict[StepRef, Path] = {}
         self._session: Any = None
         self._sessions = ExitStack()
-        self._is_smaller = any(self._history(step).num_oom for step in batch.steps)
+        self._is_smaller = self._ledger.has_seen(batch.steps, FailureClass.oom, context.run_id)
 
     def outcomes(self) -> list[Outcome]:
         with self._sessions:
@@ -91,7 +93,7 @@ class _BatchRun:
         return outcomes
 
     def _outcome(self, step: Step) -> Outcome:
-        if self._store.find(step.ref) is not None:
+        if self._store.has(step.ref):
             return Outcome(step.ref, Status.succeeded)
         if reason := self._ledger.stop_reason(self._context.run_id):
             return Outcome(step.ref, Status.not_run, message=reason)
@@ -139,7 +141,7 @@ class _BatchRun:
         limit = self._context.max_attempts
         if history.num_deaths >= limit:
             return True
-        if not step.stage.sessions or any(self._store.find(other.ref) for other in self._batch.steps):
+        if not step.stage.sessions or any(self._store.has(other.ref) for other in self._batch.steps):
             return False
         return sum(self._history(other).num_deaths for other in self._batch.steps) >= limit
 
@@ -168,7 +170,7 @@ class _BatchRun:
             return self._failed(step, classify(error), one_line(error))
 
     def _attempt_on_record(self, step: Step) -> Outcome:
-        self._ledger.started(step.ref, self._context.run_id, self._log_path(step))
+        self._ledger.started(step.ref, self._context.run_id, self._store.storage.log_place(self._log_path(step)))
         started = time.time()
         with self._captured(step):
             try:
@@ -238,64 +240,13 @@ class _BatchRun:
             self._sessions.close()
 
     def _log_path(self, step: Step) -> Path:
-        return log_path(self._context.store_root, step)
+        return log_path(self._store.local, step)
 
-    def _captured(self, step: Step) -> contextlib.AbstractContextManager[None]:
-        return _captured(self._log_path(step))
-
-
-def log_path(store_root: Path, step: Step) -> Path:
-    """Where everything that a step prints is kept."""
-    return store_root / "logs" / step.stage.name / f"{file_name(step.label)}-{step.fingerprint[:12]}.log"
-
-
-class _Redirected(io.TextIOBase):
-    """What ``sys.stdout`` or ``sys.stderr`` is during steps, for good: libraries (loguru) keep the stream they meet."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.target = stream
-
-    def write(self, text: str) -> int:
-        return self.target.write(text)
-
-    def flush(self) -> None:
-        self.target.flush()
-
-    def fileno(self) -> int:
-        return self.target.fileno()
-
-    def isatty(self) -> bool:
-        return False
-
-
-_STREAMS = {name: _Redirected(getattr(sys, name)) for name in ("stdout", "stderr")}
-
-
-@contextlib.contextmanager
-def _captured(log: Path) -> Iterator[None]:
-    """Append to ``log`` everything this process and its children print, through Python or past it."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", errors="replace") as stream:
-        saved = [os.dup(descriptor) for descriptor in (1, 2)]
-        before = {name: getattr(sys, name) for name in _STREAMS}
+    @contextlib.contextmanager
+    def _captured(self, step: Step) -> Iterator[None]:
+        log = self._log_path(step)
         try:
-            for name, redirected in _STREAMS.items():
-                redirected.target = stream
-                setattr(sys, name, redirected)
-            _point(stream.fileno(), stream.fileno())
-            yield
+            with captured(log):
+                yield
         finally:
-            _point(*saved)
-            for descriptor in saved:
-                os.close(descriptor)
-            for name, original in before.items():
-                _STREAMS[name].target = original
-                setattr(sys, name, original)
-
-
-def _point(stdout: int, stderr: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a log on a full disk must not keep the descriptors from being restored
-            stream.flush()
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
+            self._store.storage.keep_log(log)

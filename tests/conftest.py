@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.sweeping import make_sweep
+
 COMPARABLE = {
     "engine": "vllm",
     "engine_version": "0.32.0",
@@ -41,6 +43,12 @@ _SENTENCES = [
     "def area(width, height): return width * height",
     "A good map leaves out most of the country and keeps the roads.",
 ]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A directory with a sweep of 4 trials and 240 shards."""
+    return make_sweep(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,35 +16,12 @@ import psutil
 import pytest
 
 from pipeline.ledger import Ledger
+from pipeline.manifest import read_manifest
 from pipeline.step import StepRef
-from pipeline.store import read_manifest
+from pipeline.storage import open_storage
+from tests.sweeping import ROOT, driver, free_port, mlflow_runs, mlflow_server, stop_group, tables, wait_for
 
-ROOT = Path(__file__).parents[1]
 VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
-SWEEP = """\
-# @package _global_
-defaults:
-  - override /model: llama31_8b
-  - override /calibration: open_platypus
-  - override /suite: none
-sweep:
-  name: small
-  axes: {recipe: [bf16, w8a8_fp, w8a8_int, w4a16_int]}
-engine: {num_cpus: 1}
-cluster: {max_attempts: 20, back_off_s: 0, replicas: 2}
-compare: {num_resamples: 1000}
-tasks:
-  a: {task: piqa, num_docs: {piqa: 1838}, datasets: {baber/piqa: null}, limit: 400, shard_size: 10}
-  b: {task: sciq, num_docs: {sciq: 1000}, datasets: {allenai/sciq: null}, limit: 200, shard_size: 10}
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A directory with a sweep of 4 trials and 240 shards."""
-    (tmp_path / "own" / "sweep").mkdir(parents=True)
-    (tmp_path / "own" / "sweep" / "small.yaml").write_text(SWEEP)
-    return tmp_path
 
 
 @pytest.fixture
@@ -61,24 +37,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started.shutdown()
 
 
-def driver(directory: Path, *arguments: str, sleep_s: float = 0.0) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SYNTHETIC_SLEEP_S": str(sleep_s), "OMP_NUM_THREADS": "1"}
-    log = (directory / "driver.log").open("ab")
-    command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={directory / 'own'}", "+sweep=small", *arguments]
-    return subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
-
-
-def tables(store: Path) -> dict[str, bytes]:
-    """The bytes of every comparison and of the report's summary, by the artifact's name."""
-    sweep = json.loads((store / "sweeps" / "small.json").read_text())
-    report = next((store / "report").glob(f"*-{sweep['report'][1][:12]}"))
-    paths = [*store.glob("compare/*/comparison.parquet"), report / "summary.parquet"]
-    return {path.parent.name: path.read_bytes() for path in paths}
-
-
 def started_again(store: Path) -> list[str]:
     """Steps that were started after they had been published."""
-    ledger, guilty = Ledger(store), []
+    ledger, guilty = Ledger(open_storage(store)), []
     for path in store.glob("*/*/manifest.json"):
         manifest = read_manifest(path.parent)
         if manifest["stage"] == "report":
@@ -94,8 +55,8 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
     """A driver, a worker, a node and the tracking server are killed in turn while one sweep runs to its end."""
     reference = own / "reference"
     assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
-    chance, port = random.Random(1), _free_port()
-    server = _mlflow_server(own, port)
+    chance, port = random.Random(1), free_port()
+    server = mlflow_server(own, port)
     arguments = [
         "cluster=existing",
         f"cluster.address={cluster.address}",
@@ -119,8 +80,8 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
             _kill(sweep.pid)
             sweep.wait()
         elif victim == "server":
-            _stop_group(server, signal.SIGKILL)
-            server = _mlflow_server(own, port)
+            stop_group(server, signal.SIGKILL)
+            server = mlflow_server(own, port)
         elif victim == "raylet":
             node = chance.choice(nodes)
             nodes.remove(node)
@@ -141,8 +102,8 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
     assert not started_again(own / "store")
     assert not list((own / "store").glob("*/.draft-*"))
     assert not list((own / "store" / "ledger").glob("stop-*"))
-    assert _mlflow_runs(port) == {"parents": 1, "trials": 4}
-    _stop_group(server, signal.SIGTERM)
+    assert mlflow_runs(port) == {"parents": 1, "trials": 4}
+    stop_group(server, signal.SIGTERM)
     assert not [process for process in psutil.process_iter() if _is_at_work(process)]
 
 
@@ -162,13 +123,15 @@ def test_two_drivers_at_once_do_no_harm(own: Path) -> None:
 def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
     arguments = ["cluster=inline", "store.root=store", "tracking=off"]
     sweep = driver(own, *arguments, sleep_s=0.2)
-    _wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
+    wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait() == 130
     printed = (own / "driver.log").read_text()
     assert "stopped by the user" in printed
     assert "steps were not run" in printed
-    events = [Ledger(own / "store").events(_ref(path)) for path in (own / "store" / "ledger").glob("evaluate-*")]
+    events = [
+        Ledger(open_storage(own / "store")).events(_ref(path)) for path in (own / "store" / "ledger").glob("evaluate-*")
+    ]
     assert all(each[-1]["event"] == "succeeded" for each in events), "what was in flight must have been finished"
     assert 3 <= len(events) < 240
     assert driver(own, *arguments).wait() == 0
@@ -194,7 +157,7 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     contents = {path.name: (path / "samples.parquet").read_bytes() for path in lost}
     for path in lost:
         ref = StepRef("evaluate", fingerprints[path.name])
-        Ledger(own / "first").started(ref, "a run that died", None)
+        Ledger(open_storage(own / "first")).started(ref, "a run that died", None)
         shutil.rmtree(path)
     assert driver(own, *first, "mode=status", "failures.export=failed.json").wait() == 0
     exported = json.loads((own / "failed.json").read_text())
@@ -227,13 +190,6 @@ def _ref(ledger_file: Path) -> StepRef:
     return StepRef(stage, digits)
 
 
-def _wait_for(condition: Any, timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.1)
-
-
 def _is_at_work(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith(
@@ -245,39 +201,3 @@ def _is_at_work(process: psutil.Process) -> bool:
 
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-
-
-def _stop_group(server: subprocess.Popen[bytes], number: int) -> None:
-    """A server started with a session of its own, and the processes it has started."""
-    os.killpg(server.pid, number)
-    server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _mlflow_server(directory: Path, port: int, database: str | None = None) -> subprocess.Popen[bytes]:
-    log = (directory / "server.log").open("ab")
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    places = [
-        "--backend-store-uri",
-        database or f"sqlite:///{directory}/served.db",
-        "--artifacts-destination",
-        str(directory / "served"),
-    ]
-    return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log, start_new_session=True)
-
-
-def _mlflow_runs(port: int) -> dict[str, int]:
-    import mlflow
-
-    client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
-    experiment = client.get_experiment_by_name("small")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    parents = sum("mlflow.parentRunId" not in run.data.tags for run in runs)
-    assert all(run.info.status == "FINISHED" for run in runs)
-    return {"parents": parents, "trials": len(runs) - parents}

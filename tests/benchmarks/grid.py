@@ -101,14 +101,14 @@ def planned(root: Path, seeds: int) -> Any:
         config = OmegaConf.to_object(compose("config", overrides=overrides))
         store = Store(root / "store")
         trials = expand(overrides, config)
-        plan = make_plan(config.sweep.name, trials, resolve(trials, store.root / "cache"))
+        plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
         plan_s = time.perf_counter() - started
-    config.store.root, config.cluster.num_cpus = str(store.root), 2
+    config.store.root, config.cluster.num_cpus = str(store.local), 2
     plan = synthetic(plan, Resources())
     for trial in plan.trials.values():  # its weights would not fit this disk, and are not written
         trial.trial.config.model.shape = None
     console = Console(file=sys.stderr, width=200)
-    return Sweep(plan, config, store, Ledger(store.root), console, overrides), plan_s
+    return Sweep(plan, config, store, Ledger(store.storage), console, overrides), plan_s
 
 
 def plan(root: Path, seeds: int) -> dict[str, Any]:

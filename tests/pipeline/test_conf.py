@@ -109,3 +109,13 @@ def test_calibration_does_not_tell_two_recipes_apart_that_do_not_calibrate() -> 
     cli = ["recipe=w8a8_fp", "++sweep.axes={calibration.seed: [0, 1]}"]
     with pytest.raises(UserError, match="are the same trial"):
         expand(cli, composed(*cli))
+
+
+def test_a_trial_is_what_its_point_would_compose_to_alone() -> None:
+    axes = ["+sweep.axes.seed=[0,1]", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[w4a16_int]"]
+    cli = ["+sweep=llama31", *axes, '+sweep.axes={"recipe.group_size":[32,128]}']
+    found = {tuple(trial.point.values()): trial.config for trial in expand(cli, composed(*cli)) if not trial.is_base}
+    assert len(found) == 4
+    for (model, recipe, seed, group_size), config in found.items():
+        point = [f"model={model}", f"recipe={recipe}", f"seed={seed}", f"recipe.group_size={group_size}"]
+        assert config == composed(*cli, *point)

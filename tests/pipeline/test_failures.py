@@ -7,14 +7,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass
 from pipeline.ledger import Ledger
 from pipeline.plan import batches
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step
+from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status, log_path
+from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
 
 
@@ -137,7 +139,7 @@ def test_what_kills_or_hangs_a_worker_is_classified_and_the_rest_is_done(tmp_pat
     }  # fmt: skip
     assert not _runs(tmp_path / "child-hang"), "what the hung step started outlived it"
     assert "fakes.py" in log_path(root, hang).read_text(), "the log must show where it hung"
-    failure = Ledger(root).last_failure(hang.ref)
+    failure = Ledger(open_storage(root)).last_failure(hang.ref)
     assert failure is not None
     assert "6 s" in failure.message
 

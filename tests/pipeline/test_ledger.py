@@ -7,30 +7,31 @@ from hypothesis import strategies as st
 
 from pipeline.errors import FailureClass
 from pipeline.ledger import Ledger
+from pipeline.storage import open_storage
 from tests.pipeline.fakes import note
 
 REF = note("a").ref
 
 
 def test_an_attempt_that_never_ended_is_a_death(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    ledger.started(REF, "run", tmp_path / "log")
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", "where the log is")
     assert ledger.history(REF, "run").num_deaths == 1
     failure = ledger.last_failure(REF)
     assert failure is not None
     assert failure.failure_class is FailureClass.crash
-    assert failure.log_path == str(tmp_path / "log")
+    assert failure.log == "where the log is"
 
 
 def test_deaths_of_another_run_do_not_count(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     ledger.started(REF, "killed by its user", None)
     assert ledger.history(REF, "run").num_deaths == 0
 
 
 @given(st.lists(st.sampled_from(["succeeded", "failed", "died"]), max_size=6))
 def test_deaths_are_the_attempts_without_an_end(tmp_path_factory, ends: list[str]) -> None:  # type: ignore[no-untyped-def]
-    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    ledger = Ledger(open_storage(tmp_path_factory.mktemp("ledger")))
     for end in ends:
         ledger.started(REF, "run", None)
         if end == "succeeded":
@@ -41,7 +42,7 @@ def test_deaths_are_the_attempts_without_an_end(tmp_path_factory, ends: list[str
 
 
 def test_a_failure_keeps_its_class_and_message(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     ledger.started(REF, "run", None)
     ledger.failed(REF, "run", FailureClass.oom, "no memory left")
     assert ledger.history(REF, "run").failure == (FailureClass.oom, "no memory left")
@@ -49,18 +50,18 @@ def test_a_failure_keeps_its_class_and_message(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_reaches_one_run_and_keeps_its_first_reason(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     assert ledger.stop_reason("run") is None
     ledger.request_stop("run", "the user said so")
     ledger.request_stop("run", "another reason")
-    assert Ledger(tmp_path).stop_reason("run") == "the user said so"
+    assert Ledger(open_storage(tmp_path)).stop_reason("run") == "the user said so"
     assert ledger.stop_reason("other run") is None
     ledger.clear_stop("run")
     assert ledger.stop_reason("run") is None
 
 
 def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     ledger.started(REF, "run", None)
     path = next((tmp_path / "ledger").iterdir())
     path.write_text(path.read_text() + '{"time": 1.0, "event": "succ')
@@ -69,4 +70,4 @@ def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_step_that_was_never_tried_has_no_failure(tmp_path: Path) -> None:
-    assert Ledger(tmp_path).last_failure(REF) is None
+    assert Ledger(open_storage(tmp_path)).last_failure(REF) is None

@@ -12,6 +12,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import batches
 from pipeline.runner import make_runner
 from pipeline.step import Resources, Step
+from pipeline.storage import open_storage
 from pipeline.store import Store
 from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
@@ -50,7 +51,7 @@ def test_logical_gpus_are_never_oversubscribed(tmp_path: Path, node_of_eight: An
 
 
 def _span(root: Path, step: Step) -> tuple[float, float]:
-    events = {event["event"]: event["time"] for event in Ledger(root).events(step.ref)}
+    events = {event["event"]: event["time"] for event in Ledger(open_storage(root)).events(step.ref)}
     return events["started"], events["succeeded"]
 
 

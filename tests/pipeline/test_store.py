@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.garbage import collect
+from pipeline.manifest import MANIFEST, file_name
 from pipeline.plan import Plan
-from pipeline.store import MANIFEST, Store, file_name
+from pipeline.store import Store
 from tests.pipeline.fakes import note
 
 
@@ -24,7 +25,8 @@ def publish(root: Path, text: str = "hello") -> Path:
         (draft.path / "note.txt").write_text(text)
         (draft.path / "more").mkdir()
         (draft.path / "more" / "data.bin").write_bytes(b"\0" * 1000)
-        return draft.publish({"length": float(len(text)), "unknown": None}, {"ended": 1.0})
+        draft.publish({"length": float(len(text)), "unknown": None}, {"ended": 1.0})
+    return store.path(step.ref)
 
 
 def test_a_published_artifact_says_what_it_is(tmp_path: Path) -> None:
@@ -144,9 +146,9 @@ def test_a_draft_of_a_living_process_is_not_abandoned(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"store\.root=DIR"):
-        Store(tmp_path / "file" / "store").check_writable()
+        Store(tmp_path / "file" / "store").storage.check_writable(0)
     with pytest.raises(UserError, match="GiB free"):
-        Store(tmp_path).check_writable(needed_bytes=2**60)
+        Store(tmp_path).storage.check_writable(needed_bytes=2**60)
 
 
 def test_an_open_store_with_patience_sees_at_once_what_it_publishes_itself(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     record = {"trials": [{"checkpoint": list(note("recorded").ref)}], "report": None}
     (tmp_path / "sweeps" / "earlier.json").write_text(json.dumps(record))
     plan = Plan("test", {}, {from_it.ref: from_it})
-    assert [unused.path for unused in collect(store, plan, delete=False)] == [old]
+    assert [unused.location for unused in collect(store, plan, delete=False)] == [str(old)]
     assert old.exists()
     theirs = tmp_path / "notes" / "of the user"
     theirs.mkdir(parents=True)

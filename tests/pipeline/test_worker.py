@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError
 from pipeline.ledger import Ledger
 from pipeline.plan import batches
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step
+from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status, log_path
+from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
 
 
@@ -149,7 +151,7 @@ def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_asi
     assert outcomes[deadly.ref].failure_class is FailureClass.crash
     assert outcomes[behind.ref].status is Status.skipped
     assert lines(tmp_path / "calls").count("deadly") == 2
-    failure = Ledger(tmp_path / "store").last_failure(deadly.ref)
+    failure = Ledger(open_storage(tmp_path / "store")).last_failure(deadly.ref)
     assert failure is not None
     assert failure.failure_class is FailureClass.crash
 

@@ -1,0 +1,93 @@
+"""Small sweeps of synthetic stages as users run them: the command line in its own process, and servers beside it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SWEEP = """\
+# @package _global_
+defaults:
+  - override /model: llama31_8b
+  - override /calibration: open_platypus
+  - override /suite: none
+sweep:
+  name: small
+  axes: {recipe: [bf16, w8a8_fp, w8a8_int, w4a16_int]}
+engine: {num_cpus: 1}
+cluster: {max_attempts: 20, back_off_s: 0, replicas: 2}
+compare: {num_resamples: 1000}
+tasks:
+  a: {task: piqa, num_docs: {piqa: 1838}, datasets: {baber/piqa: null}, limit: 400, shard_size: 10}
+  b: {task: sciq, num_docs: {sciq: 1000}, datasets: {allenai/sciq: null}, limit: 200, shard_size: 10}
+"""
+
+
+def make_sweep(directory: Path) -> Path:
+    """A directory with a sweep of 4 trials and 240 shards."""
+    (directory / "own" / "sweep").mkdir(parents=True)
+    (directory / "own" / "sweep" / "small.yaml").write_text(SWEEP)
+    return directory
+
+
+def driver(directory: Path, *arguments: str, sleep_s: float = 0.0) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SYNTHETIC_SLEEP_S": str(sleep_s), "OMP_NUM_THREADS": "1"}
+    log = (directory / "driver.log").open("ab")
+    command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={directory / 'own'}", "+sweep=small", *arguments]
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+
+
+def tables(store: Path) -> dict[str, bytes]:
+    """The bytes of every comparison and of the report's summary, by the artifact's name."""
+    sweep = json.loads((store / "sweeps" / "small.json").read_text())
+    report = next((store / "report").glob(f"*-{sweep['report'][1][:12]}"))
+    paths = [*store.glob("compare/*/comparison.parquet"), report / "summary.parquet"]
+    return {path.parent.name: path.read_bytes() for path in paths}
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.1)
+
+
+def stop_group(server: subprocess.Popen[bytes], number: int) -> None:
+    """A server started with a session of its own, and the processes it has started."""
+    os.killpg(server.pid, number)
+    server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def mlflow_server(directory: Path, port: int, database: str | None = None) -> subprocess.Popen[bytes]:
+    log = (directory / "server.log").open("ab")
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    places = [
+        "--backend-store-uri",
+        database or f"sqlite:///{directory}/served.db",
+        "--artifacts-destination",
+        str(directory / "served"),
+    ]
+    return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log, start_new_session=True)
+
+
+def mlflow_runs(port: int) -> dict[str, int]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = sum("mlflow.parentRunId" not in run.data.tags for run in runs)
+    assert all(run.info.status == "FINISHED" for run in runs)
+    return {"parents": parents, "trials": len(runs) - parents}
