@@ -1,9 +1,8 @@
 """The plan: from trials and facts to the DAG of steps.  Pure: no file, clock, environment or network."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from graphlib import TopologicalSorter
 
 from pipeline.config import Config, TaskConfig
 from pipeline.errors import UserError
@@ -71,23 +70,6 @@ class Plan:
         return step.ref
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Steps that run in one process, one after the other, sharing a session if their stage has sessions."""
-
-    steps: tuple[Step, ...]
-    upstream: tuple[StepRef, ...]  # steps of other batches
-
-    @property
-    def resources(self) -> Resources:
-        return self.steps[0].resources
-
-    @property
-    def label(self) -> str:
-        first = self.steps[0]
-        return f"{first.stage.name}:{first.trial}" if first.trial else f"{first.stage.name}:{first.label}"
-
-
 def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
     """The plan of a sweep.  Raises UserError for a recipe that does not fit its model."""
     plan = Plan(name)
@@ -96,46 +78,6 @@ def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
         plan.trials[trial.name] = _add_trial(plan, trial, facts)
     plan.trials = {trial.name: plan.trials[trial.name] for trial in trials}
     return plan
-
-
-def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
-    """Group steps into batches, each before its dependants; ``replicas`` engines share the steps of one session."""
-    grouped: dict[object, list[Step]] = {}
-    for step in steps:
-        grouped.setdefault(_session(step), []).append(step)
-    return _in_order([_batch(share) for group in grouped.values() for share in _shares(group, replicas)])
-
-
-def _in_order(found: Sequence[Batch]) -> list[Batch]:
-    """Each after those it needs: a session's later steps may need what the plan makes after its first."""
-    owner = {step.ref: index for index, batch in enumerate(found) for step in batch.steps}
-    needs = {index: {owner[ref] for ref in batch.upstream if ref in owner} for index, batch in enumerate(found)}
-    return [found[index] for index in TopologicalSorter(needs).static_order()]
-
-
-def _session(step: Step) -> object:
-    if not step.stage.sessions:
-        return step.ref
-    return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
-
-
-def _shares(steps: list[Step], number: int) -> list[list[Step]]:
-    """Split the steps evenly by documents, the largest first to whoever has least; each share keeps their order."""
-    if number == 1 or len(steps) == 1:
-        return [steps]
-    shares: list[list[int]] = [[] for _ in range(min(number, len(steps)))]
-    loads = [0] * len(shares)
-    for index in sorted(range(len(steps)), key=lambda index: -steps[index].num_documents):
-        least = loads.index(min(loads))
-        shares[least].append(index)
-        loads[least] += steps[index].num_documents
-    return [[steps[index] for index in sorted(share)] for share in shares if share]
-
-
-def _batch(steps: list[Step]) -> Batch:
-    own = {step.ref for step in steps}
-    upstream = dict.fromkeys(ref for step in steps for ref in step.upstream if ref not in own)
-    return Batch(tuple(steps), tuple(upstream))
 
 
 def _add_trial(plan: Plan, trial: Trial, facts: Facts) -> TrialPlan:

@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.batches import Batch
 from pipeline.ledger import Ledger
-from pipeline.plan import Batch, Plan
+from pipeline.plan import Plan
 from pipeline.step import Step, StepRef
 from pipeline.worker import Outcome
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from pipeline.batches import Batch
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError, one_line
 from pipeline.ledger import Ledger
-from pipeline.plan import Batch
 from pipeline.step import StepRef
 from pipeline.store import Store
 from pipeline.worker import Outcome, RunContext, Status, run_batch

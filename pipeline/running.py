@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import results, show
+from pipeline.batches import Batch, batches
 from pipeline.config import Verify
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, Sweep
 from pipeline.control import BY_USER, budgeted, interruptible
 from pipeline.errors import FailureClass, one_line
 from pipeline.ledger import Failure
 from pipeline.memory import bytes_to_write
-from pipeline.plan import Batch, batches
 from pipeline.progress import Progress
 from pipeline.reporting import report_step
 from pipeline.resubmission import check_drift, environment, read, recreated

@@ -10,10 +10,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pipeline.batches import Batch
 from pipeline.capture import captured, log_path
 from pipeline.errors import RETRY, FailureClass, Retry, classify, one_line
 from pipeline.ledger import History, Ledger
-from pipeline.plan import Batch
 from pipeline.provenance import provenance
 from pipeline.step import Step, StepRef
 from pipeline.store import Store

@@ -137,6 +137,40 @@ def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
     assert driver(own, *arguments).wait() == 0
 
 
+@pytest.fixture
+def small_disk(own: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    path = own / "small"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.e2e
+def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(own: Path, small_disk: Path) -> None:
+    arguments = ["cluster=inline", "tracking=off"]
+    reference = own / "reference"
+    assert driver(own, *arguments, f"store.root={reference}").wait() == 0
+    stored = [*arguments, f"store.root={small_disk / 'store'}"]
+    assert driver(own, *stored).wait() == 2, "weights that cannot fit are refused before anything is made"
+    assert "free space, or choose another with store.root=DIR" in (own / "driver.log").read_text()
+    assert not list((small_disk / "store").glob("*/*/manifest.json"))
+    unknown_size = [*stored, "model.shape=null"]
+    assert driver(own, *unknown_size).wait() == 1
+    assert "failed (disk)" in (own / "driver.log").read_text()
+    assert list((small_disk / "store").glob("evaluate/*/manifest.json"))
+    assert not list((small_disk / "store").glob("*/.draft-*"))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert driver(own, *unknown_size).wait() == 0
+    assert (
+        tables(small_disk / "store").items()
+        >= {name: content for name, content in tables(reference).items() if not name.startswith("small")}.items()
+    )
+
+
 @pytest.mark.e2e
 def test_a_budget_of_gpu_time_stops_the_run_before_it_is_overspent(own: Path) -> None:
     arguments = ["cluster=inline", "store.root=store", "tracking=off", "+cluster.stages.evaluate.num_gpus=2"]

@@ -29,6 +29,7 @@ class NoteConfig:
     text: str = identity()
     behaviour: str = execution("write")
     batch: int = execution(4)
+    task: str = execution("")
     scratch: str = execution("")  # a directory for marks that outlive a process
 
 

@@ -113,7 +113,7 @@ def test_calibration_does_not_tell_two_recipes_apart_that_do_not_calibrate() -> 
 
 def test_a_trial_is_what_its_point_would_compose_to_alone() -> None:
     axes = ["+sweep.axes.seed=[0,1]", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[w4a16_int]"]
-    cli = ["+sweep=llama31", *axes, '+sweep.axes={"recipe.group_size":[32,128]}']
+    cli = ["+sweep=llama31", *axes, "++sweep.axes={recipe.group_size: [32,128]}"]
     found = {tuple(trial.point.values()): trial.config for trial in expand(cli, composed(*cli)) if not trial.is_base}
     assert len(found) == 4
     for (model, recipe, seed, group_size), config in found.items():

@@ -7,11 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.batches import batches
 from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass
 from pipeline.ledger import Ledger
-from pipeline.plan import batches
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step
 from pipeline.storage import open_storage

@@ -1,15 +1,16 @@
 """What batches occupy: GPUs are never oversubscribed, replicas share the work, and what cannot fit is refused early."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.batches import batches
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.plan import batches
 from pipeline.runner import make_runner
 from pipeline.step import Resources, Step
 from pipeline.storage import open_storage
@@ -17,6 +18,7 @@ from pipeline.store import Store
 from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.test_plan import planned
+from tests.sweeping import wait_for
 
 
 @pytest.fixture
@@ -55,18 +57,39 @@ def _span(root: Path, step: Step) -> tuple[float, float]:
     return events["started"], events["succeeded"]
 
 
-def test_replicas_share_a_checkpoint_s_shards_evenly(tmp_path: Path) -> None:
+def test_every_replica_gets_its_part_of_every_task() -> None:
+    """A document of one task may cost a hundred times one of another."""
     checkpoint = note("weights")
-    shards = [serving(f"{index}", checkpoint, scratch=str(tmp_path)) for index in range(7)]
+    shards = [serving(f"{task}{index}", checkpoint, task=task) for task in ("dear", "cheap") for index in range(7)]
     for index, shard in enumerate(shards):
-        object.__setattr__(shard, "num_documents", 10 + index)
+        object.__setattr__(shard, "num_documents", 10 + index % 7)
     [first, *shares] = batches([checkpoint, *shards], replicas=3)
     assert first.steps == (checkpoint,)
-    loads = [sum(step.num_documents for step in share.steps) for share in shares]
-    assert len(loads) == 3
-    assert max(loads) - min(loads) <= 16
-    assert sorted(step.label for share in shares for step in share.steps) == [f"{index}" for index in range(7)]
+    assert len(shares) == 3
+    for task in ("dear", "cheap"):
+        loads = [sum(step.num_documents for step in share.steps if step.config.task == task) for share in shares]
+        assert max(loads) - min(loads) <= 16, "a shard's documents"
+    assert sorted(step.label for share in shares for step in share.steps) == sorted(step.label for step in shards)
     assert all(share.upstream == (checkpoint.ref,) for share in shares)
+
+
+def test_a_node_that_joins_later_is_used(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    steps = [note(f"{index}", behaviour="slow") for index in range(40)]
+    growing = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = ClusterConfig(runner=RunnerKind.ray, address=growing.address)
+    context = RunContext(tmp_path, "run", max_attempts=2)
+    with ThreadPoolExecutor() as thread:
+        running = thread.submit(make_runner(cluster).run, batches(steps), context, lambda _: None)
+        wait_for(lambda: len(list((tmp_path / "note").glob("*/manifest.json"))) > 4)
+        growing.add_node(num_cpus=1)
+        running.result()
+    growing.shutdown()
+    spans = sorted(_span(tmp_path, step) for step in steps)
+    overlaps = [before[1] > after[0] for before, after in itertools.pairwise(spans)]
+    assert not any(overlaps[:3])
+    assert any(overlaps)
 
 
 def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
