@@ -16,7 +16,8 @@ Metrics = Mapping[str, float | None]
 class Stage:
     """Where a stage's code is: ``function`` of ``module``, with ``VERSION`` beside it.
 
-    ``sessions`` says that the module has ``session_key(config)`` and ``open_session(config, inputs)``.
+    ``sessions`` says that the module has ``session_key(config)`` and ``open_session(config, inputs)``, and perhaps
+    ``announce(config, inputs, session)``.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Stage:
         """``config`` with a smaller batch and the same identity; None where the stage cannot be made smaller."""
         shrink = getattr(importlib.import_module(self.module), "smaller", None)
         return None if shrink is None else shrink(config)
+
+    def announce(self, config: Any, inputs: Mapping[str, Path], session: Any) -> None:
+        """Tell an open session of a step that will come, if the stage wants to know."""
+        begin = getattr(importlib.import_module(self.module), "announce", None)
+        if begin is not None:
+            begin(config, inputs, session)
 
     def session_key(self, config: Any) -> str:
         return cast(str, self._load("session_key")(config))

@@ -1,6 +1,7 @@
 """Run one batch of steps in this process: the same code for the inline runner and for a Ray worker."""
 
 import contextlib
+import itertools
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -211,6 +212,8 @@ class _BatchRun:
         config = (step.stage.smaller(step.config) or step.config) if self._is_smaller else step.config
         if step.stage.sessions and self._session is None:
             self._session = self._sessions.enter_context(step.stage.open_session(config, inputs))
+        if step.stage.sessions:
+            self._announce_next(step)
         with self._store.draft(step) as draft:
             called = time.perf_counter()
             metrics = step.stage.run(config, inputs, draft.path, self._session)
@@ -223,15 +226,33 @@ class _BatchRun:
             drift = {"drift": list(self._context.drift)} if self._context.drift else {}
             draft.publish(metrics, {**provenance(), **times, **drift})
 
+    def _announce_next(self, step: Step) -> None:
+        """Let the session begin with the step that will come after this one, unless it cannot run."""
+        behind = itertools.islice(itertools.dropwhile(lambda each: each is not step, self._batch.steps), 1, None)
+        later = next((each for each in behind if not self._store.has(each.ref)), None)
+        if later is None or self._ledger.stop_reason(self._context.run_id):
+            return
+        with contextlib.suppress(OSError):  # whatever is wrong with it is said when it is its turn
+            if not any(self._damage(ref) for ref in later.inputs.values()):
+                inputs = {name: self._checked[ref] for name, ref in later.inputs.items()}
+                later.stage.announce(later.config, inputs, self._session)
+
     def _sound(self, ref: StepRef) -> Path:
-        """The input's directory, its bytes checked once by this batch: a flipped bit must not become a score."""
-        if ref not in self._checked:
-            if what := self._store.damage(ref):
-                self._store.set_aside(ref)
-                kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
-                raise kind(f"{ref.short} is damaged ({what}) and was moved aside; run again and it is made again")
-            self._checked[ref] = self._store.path(ref)
+        """The input's directory, its bytes checked: a flipped bit must not become a score."""
+        if what := self._damage(ref):
+            self._store.set_aside(ref)
+            kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
+            raise kind(f"{ref.short} is damaged ({what}) and was moved aside; run again and it is made again")
         return self._checked[ref]
+
+    def _damage(self, ref: StepRef) -> str | None:
+        """What is wrong with an input's bytes; a sound one is digested once by this batch."""
+        if ref in self._checked:
+            return None
+        what = self._store.damage(ref)
+        if what is None:
+            self._checked[ref] = self._store.path(ref)
+        return what
 
     def _close_session(self) -> None:
         """A dead engine is dropped; the next step opens a new one."""

@@ -15,16 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import DataError, StageError
+from stages.errors import DataError
 from stages.fields import execution, identity
-from stages.harness import BuiltTask, Document, describe
+from stages.harness import BuiltTask
 from stages.nltk_data import provide_nltk_data
 from stages.scoring import Sample, metric_facts, score
 from stages.session import Session, open_engine
 from stages.task_index import task_roots
 
 if TYPE_CHECKING:
-    from stages.engines.harness_model import Encoded, HarnessModel
+    from stages.engines.harness_model import HarnessModel
 
 VERSION = 1
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
@@ -131,21 +131,17 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
 
     Raises EngineError when the engine does not start.
     """
-    checkpoint = inputs["checkpoint"]
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
-        engine = open_engine(checkpoint, config.engine)
+        session = Session(lambda: _open_model(inputs["checkpoint"], config.engine, Path(work_dir)), Path(work_dir))
         try:
-            from transformers import AutoTokenizer
-
-            from stages.engines.harness_model import HarnessModel
-
-            provide_nltk_data(Path(work_dir))
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-            tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
-            model = HarnessModel(engine, tokenizer, config.engine.max_model_len, config.engine.seed)
-            yield Session(model, Path(work_dir))
+            yield session
         finally:
-            engine.close()
+            session.close()
+
+
+def announce(config: EvaluateConfig, inputs: Mapping[str, Path], session: Session) -> None:
+    """Begin with a shard while an earlier one is still being scored."""
+    session.announce(config, _data(inputs))
 
 
 def evaluate(
@@ -158,13 +154,13 @@ def evaluate(
     """
     from stages.samples import write_json, write_samples
 
-    data = {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
-    built = session.task(config, data)
-    _check_size(config, built.num_docs)
-    metric_facts(built.task, task_roots(config.include_paths), ())  # refuses what cannot be averaged before it is paid
-    samples = _answer(built, built.documents(config.start, config.stop), session)
+    answered = session.answered(config, _data(inputs))
+    task = answered.built.task
+    samples = [
+        score(task, document, answers) for document, answers in zip(answered.documents, answered.answers, strict=True)
+    ]
     _check_some_scored(config.task, samples)
-    facts = _task_facts(config, built, samples, session)
+    facts = _task_facts(config, answered.built, samples, session)
     write_samples(out / "samples.parquet", samples, list(facts["metrics"]))
     write_json(out / "task.json", facts)
     return {
@@ -176,34 +172,25 @@ def evaluate(
     }
 
 
-def _check_size(config: EvaluateConfig, num_docs: int) -> None:
-    if config.num_docs not in (None, num_docs):
-        raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
-    if config.stop > num_docs:
-        raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
-
-
-def _answer(built: BuiltTask, documents: Sequence[Document], session: Session) -> list[Sample]:
-    """All requests of the shard in one call, in document order, from an engine that remembers nothing.
-
-    So a shard's bytes do not depend on which shards the session answered before, or on a restart in between.
-    """
-    work = {document.doc_id: _encode(document, session.model) for document in documents}
-    session.engine.reset()
-    answers = iter(session.model.answer([item for items in work.values() for item in items]))
-    return [score(built.task, document, [next(answers) for _ in work[document.doc_id]]) for document in documents]
-
-
-def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
-    if document.error is not None:
-        return []
+def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
+    engine = open_engine(checkpoint, config)
     try:
-        return [model.encode(request, repeat) for request in document.instances for repeat in range(request.repeats)]
-    except StageError:
+        from transformers import AutoTokenizer
+
+        from stages.engines.harness_model import HarnessModel
+
+        provide_nltk_data(work_dir)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
+        return HarnessModel(engine, tokenizer, config.max_model_len, config.seed)
+    except Exception:
+        engine.close()
         raise
-    except Exception as error:
-        document.error = describe(error)
-        return []
+
+
+def _data(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Data sets by hub id."""
+    return {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
 
 
 def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:

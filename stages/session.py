@@ -1,33 +1,101 @@
-"""What the shards of one checkpoint share, the engine with its weights and the tasks built so far."""
+"""What the shards of one checkpoint share: the engine with its weights, the tasks built so far, and what is under way.
+
+Three things go on at once: requests are built in one thread, the engine answers in another, and whoever asks for a
+shard scores it.  Shards are built and answered in the order in which they are announced or asked for, each alone.
+"""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError
-from stages.harness import BuiltTask, load_task
+from stages.errors import ConfigError, DataError, StageError
+from stages.harness import BuiltTask, Document, describe, load_task
+from stages.scoring import metric_facts
+from stages.task_index import task_roots
 
 if TYPE_CHECKING:
-    from stages.engines.harness_model import HarnessModel
+    from stages.engines.harness_model import Answer, Encoded, HarnessModel
     from stages.engines.protocol import Engine
     from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
 
+# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
+SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A shard's documents, and the answers to the requests of each."""
+
+    built: BuiltTask
+    documents: Sequence[Document]
+    answers: Sequence[Sequence["Answer"]]
+
 
 class Session:
-    """An open engine with one checkpoint, and the tasks built so far."""
+    """An open engine with one checkpoint; ``open_model`` is called in the thread that alone will use it."""
 
-    def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
-        self.model = model
-        self.engine = model.engine
+    def __init__(self, open_model: Callable[[], "HarnessModel"], work_dir: Path) -> None:
         self._work_dir = work_dir
         self._tasks: dict[str, BuiltTask] = {}
+        self._under_way: dict[str, Future[Answered]] = {}
+        self._switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._builder = ThreadPoolExecutor(1, "builder")
+        self._answerer = ThreadPoolExecutor(1, "engine")
+        self.model = self._answerer.submit(open_model).result()
+        self.engine = self.model.engine
 
-    def task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
+    def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
+        """Begin to build and answer a shard that will be asked for."""
+        key = _key(config, data, config.start, config.stop)
+        if key not in self._under_way:
+            built = self._builder.submit(self._build, config, data)
+            self._under_way[key] = self._answerer.submit(self._answer, built)
+
+    def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
+        """The answers to a shard, announced or not.  Raises what building or answering it raised."""
+        self.announce(config, data)
+        return self._under_way.pop(_key(config, data, config.start, config.stop)).result()
+
+    def close(self) -> None:
+        """Drop what is under way and close the engine."""
+        self.engine.interrupt()
+        self._builder.shutdown(cancel_futures=True)
+        for future in self._under_way.values():
+            future.cancel()
+        self._answerer.submit(self.engine.close).result()
+        self._answerer.shutdown()
+        sys.setswitchinterval(self._switch_interval_s)
+
+    def _build(
+        self, config: "EvaluateConfig", data: Mapping[str, Path]
+    ) -> tuple[BuiltTask, list[Document], list[list["Encoded"]]]:
+        built = self._task(config, data)
+        _check_size(config, built.num_docs)
+        metric_facts(
+            built.task, task_roots(config.include_paths), ()
+        )  # refuses what cannot be averaged before it is paid
+        documents = built.documents(config.start, config.stop)
+        self.model.tokenize(instance for document in documents for instance in document.instances)
+        return built, documents, [_encode(document, self.model) for document in documents]
+
+    def _answer(self, built: Future[tuple[BuiltTask, list[Document], list[list["Encoded"]]]]) -> Answered:
+        """All requests of the shard in one call, in document order, from an engine that remembers nothing.
+
+        So a shard's bytes do not depend on which shards the session answered before, or on a restart in between.
+        """
+        task, documents, work = built.result()
+        self.engine.reset()
+        answers = iter(self.model.answer([item for items in work for item in items]))
+        return Answered(task, documents, [[next(answers) for _ in items] for items in work])
+
+    def _task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
         """The task under this prompt config, built once: few-shot examples depend on the documents before."""
-        places = {name: str(path) for name, path in data.items()}
-        key = json.dumps([config.task, config.overrides, asdict(config.prompt), config.include_paths, places])
+        key = _key(config, data)
         if key not in self._tasks:
             rows_dir = self._work_dir / f"rows_{len(self._tasks)}"
             task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
@@ -53,3 +121,27 @@ def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":
     from stages.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(checkpoint, config)
+
+
+def _key(config: "EvaluateConfig", data: Mapping[str, Path], *documents: int) -> str:
+    places = {name: str(path) for name, path in data.items()}
+    return json.dumps([config.task, config.overrides, asdict(config.prompt), config.include_paths, places, documents])
+
+
+def _check_size(config: "EvaluateConfig", num_docs: int) -> None:
+    if config.num_docs not in (None, num_docs):
+        raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
+    if config.stop > num_docs:
+        raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
+
+
+def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
+    if document.error is not None:
+        return []
+    try:
+        return [model.encode(request, repeat) for request in document.instances for repeat in range(request.repeats)]
+    except StageError:
+        raise
+    except Exception as error:
+        document.error = describe(error)
+        return []

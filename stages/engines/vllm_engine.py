@@ -9,6 +9,7 @@ Two ways round it, both measured equal to it:
 """
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,7 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._process_state = ProcessState()
+        self._interrupted = threading.Event()
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -98,6 +100,10 @@ class VllmEngine:
         if self._llm.reset_prefix_cache() is False:
             raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
 
+    def interrupt(self) -> None:
+        """Seen between two steps."""
+        self._interrupted.set()
+
     def close(self) -> None:
         """Shut the engine down and restore environment and thread settings; a second call does nothing."""
         if self._llm is None:
@@ -142,12 +148,26 @@ class VllmEngine:
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
         if not prompts:
             return []
-        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
-            outputs: list[Any] = self._llm.generate(tokens, list(params), use_tqdm=False)
+            outputs = self._outputs(prompts, params)
         except Exception as error:
             raise EngineError(f"vLLM died while answering {len(prompts)} requests: {one_line(error)}") from error
+        if len(outputs) < len(prompts):
+            raise EngineError("interrupted")
         return outputs
+
+    def _outputs(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
+        """All requests in the engine at once, then step after step, as ``LLM.generate`` does; ends when interrupted."""
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        found: dict[str, Any] = {}
+        for index, (prompt, settings) in enumerate(zip(prompts, params, strict=True)):
+            settings.output_kind = RequestOutputKind.FINAL_ONLY
+            engine.add_request(str(index), {"prompt_token_ids": list(prompt)}, settings)
+        while engine.has_unfinished_requests() and not self._interrupted.is_set():
+            found.update((output.request_id, output) for output in engine.step() if output.finished)
+        return [found[str(index)] for index in range(len(prompts)) if str(index) in found]
 
 
 def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _first_time(config: NoteConfig) -> bool:
 def _swell() -> None:
     held = []
     while True:
-        held.append(bytearray(os.urandom(2**20)) * 50)
+        held.append(bytearray(os.urandom(2**20)) * 200)
         time.sleep(0.05)
 
 

@@ -9,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import ConfigError, DataError, EngineError
-from stages.evaluate import EngineConfig, EngineKind, EvaluateConfig, PromptConfig, evaluate, open_session, session_key
+from stages.evaluate import (
+    EngineConfig,
+    EngineKind,
+    EvaluateConfig,
+    PromptConfig,
+    announce,
+    evaluate,
+    open_session,
+    session_key,
+)
 
 ENGINE = EngineConfig(kind=EngineKind.transformers, dtype="float32", max_model_len=320, batch_size=4)
 DATA_SET = "quizzes/harbour"
@@ -240,7 +249,29 @@ def test_a_shard_has_the_same_bytes_alone_and_after_others_and_in_another_sessio
     again = [bytes_of(shard) for shard in reversed(shards)][::-1]
     with open_session(shards[0], inputs) as other:
         alone = [bytes_of(shard, other) for shard in shards]
-    assert after_others == again == alone
+        announced = []
+        for shard in shards:
+            for each in shards:
+                announce(each, inputs, other)
+            announced.append(bytes_of(shard, other))
+    assert after_others == again == alone == announced
+
+
+def test_a_shard_that_cannot_be_built_fails_when_it_is_asked_for_and_the_session_lives(run, config_of, inputs, session):
+    bad = config_of("quiz_choice", num_fewshot=6)
+    announce(bad, inputs, session)
+    assert run(config_of("quiz_text", 0, 2))[0]["num_missing"] == 0
+    with pytest.raises(ConfigError, match="5 examples to draw from"):
+        run(bad)
+
+
+def test_a_session_closes_without_finishing_what_was_only_announced(config_of, inputs):
+    with open_session(config_of("quiz_choice"), inputs) as opened:
+        for task in ("quiz_choice", "quiz_letter", "quiz_write"):
+            announce(config_of(task), inputs, opened)
+        opened.engine.interrupt()
+        with pytest.raises(EngineError, match="interrupted"):
+            opened.answered(config_of("quiz_write"), {DATA_SET: inputs[f"data:{DATA_SET}"]})
 
 
 def test_two_ranges_are_the_rows_of_the_whole(run, config_of):

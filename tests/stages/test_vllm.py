@@ -136,7 +136,7 @@ def test_a_dead_engine_gives_no_score(session, score_requests, monkeypatch):
     def die(*args, **options):
         raise EngineDeadError
 
-    monkeypatch.setattr(session.engine._llm, "generate", die)
+    monkeypatch.setattr(session.engine._llm.llm_engine, "step", die)
     with pytest.raises(EngineError, match="died"):
         session.engine.loglikelihood(score_requests)
 
