@@ -22,6 +22,7 @@ from pipeline.watchdog import Limits, watched
 from stages.errors import CheckpointError, DataError
 
 LISTING_PATIENCE_S = 10.0
+NUM_ANNOUNCED = 2  # one to fill the tail of a shard, one to be built meanwhile
 
 
 class Status(Enum):
@@ -227,15 +228,15 @@ class _BatchRun:
             draft.publish(metrics, {**provenance(), **times, **drift})
 
     def _announce_next(self, step: Step) -> None:
-        """Let the session begin with the step that will come after this one, unless it cannot run."""
-        behind = itertools.islice(itertools.dropwhile(lambda each: each is not step, self._batch.steps), 1, None)
-        later = next((each for each in behind if not self._store.has(each.ref)), None)
-        if later is None or self._ledger.stop_reason(self._context.run_id):
+        """Let the session begin with the steps that will come after this one, unless they cannot run."""
+        if self._ledger.stop_reason(self._context.run_id):
             return
-        with contextlib.suppress(OSError):  # whatever is wrong with it is said when it is its turn
-            if not any(self._damage(ref) for ref in later.inputs.values()):
-                inputs = {name: self._checked[ref] for name, ref in later.inputs.items()}
-                later.stage.announce(later.config, inputs, self._session)
+        behind = itertools.islice(itertools.dropwhile(lambda each: each is not step, self._batch.steps), 1, None)
+        for later in itertools.islice((each for each in behind if not self._store.has(each.ref)), NUM_ANNOUNCED):
+            with contextlib.suppress(OSError):  # whatever is wrong with it is said when it is its turn
+                if not any(self._damage(ref) for ref in later.inputs.values()):
+                    inputs = {name: self._checked[ref] for name, ref in later.inputs.items()}
+                    later.stage.announce(later.config, inputs, self._session)
 
     def _sound(self, ref: StepRef) -> Path:
         """The input's directory, its bytes checked: a flipped bit must not become a score."""

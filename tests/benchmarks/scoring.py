@@ -20,6 +20,7 @@ from typing import Any
 
 TIE_NATS = 0.01  # two choices nearer than this are a tie
 NUM_WARM_UP = 8
+SHARD_SIZE = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,9 @@ class Bench:
             "goal": row.goal,
             **(agreement(instances, ours, theirs) if is_choice else same_texts(ours, theirs)),
         }
+        if not is_choice:
+            sharded_s = self.sharded(row, found["num_documents"])
+            found |= {"in_shards_s": round(sharded_s, 2), "in_shards_ratio": round(theirs_s / sharded_s, 3)}
         print(json.dumps(found), flush=True)
         return found
 
@@ -167,7 +171,7 @@ class Bench:
         members = expand(build_index(), row.task)
         portion = -(-num_documents // len(members))
         requests: list[Any] = []
-        for index, (leaf, overrides) in enumerate(members.items()):
+        for index, (leaf, overrides) in enumerate(list(members.items())[:num_documents]):
             data = Everything(self._options.data)
             task = load_task(leaf, overrides, (), data, self._work_dir / f"rows_{row.task}_{index}")
             prompt = PromptConfig(num_fewshot=row.num_fewshot, apply_chat_template=row.chat)
@@ -183,6 +187,31 @@ class Bench:
         started = time.perf_counter()
         answers = side(instances)
         return time.perf_counter() - started, answers
+
+    def sharded(self, row: Row, num_documents: int) -> float:
+        """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
+        from stages.evaluate import EvaluateConfig, PromptConfig, announce, evaluate
+        from stages.session import Session
+
+        data = {f"data:{name}": path for name, path in Everything(self._options.data).items()}
+        prompt = PromptConfig(num_fewshot=row.num_fewshot, apply_chat_template=row.chat)
+        starts = range(0, num_documents, SHARD_SIZE)
+        shards = [
+            EvaluateConfig(
+                task=row.task, prompt=prompt, start=start, stop=min(start + SHARD_SIZE, num_documents), harness="bench"
+            )
+            for start in starts
+        ]
+        self.engine.reset()
+        started = time.perf_counter()
+        session = Session(lambda: self.ours, self._work_dir / "session", overlaps=True)
+        for index, shard in enumerate(shards):
+            for later in shards[index + 1 : index + 3]:
+                announce(later, data, session)
+            out = self._work_dir / f"shard_{index}"
+            out.mkdir()
+            evaluate(shard, data, out, session)
+        return time.perf_counter() - started
 
     def raw(self, instances: Iterable[Any]) -> list[str]:
         """What nothing can be faster than: the same prompts, as tokens, in one call."""
