@@ -128,16 +128,14 @@ def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
 
 @contextmanager
 def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
-    """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
+    """Begin to load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
 
-    Raises EngineError when the engine does not start.
+    An engine that does not start is an EngineError of the first shard that is asked for.
     """
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
-        session = Session(
-            lambda: _open_model(inputs["checkpoint"], config.engine, Path(work_dir)),
-            Path(work_dir),
-            config.engine.overlap_shards,
-        )
+        checkpoint, engine = inputs["checkpoint"], config.engine
+        model = _open_model(checkpoint, engine, Path(work_dir))
+        session = Session(model, lambda: open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
         try:
             yield session
         finally:
@@ -178,19 +176,14 @@ def evaluate(
 
 
 def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
-    engine = open_engine(checkpoint, config)
-    try:
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
-        from stages.engines.harness_model import HarnessModel
+    from stages.engines.harness_model import HarnessModel
 
-        provide_nltk_data(work_dir)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
-        return HarnessModel(engine, tokenizer, config.max_model_len, config.seed)
-    except Exception:
-        engine.close()
-        raise
+    provide_nltk_data(work_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
+    return HarnessModel(tokenizer, config.max_model_len, config.seed)
 
 
 def _data(inputs: Mapping[str, Path]) -> dict[str, Path]:

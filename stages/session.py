@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,14 +60,19 @@ class Shard:
 
 
 class Session:
-    """An open engine with one checkpoint; ``open_model`` is called in the thread that alone will use it.
+    """An engine with one checkpoint, opened by ``open_engine`` in the thread that alone will use it.
 
+    The first shards are built while it opens; if it does not, whoever asks for a shard hears of it.
     With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
     still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
     """
 
-    def __init__(self, open_model: Callable[[], "HarnessModel"], work_dir: Path, overlaps: bool = False) -> None:
+    def __init__(
+        self, model: "HarnessModel", open_engine: Callable[[], "Engine"], work_dir: Path, overlaps: bool = False
+    ) -> None:
+        self.model = model
         self._work_dir = work_dir
+        self._overlaps = overlaps
         self._tasks: dict[str, BuiltTask] = {}
         self._under_way: dict[str, Shard] = {}
         self._generations: dict[str, Generation] = {}
@@ -74,9 +80,12 @@ class Session:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._builder = ThreadPoolExecutor(1, "builder")
         self._answerer = ThreadPoolExecutor(1, "engine")
-        self.model = self._answerer.submit(open_model).result()
-        self.engine = self.model.engine
-        self._overlapping = self.engine if overlaps and isinstance(self.engine, Overlapping) else None
+        self._opened = self._answerer.submit(open_engine)
+
+    @property
+    def engine(self) -> "Engine":
+        """The engine, once it is open.  Raises EngineError when it did not open."""
+        return self._opened.result()
 
     def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
         """Begin to build and answer a shard that will be asked for."""
@@ -96,13 +105,17 @@ class Session:
 
     def close(self) -> None:
         """Drop what is under way and close the engine."""
-        self.engine.interrupt()
+        with suppress(Exception):
+            self.engine.interrupt()
         self._builder.shutdown(cancel_futures=True)
         for shard in self._under_way.values():
             shard.answered.cancel()
-        self._answerer.submit(self.engine.close).result()
-        self._answerer.shutdown()
-        sys.setswitchinterval(self._switch_interval_s)
+        try:
+            if self._opened.exception() is None:
+                self._answerer.submit(self.engine.close).result()
+        finally:
+            self._answerer.shutdown()
+            sys.setswitchinterval(self._switch_interval_s)
 
     def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
         built = self._task(config, data)
@@ -119,12 +132,12 @@ class Session:
 
         Nor do they depend on a restart in between.
         """
-        built = shard.built.result()
-        if self._overlapping is not None and _only_writes(built):
-            answers = iter(self._written(shard, built, self._overlapping))
+        built, engine = shard.built.result(), self.engine
+        if self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
+            answers = iter(self._written(shard, built, engine))
         else:
-            self.engine.reset()
-            answers = iter(self.model.answer(built.requests))
+            engine.reset()
+            answers = iter(self.model.answer(engine, built.requests))
         return Answered(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
 
     def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:

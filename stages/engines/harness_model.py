@@ -46,11 +46,15 @@ class Answer:
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """An lm-eval model over ``engine``; ``max_model_len`` bounds prompt and output together, in tokens."""
+    """Text to tokens, and an engine's answers back to what lm-eval expects.
 
-    def __init__(self, engine: Engine, tokenizer: Any, max_model_len: int, seed: int = 0) -> None:
+    ``max_model_len`` bounds prompt and output together, in tokens.  With an ``engine`` of its own it is a model that
+    lm-eval can call.
+    """
+
+    def __init__(self, tokenizer: Any, max_model_len: int, seed: int = 0, engine: Engine | None = None) -> None:
         super().__init__()
-        self.engine = engine
+        self._engine = engine
         self.tokenizer = tokenizer
         self.max_length = max_model_len
         self._seed = seed
@@ -129,8 +133,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         raise NotImplementedError("loglikelihood does not go this way here")
 
     def _responses(self, requests: Sequence[Instance]) -> list[Any]:
+        assert self._engine is not None
         self.tokenize(requests)
-        return [answer.response for answer in self.answer([self.encode(request) for request in requests])]
+        return [answer.response for answer in self.answer(self._engine, [self.encode(request) for request in requests])]
 
     def encode(self, instance: Instance, repeat: int = 0) -> Encoded:
         """Token ids of one request.  Raises ConfigError for settings that no document can be answered under."""
@@ -142,10 +147,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             return self._encode_choice(*instance.args[:2])
         raise ConfigError(f"lm-eval request type {instance.request_type!r} is not supported")
 
-    def answer(self, work: Sequence[Encoded]) -> list[Answer]:
+    def answer(self, engine: Engine, work: Sequence[Encoded]) -> list[Answer]:
         """Answers in order; all of one kind go to the engine in one call."""
-        scores = iter(self.engine.loglikelihood([request for item in work for request in item.scores]))
-        generations = iter(self.engine.generate([item.generation for item in work if item.generation is not None]))
+        scores = iter(engine.loglikelihood([request for item in work for request in item.scores]))
+        generations = iter(engine.generate([item.generation for item in work if item.generation is not None]))
         return self.assembled(work, scores, generations)
 
     def assembled(

@@ -93,11 +93,8 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests in one call."""
-        found: dict[str, Generation] = {}
-        names = self.begin(requests)
-        while len(found) < len(names):
-            found.update(self.advance())
-        return [found[name] for name in names]
+        outputs = self._run([request.prompt for request in requests], [_sampling(request) for request in requests])
+        return [_generation(output) for output in outputs]
 
     def begin(self, requests: Sequence[GenerateRequest]) -> list[str]:
         """Put requests into the engine; their names."""
@@ -146,12 +143,12 @@ class VllmEngine:
             if longer and not labels and len(context) >= self._block_size:
                 yield [], context, _one_token()
             for request in longer:
-                params = _one_token(prompt_logprobs=0, skip_reading_prefix_cache=False)
+                params = _one_token(prompt_logprobs=1, skip_reading_prefix_cache=False)
                 yield [request], request.context + request.continuation, params
 
     def _score_uncached(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, Score]:
         prompts = [request.context + request.continuation for request in requests]
-        outputs = self._run(prompts, [_one_token(prompt_logprobs=0, skip_reading_prefix_cache=True)] * len(prompts))
+        outputs = self._run(prompts, [_one_token(prompt_logprobs=1, skip_reading_prefix_cache=True)] * len(prompts))
         scores = {request: _score(request, output) for request, output in zip(requests, outputs, strict=True)}
         if None in scores.values():
             raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
@@ -162,8 +159,10 @@ class VllmEngine:
             return []
         found: dict[str, Any] = {}
         names = self._add(prompts, params)
-        while len(found) < len(names):
+        waiting = set(names)
+        while waiting:
             found.update(self._step())
+            waiting -= found.keys()
         return [found[name] for name in names]
 
     def _add(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[str]:
@@ -265,7 +264,7 @@ def _sampling(request: GenerateRequest) -> "SamplingParams":
 def _label_score(request: ScoreRequest, output: Any) -> Score:
     answer = output.outputs[0]
     (label,) = request.continuation
-    return Score(_checked(answer.logprobs[0][label].logprob), answer.token_ids[0] == label)
+    return _scored([(answer.logprobs[0], label)])
 
 
 def _score(request: ScoreRequest, output: Any) -> Score | None:
@@ -278,8 +277,15 @@ def _score(request: ScoreRequest, output: Any) -> Score | None:
         row is None or token not in row for row, token in zip(rows, request.continuation, strict=True)
     ):
         return None
-    found = [row[token] for row, token in zip(rows, request.continuation, strict=True)]
-    return Score(_checked(sum(token.logprob for token in found)), all(token.rank == 1 for token in found))
+    return _scored(list(zip(rows, request.continuation, strict=True)))
+
+
+def _scored(tokens: Sequence[tuple[Mapping[int, Any], int]]) -> Score:
+    """A token is what greedy decoding writes if no other is more probable: of equals lm-eval takes each for it."""
+    logprob = _checked(sum(row[token].logprob for row, token in tokens))
+    return Score(
+        logprob, all(row[token].logprob >= max(each.logprob for each in row.values()) for row, token in tokens)
+    )
 
 
 def _checked(logprob: float) -> float:

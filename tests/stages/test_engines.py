@@ -45,7 +45,7 @@ def model(tiny_model, engine):
 
     from stages.engines.harness_model import HarnessModel
 
-    return HarnessModel(engine, AutoTokenizer.from_pretrained(tiny_model), WINDOW)
+    return HarnessModel(AutoTokenizer.from_pretrained(tiny_model), WINDOW, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +107,21 @@ def test_greedy_texts_equal_lm_evals_own_adapter(model, reference):
     assert model.generate_until(requests) == reference.generate_until(requests, disable_tqdm=True)
 
 
-def test_text_ends_before_the_first_stop_string_even_if_it_spans_tokens(model, reference):
+def test_text_ends_before_the_first_stop_string_even_if_it_spans_tokens(engine, model, reference):
     (whole,) = model.generate_until([writing("Which letter comes first?", max_gen_toks=24)])
     tokens = model.tok_encode(whole, add_special_tokens=False)
     spans = [whole[start : start + 3] for start in range(2, len(whole) - 3)]
     stop = next(span for span in spans if len(model.tok_encode(span, add_special_tokens=False)) > 1)
     request = writing("Which letter comes first?", max_gen_toks=24, until=[stop])
-    (answer,) = model.answer([model.encode(request)])
+    (answer,) = model.answer(engine, [model.encode(request)])
     assert answer.response == whole[: whole.index(stop)]
     assert answer.finish_reason == "stop"
     assert answer.num_output_tokens < len(tokens)
     assert [answer.response] == reference.generate_until([request], disable_tqdm=True)
 
 
-def test_an_answer_that_runs_out_of_tokens_says_so(model):
-    (answer,) = model.answer([model.encode(writing("Which letter comes first?", max_gen_toks=5))])
+def test_an_answer_that_runs_out_of_tokens_says_so(engine, model):
+    (answer,) = model.answer(engine, [model.encode(writing("Which letter comes first?", max_gen_toks=5))])
     assert (answer.num_output_tokens, answer.finish_reason, answer.truncated) == (5, "length", False)
 
 
@@ -155,10 +155,10 @@ def test_choices_of_one_token_share_one_pass(model, engine, monkeypatch):
     assert len(passes[0][0]) == 1
 
 
-def test_sampling_repeats_with_its_seed_and_differs_between_repeats(model):
+def test_sampling_repeats_with_its_seed_and_differs_between_repeats(engine, model):
     request = writing("Every evening", do_sample=True, temperature=1.5, max_gen_toks=20)
     first, second = (model.encode(request, repeat) for repeat in (0, 1))
-    alone, beside = model.answer([first]), model.answer([second, first])
+    alone, beside = model.answer(engine, [first]), model.answer(engine, [second, first])
     assert alone[0] == beside[1]
     assert beside[0].response != beside[1].response
 

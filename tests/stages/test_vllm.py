@@ -134,7 +134,7 @@ def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_stat
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path):
     shards = [config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in (0, 3, 6)]
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
-    overlapping = Session(lambda: session.model, tmp_path, overlaps=True)
+    overlapping = Session(session.model, lambda: session.engine, tmp_path, overlaps=True)
     for shard in shards:
         overlapping.announce(shard, {})
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
