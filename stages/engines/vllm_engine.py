@@ -10,7 +10,6 @@ Two ways round it, both measured equal to it:
 
 import hashlib
 import itertools
-import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from stages.engines.dense import lacks_kernel, write_dense_copy
 from stages.engines.process_state import ProcessState
-from stages.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, Score, ScoreRequest, one_line
-from stages.errors import ConfigError, EngineError
+from stages.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest, one_line
+from stages.engines.vllm_requests import generation, label_score, one_token, sampling, score_jobs, span_score
+from stages.errors import EngineError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from stages.evaluate import EngineConfig
-
-_MAX_LABELS = 128  # vLLM's upper bound on the length of logprob_token_ids
 
 
 class VllmEngine:
@@ -79,11 +77,11 @@ class VllmEngine:
         """Score every request; equal requests are asked once."""
         scores: dict[ScoreRequest, Score] = {}
         unscored: list[ScoreRequest] = []
-        jobs = list(self._score_jobs(list(dict.fromkeys(requests))))
+        jobs = list(score_jobs(list(dict.fromkeys(requests)), self._block_size))
         outputs = self._run([prompt for _, prompt, _ in jobs], [params for _, _, params in jobs])
         for (asked, _, _), output in zip(jobs, outputs, strict=True):
             for request in asked:
-                score = _label_score(request, output) if len(request.continuation) == 1 else _score(request, output)
+                score = label_score(request, output) if len(request.continuation) == 1 else span_score(request, output)
                 if score is None:
                     unscored.append(request)
                 else:
@@ -93,16 +91,16 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests in one call."""
-        outputs = self._run([request.prompt for request in requests], [_sampling(request) for request in requests])
-        return [_generation(output) for output in outputs]
+        outputs = self._run([request.prompt for request in requests], [sampling(request) for request in requests])
+        return [generation(output) for output in outputs]
 
     def begin(self, requests: Sequence[GenerateRequest]) -> list[str]:
         """Put requests into the engine; their names."""
-        return self._add([request.prompt for request in requests], [_sampling(request) for request in requests])
+        return self._add([request.prompt for request in requests], [sampling(request) for request in requests])
 
     def advance(self) -> Mapping[str, Generation]:
         """Go one step on; the answers that are complete, by their requests' names."""
-        return {name: _generation(output) for name, output in self._step().items()}
+        return {name: generation(output) for name, output in self._step().items()}
 
     def reset(self) -> None:
         """Empty the prefix cache."""
@@ -127,29 +125,10 @@ class VllmEngine:
         gc.collect()
         self._process_state.restore()
 
-    def _score_jobs(
-        self, requests: Sequence[ScoreRequest]
-    ) -> Iterator[tuple[list[ScoreRequest], tuple[int, ...], "SamplingParams"]]:
-        """(requests answered, prompt, parameters); a context goes ahead of the continuations that find it cached."""
-        by_context: dict[tuple[int, ...], list[ScoreRequest]] = {}
-        for request in requests:
-            by_context.setdefault(request.context, []).append(request)
-        for context, group in by_context.items():
-            labels = [request for request in group if len(request.continuation) == 1]
-            longer = [request for request in group if len(request.continuation) > 1]
-            for start in range(0, len(labels), _MAX_LABELS):
-                some = labels[start : start + _MAX_LABELS]
-                yield some, context, _one_token(logprob_token_ids=[request.continuation[0] for request in some])
-            if longer and not labels and len(context) >= self._block_size:
-                yield [], context, _one_token()
-            for request in longer:
-                params = _one_token(prompt_logprobs=1, skip_reading_prefix_cache=False)
-                yield [request], request.context + request.continuation, params
-
     def _score_uncached(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, Score]:
         prompts = [request.context + request.continuation for request in requests]
-        outputs = self._run(prompts, [_one_token(prompt_logprobs=1, skip_reading_prefix_cache=True)] * len(prompts))
-        scores = {request: _score(request, output) for request, output in zip(requests, outputs, strict=True)}
+        outputs = self._run(prompts, [one_token(prompt_logprobs=1, skip_reading_prefix_cache=True)] * len(prompts))
+        scores = {request: span_score(request, output) for request, output in zip(requests, outputs, strict=True)}
         if None in scores.values():
             raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
         return {request: score for request, score in scores.items() if score is not None}
@@ -197,13 +176,6 @@ def _alive() -> Iterator[None]:
         raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
 
 
-def _generation(output: Any) -> Generation:
-    answer = output.outputs[0]
-    if answer.finish_reason not in (FINISHED, CUT_OFF):
-        raise EngineError(f"vLLM broke off an answer (finish reason {answer.finish_reason!r})")
-    return Generation(answer.text, len(answer.token_ids), answer.finish_reason)
-
-
 def _compile_cache(checkpoint: Path) -> Path:
     """A folder for what vLLM compiles: one for each shape, quantization and version of vLLM, never shared."""
     config = checkpoint / "config.json"
@@ -236,64 +208,6 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
     if is_cpu and config.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     return arguments
-
-
-def _one_token(**options: Any) -> "SamplingParams":
-    from vllm import SamplingParams
-
-    return SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **options)
-
-
-def _sampling(request: GenerateRequest) -> "SamplingParams":
-    from vllm import SamplingParams
-
-    options: dict[str, Any] = {"temperature": 0.0, **dict(request.sampling)}
-    try:
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            stop=list(request.stop),
-            seed=request.seed,
-            skip_special_tokens=False,
-            spaces_between_special_tokens=False,
-            **options,
-        )
-    except ValueError as error:
-        raise ConfigError(f"gen_kwargs {options} are not valid: {one_line(error)}") from error
-
-
-def _label_score(request: ScoreRequest, output: Any) -> Score:
-    answer = output.outputs[0]
-    (label,) = request.continuation
-    return _scored([(answer.logprobs[0], label)])
-
-
-def _score(request: ScoreRequest, output: Any) -> Score | None:
-    """None where the prefix cache reached into the continuation, so that its log-probabilities were not formed."""
-    if (output.num_cached_tokens or 0) >= len(request.context):
-        return None
-    # Counted from the end: vLLM's newer model runner leaves out the rows of cached tokens, the older one pads them.
-    rows = (output.prompt_logprobs or [])[-len(request.continuation) :]
-    if len(rows) < len(request.continuation) or any(
-        row is None or token not in row for row, token in zip(rows, request.continuation, strict=True)
-    ):
-        return None
-    return _scored(list(zip(rows, request.continuation, strict=True)))
-
-
-def _scored(tokens: Sequence[tuple[Mapping[int, Any], int]]) -> Score:
-    """A token is what greedy decoding writes if no other is more probable: of equals lm-eval takes each for it."""
-    logprob = _checked(sum(row[token].logprob for row, token in tokens))
-    return Score(
-        logprob, all(row[token].logprob >= max(each.logprob for each in row.values()) for row, token in tokens)
-    )
-
-
-def _checked(logprob: float) -> float:
-    if math.isnan(logprob):
-        raise EngineError(
-            "vLLM returned a log-probability that is not a number; the checkpoint or its kernel is broken"
-        )
-    return float(logprob)
 
 
 def _is_installed(distribution: str) -> bool:

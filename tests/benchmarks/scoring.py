@@ -205,12 +205,12 @@ class Bench:
             for start in starts
         ]
         self.engine.reset()
-        opened = threading.Timer(OPENING_S, lambda: None)
-        session = Session(self.ours, lambda: (opened.join(), self.engine)[1], self._work_dir / "session", overlaps=True)
-        opened.start()
+        opened = threading.Event()
+        session = Session(self.ours, lambda: opened.wait() and self.engine, self._work_dir / "session", overlaps=True)
         for shard in shards[:2]:
             announce(shard, data, session)
-        opened.join()
+        time.sleep(OPENING_S)
+        opened.set()
         started = time.perf_counter()
         for index, shard in enumerate(shards):
             for later in shards[index + 1 : index + 3]:
@@ -224,13 +224,13 @@ class Bench:
         """What nothing can be faster than: the same prompts, as tokens, in one call."""
         from lm_eval.models.utils import postprocess_generated_text
 
-        from stages.engines.vllm_engine import _sampling
+        from stages.engines.vllm_requests import sampling
 
         requests = [self.ours.encode(instance).generation for instance in instances]
         started = time.perf_counter()
         outputs = self.engine._llm.generate(
             [{"prompt_token_ids": list(request.prompt)} for request in requests if request],
-            [_sampling(request) for request in requests if request],
+            [sampling(request) for request in requests if request],
             use_tqdm=False,
         )
         print(f"  of which the engine {time.perf_counter() - started:.2f} s", flush=True)

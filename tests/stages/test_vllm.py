@@ -131,6 +131,27 @@ def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_stat
     assert torch.set_num_threads is set_num_threads
 
 
+def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
+    """The adapter asks the same engine, one request for each choice, without the prefix cache."""
+    from lm_eval.api.instance import Instance
+
+    from stages.engines.harness_model import HarnessModel
+    from tests.benchmarks.scoring import adapter
+
+    choices = [" nine", " eleven", " nine boats", " no boat at all came in that day"]
+    pairs = [(f"{STORY[:length]}\nHow many boats? Answer:", choice) for length in (0, 60, 700) for choice in choices]
+    pairs += [("", "The harbour master counted."), ("Boats: ", "nine"), pairs[-1]]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    ours = HarnessModel(session.model.tokenizer, ENGINE.max_model_len, engine=session.engine)
+    theirs = adapter(inputs["checkpoint"], session.engine._llm, ENGINE.dtype, ENGINE.max_model_len)
+    session.engine.reset()
+    expected = theirs.loglikelihood(requests)
+    session.engine.reset()
+    for (found, is_greedy), (logprob, theirs_greedy) in zip(ours.loglikelihood(requests), expected, strict=True):
+        assert found == pytest.approx(logprob, abs=1e-3)
+        assert is_greedy == theirs_greedy
+
+
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path):
     shards = [config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in (0, 3, 6)]
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
