@@ -245,6 +245,8 @@ def _add_comparison(
         leaves=list(known.leaves),
         metric=task.metric,
         weight_by_size=known.weight_by_size,
+        random_baseline=task.random_baseline,
+        leaf_baselines=_leaf_baselines(slot, task, known),
         confidence=config.compare.confidence,
         num_resamples=config.compare.num_resamples,
         seed=config.compare.seed,
@@ -255,6 +257,15 @@ def _add_comparison(
     )
     label = f"{trial.trial.name}-{slot}"
     return plan.add(_step(config, COMPARE, settings, label, inputs, trial=trial.trial.name))
+
+
+def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:
+    """Those of the leaves that are evaluated."""
+    if not task.leaf_baselines:
+        return {}
+    if lacking := [leaf for leaf in known.leaves if leaf not in task.leaf_baselines]:
+        raise UserError(f"tasks.{slot}.leaf_baselines lacks {lacking[0]}: say what guessing scores on it")
+    return {leaf: task.leaf_baselines[leaf] for leaf in known.leaves}
 
 
 def _shard_inputs(role: str, shards: Mapping[str, list[StepRef]]) -> dict[str, StepRef]:

@@ -23,7 +23,10 @@ from pipeline.worker import log_path
 
 PLAN_TAG, TRIAL_TAG, CONTENT_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "content", "mlflow.parentRunId"
 MAX_PARAMS_A_CALL = 100
-TASK_METRICS = ("score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing")
+TASK_METRICS = (
+    "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing",
+    "normalized", "normalized_recovery",
+)  # fmt: skip
 
 
 def default_uri(store_root: Path) -> str:

@@ -1,7 +1,7 @@
 """Compare a trial with its base on one task: score, recovery and paired difference, each with its interval."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from stages.compare_aggregation import aggregation_label
 from stages.compare_evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
+from stages.compare_normalization import check_baselines, normalize_leaf, normalize_task
 from stages.compare_rows import NUMBERS, SCHEMA, row
 from stages.compare_samples import Leaf, Pairing, check_comparable, pair, read_leaves
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.statistics import generator
 
-VERSION = 1
+VERSION = 2
 
 _LABELS = ("task", "leaf", "metric", "primary")
 
@@ -30,6 +31,8 @@ class CompareConfig:
     leaves: list[str] = identity()  # in the order of the rows
     metric: str | None = identity(None)  # the primary one, e.g. "exact_match,strict-match"; None: the task's first
     weight_by_size: bool = identity(True)  # a group's score: mean over documents, else plain mean of its leaves
+    random_baseline: float | None = identity(None, neutral=None)  # what guessing scores in the primary metric
+    leaf_baselines: dict[str, float] = identity(factory=dict, neutral={})  # or on each leaf; see compare_normalization
     confidence: float = identity(0.95)
     num_resamples: int = identity(10_000)
     seed: int = identity(0)
@@ -39,10 +42,22 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.leaves or len(set(self.leaves)) != len(self.leaves):
             raise ValueError(f"{self.task}: leaves must name each leaf task once, got {list(self.leaves)}")
+        check_baselines(self.task, self.random_baseline, self.leaf_baselines)
+        if self.leaf_baselines and set(self.leaf_baselines) != set(self.leaves):
+            raise ValueError(f"{self.task}: leaf_baselines must name every leaf and no other")
         if not 0 < self.confidence < 1:
             raise ValueError(f"{self.task}: confidence must lie between 0 and 1, got {self.confidence}")
         if self.num_resamples < 100:
             raise ValueError(f"{self.task}: num_resamples must be at least 100, got {self.num_resamples}")
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the primary metric is also shown relative to guessing."""
+        return self.random_baseline is not None or bool(self.leaf_baselines)
+
+    def baseline_of(self, leaf: str) -> float:
+        """What guessing scores on one leaf."""
+        return self.leaf_baselines.get(leaf, self.random_baseline or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +134,19 @@ def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, 
         "aggregation": aggregation_label(facts["aggregation"]),
     }
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
-    for leaf, part in zip(config.leaves, evidence, strict=True):
-        yield {**labels, "leaf": leaf, **row(part, config.confidence)}
-    yield {**labels, "leaf": None, **row(combine(evidence, config.weight_by_size), config.confidence)}
+    normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
+    if labels["primary"] and config.is_normalized:
+        normalized = list(_normalized(config, evidence))
+    whole = combine(evidence, config.weight_by_size)
+    for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
+        yield {**labels, "leaf": leaf, **row(raw, on_scale, config.confidence)}
+
+
+def _normalized(config: CompareConfig, evidence: Sequence[Evidence]) -> Iterator[Evidence]:
+    """Of each leaf, then of the whole task."""
+    baselines = [config.baseline_of(leaf) for leaf in config.leaves]
+    yield from map(normalize_leaf, evidence, baselines)
+    yield normalize_task(evidence, config.weight_by_size, config.random_baseline, baselines)
 
 
 def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Evidence:
@@ -150,6 +175,8 @@ def _document(comparison: _Comparison, headline: Mapping[str, Any]) -> dict[str,
         "metric": comparison.primary,
         "metrics": list(comparison.metrics),
         "weight_by_size": config.weight_by_size,
+        "random_baseline": config.random_baseline,
+        "leaf_baselines": config.leaf_baselines,
         "confidence": config.confidence,
         "num_resamples": config.num_resamples,
         "seed": config.seed,

@@ -18,6 +18,7 @@ from stages.report_results import (
     Comparison,
     FailureRow,
     Row,
+    SuiteRow,
     TrialRow,
     read_comparisons,
     suite_rows,
@@ -25,7 +26,7 @@ from stages.report_results import (
 )
 from stages.report_tables import model_sections, overview
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class ReportConfig:
     title: str = identity()
     trials: list[TrialRow] = identity()
     tasks: list[str] = identity()
-    suites: dict[str, list[str]] = identity(factory=dict)  # name -> tasks; shown as plain means
+    suites: list[SuiteRow] = identity(factory=list)
     failures: list[FailureRow] = identity(factory=list)
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ def _view(
         section["chart"] = recovery_chart(config.tasks, recipes, of_model)
     return {
         "title": config.title,
-        "suites": list(config.suites),
+        "suites": config.suites,
         "overview": overview(config.trials, rows, suite_means),
         "sections": sections,
         "failures": config.failures,

@@ -11,6 +11,7 @@ import conf
 from pipeline.config import Config, register
 from pipeline.errors import UserError
 from pipeline.sweep import expand
+from stages.task_index import build_index
 
 CONF = Path(conf.__file__).parent
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
@@ -56,8 +57,27 @@ def test_every_sweep_expands(sweep: str) -> None:
 def test_a_suite_lists_only_tasks_that_it_has() -> None:
     for path in (CONF / "suite").glob("*.yaml"):
         config = composed(f"suite={path.stem}")
-        for tasks in config.suites.values():
-            assert set(tasks) <= config.tasks.keys()
+        for suite in config.suites.values():
+            assert set(suite.tasks) <= config.tasks.keys()
+
+
+def test_a_normalized_suite_has_a_baseline_for_every_leaf_of_its_tasks() -> None:
+    config = composed("suite=leaderboard_v2")
+    (suite,) = config.suites.values()
+    assert suite.normalized
+    for task in (config.tasks[slot] for slot in suite.tasks):
+        assert task.random_baseline is not None or task.leaf_baselines.keys() == task.num_docs.keys()
+
+
+def test_the_baselines_of_choices_are_those_of_the_choices_lm_eval_offers() -> None:
+    index = build_index()
+    for name in ("bbh", "gpqa", "musr", "mmlu_pro"):
+        task = composed("suite=none", f"+task@tasks.{name}={name}").tasks[name]
+        for leaf in task.num_docs:
+            choices = index[leaf].config["doc_to_choice"]
+            if isinstance(choices, list):  # MuSR and MMLU-Pro make theirs by a function of the document
+                baseline = task.leaf_baselines.get(leaf, task.random_baseline)
+                assert baseline == pytest.approx(1 / len(choices)), leaf
 
 
 def test_the_study_is_planned_as_the_study_did_it() -> None:
