@@ -59,13 +59,15 @@ class TaskConfig(PromptConfig):
 
     ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
     needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
-    lm-eval.  ``leaves`` selects some members of a group.  ``random_baseline`` (what guessing scores on the whole task)
-    or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
+    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over the lm-eval settings of each leaf, as those
+    of a group of lm-eval do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
+    leaf, whose normalized scores are then averaged) also give a normalized score.
     """
 
     task: str = execution(MISSING)
     limit: int | None = execution(None)
     leaves: list[str] | None = execution(None)
+    overrides: dict[str, Any] = execution(factory=dict)
     metric: str | None = execution(None)
     num_docs: dict[str, int] = execution(factory=dict)
     datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched

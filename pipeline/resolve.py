@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import DataConfig, ModelConfig, TaskConfig
 from pipeline.errors import UserError
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.store import write_durably
 from pipeline.sweep import Trial
 from stages.errors import DataError
@@ -64,7 +64,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
 
 def task_key(task: TaskConfig) -> str:
     """Which task, whatever it is asked."""
-    return f"{task.task}:{','.join(task.leaves or [])}:{sorted(task.num_docs.items())}"
+    return f"{task.task}:{','.join(task.leaves or [])}:{sorted(task.num_docs.items())}:{canonical_json(task.overrides)}"
 
 
 def own_tasks_dir() -> Path:
@@ -147,10 +147,9 @@ def _stamps(path: Path) -> list[list[Any]]:
 def _task_facts(
     tasks: Mapping[str, TaskConfig], data: DataConfig, sources: _Sources, cache_dir: Path
 ) -> dict[str, TaskFacts]:
-    unknown = sorted({task.task for task in tasks.values() if not task.num_docs})
-    catalog = _catalog(unknown, data, cache_dir) if unknown else {}
+    catalog = _catalog({key: task for key, task in tasks.items() if not task.num_docs}, data, cache_dir)
     harness = _Harness(data)
-    return {key: _facts_of(task, catalog.get(task.task, {}), sources, harness) for key, task in tasks.items()}
+    return {key: _facts_of(task, catalog.get(key, {}), sources, harness) for key, task in tasks.items()}
 
 
 def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: _Sources, harness: "_Harness") -> TaskFacts:
@@ -171,21 +170,24 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: _Sources, har
         leaves={leaf: count for leaf in leaves if (count := num_docs[leaf]) is not None},
         datasets=tuple(sources.get(repo_id, revision) for repo_id, revision in sorted(repo_ids.items())),
         weight_by_size=weight is not False,
-        overrides={leaf: known.get("overrides", {}).get(leaf, {}) for leaf in leaves},
+        overrides={leaf: known.get("overrides", {}).get(leaf, task.overrides) for leaf in leaves},
         harness={leaf: harness.of(leaf) for leaf in leaves},
     )
 
 
-def _catalog(names: list[str], data: DataConfig, cache_dir: Path) -> dict[str, Any]:
+def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     """Ask lm-eval, in a process of its own: its import takes seconds and this process stays free of torch."""
+    if not tasks:
+        return {}
     mirror = str(Path(data.mirror).resolve()) if data.mirror else None
-    request = {"tasks": names, "include_paths": task_paths(data), "mirror": mirror}
+    asked = {key: [task.task, task.overrides] for key, task in sorted(tasks.items())}
+    request = {"tasks": asked, "include_paths": task_paths(data), "mirror": mirror}
     mirror_stamps = _stamps(Path(mirror)) if mirror else []
     key = ["catalog", metadata.version("lm_eval"), request, mirror_stamps, [_stamps(Path(p)) for p in task_paths(data)]]
     facts: dict[str, Any] = _cached(cache_dir, key, lambda: _ask_catalog(request))
-    for name in names:
-        if "error" in facts[name]:
-            raise UserError(facts[name]["error"])
+    for known in facts.values():
+        if "error" in known:
+            raise UserError(known["error"])
     return facts
 
 
@@ -201,7 +203,8 @@ def _ask_catalog(request: Mapping[str, Any]) -> dict[str, Any]:
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"lm-eval could not describe the tasks {', '.join(request['tasks'])}: {last}")
+        names = ", ".join(name for name, _ in request["tasks"].values())
+        raise UserError(f"lm-eval could not describe the tasks {names}: {last}")
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
 

@@ -211,7 +211,7 @@ def _log_params(client: Any, run: Any, config: Config) -> None:
 
 
 def flat_params(config: Config) -> dict[str, Any]:
-    """Every knob of a trial as ``group.field``; long tables of documents counts are left out."""
+    """Every knob of a trial as ``group.field``; long tables by leaf are left out."""
     groups: dict[str, Any] = {
         "model": config.model.source,
         "recipe": config.recipe,
@@ -224,7 +224,9 @@ def flat_params(config: Config) -> dict[str, Any]:
     for group, values in groups.items():
         params |= {key: value for key, value in _flat(asdict(values), group) if value is not None}
     for slot, task in config.tasks.items():
-        shown = {key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets")}
+        shown = {
+            key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets", "leaf_baselines")
+        }
         params |= {key: value for key, value in _flat(shown, f"tasks.{slot}") if value is not None}
     return params
 

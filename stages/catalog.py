@@ -1,9 +1,10 @@
 """What lm-eval's tasks are, before anything runs: members, data sets, sizes, metrics.
 
-    echo '{"tasks": ["mmlu"], "include_paths": [], "mirror": null}' | python -m stages.catalog
+    echo '{"tasks": {"one": ["mmlu", {}]}, "include_paths": [], "mirror": null}' | python -m stages.catalog
 
-writes ``{name: facts}`` as JSON.  Facts come from the YAML files; only to count documents is data read, from the
-mirror or made by the task itself.  Nothing reaches for the network.
+writes ``{"one": facts}`` as JSON; asked for by a label are a name of lm-eval and settings to lay over its leaves.
+Facts come from the YAML files; only to count documents is data read, from the mirror or made by the task itself.
+Nothing reaches for the network.
 """
 
 import difflib
@@ -28,10 +29,13 @@ _DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
 
 
 def describe(
-    tasks: Sequence[str], include_paths: Sequence[str] = (), mirror: Path | None = None
+    tasks: Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]],
+    include_paths: Sequence[str] = (),
+    mirror: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Facts of every named task, group or tag, or ``{"error": one line}``.
 
+    ``tasks``: names, or by any label a name and the settings to lay over each of its leaves.
     ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand), ``datasets`` (hub ids),
     ``versions``, ``output_type``, ``num_fewshot``, ``metrics`` and ``overrides`` (settings that a group lays over its
     members); ``weight_by_size`` of a group's mean and the ``primary_metric``.
@@ -39,15 +43,16 @@ def describe(
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
         count = _Counter(include_paths, mirror, Path(rows_dir))
-        return {name: _facts(index, name, count) for name in tasks}
+        asked = tasks if isinstance(tasks, Mapping) else {name: (name, {}) for name in tasks}
+        return {label: _facts(index, name, overrides, count) for label, (name, overrides) in asked.items()}
 
 
-def _facts(index: Index, name: str, count: "_Counter") -> dict[str, Any]:
+def _facts(index: Index, name: str, laid_over: Mapping[str, Any], count: "_Counter") -> dict[str, Any]:
     if name not in index:
         near = difflib.get_close_matches(name, index, n=1)
         return {"error": f"unknown task {name!r}" + (f": did you mean {near[0]!r}?" if near else "")}
     try:
-        overrides = expand(index, name)
+        overrides = {leaf: {**changed, **laid_over} for leaf, changed in expand(index, name).items()}
         configs = {leaf: {**index[leaf].config, **changed} for leaf, changed in overrides.items()}
         num_docs = {leaf: count(leaf, configs[leaf], overrides[leaf]) for leaf in configs}
     except (ConfigError, DataError) as error:

@@ -172,10 +172,10 @@ def test_steps_survive_the_way_to_a_worker(tmp_path: Path) -> None:
 
 def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_path: Path) -> None:
     cli = ["suite=none", "+task@tasks.t=tabular", "tasks.t.leaves=[tabular_iris]"]
-    baselines = "tasks.t.leaf_baselines={tabular_iris: 0.5, tabular_wine: 0.25}"
+    baselines = "++tasks.t.leaf_baselines={tabular_iris: 0.5, tabular_wine: 0.25}"
     (comparison,) = by_stage(planned(tmp_path, *cli, baselines), "compare")
     assert comparison.config.leaf_baselines == {"tabular_iris": 0.5}
     (plain,) = by_stage(planned(tmp_path, *cli), "compare")
     assert plain.fingerprint != comparison.fingerprint
     with pytest.raises(UserError, match=r"tasks\.t\.leaf_baselines lacks tabular_iris"):
-        planned(tmp_path, *cli, "tasks.t.leaf_baselines={tabular_wine: 0.25}")
+        planned(tmp_path, *cli, "++tasks.t.leaf_baselines={tabular_wine: 0.25}")
