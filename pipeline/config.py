@@ -59,8 +59,8 @@ class TaskConfig(PromptConfig):
 
     ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
     needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
-    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over the lm-eval settings of each leaf, as those
-    of a group of lm-eval do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
+    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
+    those of a group do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
     leaf, whose normalized scores are then averaged) also give a normalized score.
     """
 

@@ -60,6 +60,8 @@ metric_list: [{metric: length, aggregation: !function code.longest, higher_is_be
 }
 TASKS["quiz_broken"] = TASKS["quiz_code"].replace("code.measure", "code.fail")
 CODE = """
+class TimedOut(BaseException):
+    "As math-verify's"
 def prompt(doc):
     if doc["question"].startswith("Which 3"):
         raise KeyError("picture")
@@ -67,6 +69,8 @@ def prompt(doc):
 def measure(doc, results):
     if doc["question"].startswith("Which 5"):
         raise ValueError("no\\nnumber")
+    if doc["question"].startswith("Which 7"):
+        raise TimedOut("too long")
     return {"length": len(results[0]), "words": results[0].split()}
 def fail(doc, results):
     raise ValueError("no number")
@@ -257,10 +261,11 @@ def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
 
 def test_a_document_whose_prompt_or_score_fails_is_missing_and_the_shard_lives(run, config_of):
     metrics, rows, facts = run(config_of("quiz_code"))
-    assert metrics["num_missing"] == 2
+    assert metrics["num_missing"] == 3
     errors = {row["doc_id"]: row["error"] for row in rows if row["error"] is not None}
-    assert errors == {3: "KeyError: 'picture'", 5: "not scored: ValueError: no number"}
-    assert [row["doc_id"] for row in rows if row["length,none"] is None] == [3, 5]
+    too_long = "not scored: TimedOut: too long"
+    assert errors == {3: "KeyError: 'picture'", 5: "not scored: ValueError: no number", 7: too_long}
+    assert [row["doc_id"] for row in rows if row["length,none"] is None] == [3, 5, 7]
     assert rows[3]["responses"] == []
     assert len(rows[5]["responses"]) == 1
     assert json.loads(rows[0]["words,none"]) == rows[0]["responses"][0].split()
