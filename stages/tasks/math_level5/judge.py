@@ -23,7 +23,7 @@ class JudgeError(Exception):
 
 
 class Judge:
-    """Starts its process with the first question, and another after one that had to be killed.  Threads may share it."""
+    """Starts its process with the first question, and a new one where one had to be killed.  Threads may share it."""
 
     def __init__(self, answer_s: float = ANSWER_S) -> None:
         self._answer_s = answer_s
