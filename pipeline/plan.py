@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pipeline.config import Config, TaskConfig
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
-from pipeline.resolve import Facts, TaskFacts, task_key
+from pipeline.resolve import Facts
 from pipeline.step import (
     CALIBRATE,
     COMPARE,
@@ -23,6 +23,7 @@ from pipeline.step import (
     StepRef,
 )
 from pipeline.sweep import Trial
+from pipeline.task_facts import TaskFacts, task_key
 from stages.compare import CompareConfig
 from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
@@ -197,9 +198,9 @@ def _add_evaluations(
                 inputs,
                 after,
                 trial.trial.name,
-                num_documents=stop - start,
+                num_documents=min(stop, num_docs) - start,
             )
-            for start, stop in ranges(min(num_docs, task.limit or num_docs), task.shard_size)
+            for start, stop in _shard_ranges(num_docs, task)
         ]
         yield leaf, [plan.add(shard) for shard in shards]
 
@@ -225,6 +226,11 @@ def _evaluate_config(
         include_paths=config.data.task_paths,
         engine=config.engine,
     )
+
+
+def _shard_ranges(num_docs: int, task: TaskConfig) -> list[tuple[int, int]]:
+    """A leaf without data still has a step, one that fails and says why."""
+    return ranges(min(num_docs, task.limit or num_docs), task.shard_size) if num_docs else [(0, 1)]
 
 
 def ranges(num_docs: int, shard_size: int) -> list[tuple[int, int]]:
