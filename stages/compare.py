@@ -1,7 +1,7 @@
 """Compare a trial with its base on one task: score, recovery and paired difference, each with its interval."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class _Comparison:
     trial: Mapping[str, Leaf]
     base: Mapping[str, Leaf]
     pairings: Mapping[str, Pairing]
-    metrics: Mapping[str, Mapping[str, Any]]  # those every leaf reports, in the task's order
-    primary: str
+    metrics: Mapping[str, Mapping[str, Any]]  # those every leaf reports, in the task's order; if there is none, all
+    primary: str | None  # None where the leaves report different metrics, so that the task has no score
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -82,6 +82,8 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     """
     comparison = _read(config, inputs)
     rows = [row for metric in comparison.metrics for row in _rows_of_metric(comparison, metric)]
+    if comparison.primary is None:
+        rows.append({"task": config.task, "leaf": None, "primary": True})
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
     rows.sort(key=lambda row: positions[row["leaf"]])
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "comparison.parquet", compression="zstd")
@@ -97,11 +99,12 @@ def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
         raise DataError(f"{config.task}: no evaluation of the trial was given; name inputs trial/<leaf>/<shard>")
     _check_num_expected(config, trial)
     check_comparable(config.task, trial, base)
-    metrics = _common_metrics(trial)
-    primary = config.metric or next(iter(metrics), None)
-    if primary not in metrics:
-        known = ", ".join(metrics) or "none"
+    common = _common_metrics(trial.values())
+    primary = config.metric or next(iter(common), None)
+    if primary is not None and primary not in common:
+        known = ", ".join(common) or "none"
         raise ConfigError(f"{config.task}: metric {primary} is not one that all its leaves report; they report {known}")
+    metrics = common or {name: facts for leaf in trial.values() for name, facts in _common_metrics([leaf]).items()}
     pairings = {name: pair(trial[name].documents, base[name].documents) for name in trial if name in base}
     return _Comparison(config, trial, base, pairings, metrics, primary)
 
@@ -114,9 +117,9 @@ def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> Non
         raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; a shard is missing or extra")
 
 
-def _common_metrics(trial: Mapping[str, Leaf]) -> dict[str, Mapping[str, Any]]:
+def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, Mapping[str, Any]]:
     """lm-eval's ``bypass`` stands for "not scored here" and aggregates to a constant: it is no metric."""
-    first, *others = (leaf.info["metrics"] for leaf in trial.values())
+    first, *others = (leaf.info["metrics"] for leaf in leaves)
     return {
         name: facts
         for name, facts in first.items()
@@ -133,6 +136,11 @@ def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, 
         "higher_is_better": facts["higher_is_better"],
         "aggregation": aggregation_label(facts["aggregation"]),
     }
+    if comparison.primary is None:
+        for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
+            part = _evidence_of_leaf(comparison, name, metric)
+            yield {**labels, "leaf": name, **row(part, None, config.confidence)}
+        return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
     normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
     if labels["primary"] and config.is_normalized:
@@ -200,6 +208,8 @@ def _notes(comparison: _Comparison) -> Iterator[str]:
             yield f"{leaf}: no results, so {comparison.config.task} has no score"
         elif comparison.base and leaf not in comparison.base:
             yield f"{leaf}: no results of the base to compare with"
+    if comparison.primary is None:
+        yield f"the leaves of {comparison.config.task} report different metrics, so it has no score; each has its own"
     for leaf, pairing in comparison.pairings.items():
         if pairing.num_unmatched or pairing.num_base_unmatched:
             yield (

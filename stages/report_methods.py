@@ -86,7 +86,7 @@ def _tasks(comparisons: Comparisons, columns: Mapping[str, Mapping[str, str]]) -
             "task": task,
             "leaves": _leaves(documents[0]),
             "version": _listed(_text(leaf["version"]) for leaf in leaves),
-            "metric": _listed(document["metric"] for document in documents),
+            "metric": _listed(document["metric"] or MISSING for document in documents),
             "aggregation": _listed(_aggregation(document) for document in documents),
             "documents": _listed(count(_num_documents(document)) for document in documents),
             "of": count(sum(leaf["num_docs"] for leaf in leaves)),
@@ -100,6 +100,8 @@ def _leaves(document: Mapping[str, Any]) -> str:
 
 
 def _aggregation(document: Mapping[str, Any]) -> str:
+    if document["metric"] is None:
+        return MISSING
     of_leaf = str(document["headline"]["aggregation"])
     if len(document["leaves"]) == 1:
         return of_leaf

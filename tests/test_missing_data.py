@@ -85,7 +85,7 @@ def test_missing_data_costs_only_the_tasks_that_read_it_a_line_each(lab: Path) -
     failed = [line for line in ended.stdout.splitlines() if line.startswith("failed (data)")]
     assert len(failed) == 2
     assert "the mirror lacks the data set lab/away: put it at" in failed[0]
-    assert "lab_part_two does not load from its data: KeyError: 'exam'" in failed[1]
+    assert "data set lab/here has no split 'exam'; it has train, test" in failed[1]
     rows = {row["task"]: row for row in load(lab / "results" / "store", "tiny").summary().to_pylist()}
     assert (rows["whole"]["n"], rows["whole"]["status"]) == (6, "measured")
     assert [rows[task]["score"] for task in ("declared", "by_name", "parts")] == [None] * 3

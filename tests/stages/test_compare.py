@@ -295,6 +295,19 @@ def test_every_metric_is_there_and_the_chosen_one_leads(run, write_evaluation):
     assert run(shards, shards).metrics["score"] == 0.5
 
 
+def test_a_group_whose_leaves_report_different_metrics_has_no_score_but_each_leaf_has_its_own(run, write_evaluation):
+    trial = {
+        "a": write_evaluation("a", {"acc,none": [1.0, 0.0]}),
+        "b": write_evaluation("b", {"exact_match,strict": [1.0, 1.0], "exact_match,loose": [1.0, 1.0]}),
+    }
+    result = run(trial, trial, task="openllm")
+    scores = {(row["leaf"], row["metric"]): row["score"] for row in result.rows}
+    leaves = {("a", "acc,none"): 0.5, ("b", "exact_match,strict"): 1.0, ("b", "exact_match,loose"): 1.0}
+    assert scores == {**leaves, (None, None): None}
+    assert result.metrics["score"] is result.metrics["recovery"] is result.document["metric"] is None
+    assert "the leaves of openllm report different metrics" in result.document["notes"][0]
+
+
 def test_lm_evals_bypass_is_no_metric(run, write_evaluation):
     facts = {"bypass,none": {"aggregation": {"name": "bypass"}, "higher_is_better": True}}
     result = run({"t": write_evaluation("t", {"bypass,none": [999.0], "acc,none": [1.0]}, facts=facts)})

@@ -307,6 +307,14 @@ def test_overrides_of_a_group_reach_its_member(run, config_of):
     assert plain[0]["doc_digest"] == changed[0]["doc_digest"]
 
 
+def test_a_split_that_only_examples_would_need_may_be_missing(run, config_of):
+    overrides = {"fewshot_split": "lessons", "training_split": "lessons", "num_fewshot": None}
+    _, rows, facts = run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=0))
+    assert [row["error"] for row in rows] == [None, None]
+    with pytest.raises(ConfigError, match="has 0 examples to draw from, fewer than num_fewshot=1"):
+        run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=1))
+
+
 def test_rows_that_changed_under_the_same_path_are_read_anew(config_of, inputs, tmp_path, run):
     data = {f"data:{DATA_SET}": write_data_set(tmp_path / "harbour")}
     digests = []
@@ -328,7 +336,7 @@ def test_rows_that_changed_under_the_same_path_are_read_anew(config_of, inputs, 
         ("quiz_write", {"gen_kwargs": {"colour": "red"}}, ConfigError, "colour"),
         ("quiz_code", {"overrides": {"unsafe_code": True}}, ConfigError, "needs a sandbox"),
         ("quiz_choice", {"overrides": {"dataset_path": "quizzes/airport"}}, DataError, "quizzes/airport is not among"),
-        ("quiz_choice", {"overrides": {"test_split": "exam"}}, DataError, "does not load from its data: KeyError"),
+        ("quiz_choice", {"overrides": {"test_split": "exam"}}, DataError, "has no split 'exam'; it has train, test"),
         ("quiz_choice", {"overrides": {"num_fewshot": 0}, "num_fewshot": 2}, ConfigError, "fixed at 0 examples"),
     ],
 )

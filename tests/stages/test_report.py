@@ -298,6 +298,15 @@ def test_a_sweep_of_which_nothing_succeeded_still_has_a_report(write):
     assert {line[3].strip() for line in Tables(empty.html).tables["Every number of m"][1:]} == {"–"}
 
 
+def test_a_task_without_a_metric_of_its_own_is_shown_without_a_score(write, write_evaluation, tmp_path):
+    shards = {leaf: write_evaluation(leaf, {f"acc,{leaf}": [1.0]}) for leaf in ("a", "b")}
+    trial_inputs = {f"trial/{leaf}/0": shard for leaf, shard in shards.items()}
+    compare(CompareConfig(task="arc", leaves=["a", "b"], num_resamples=300), trial_inputs, tmp_path)
+    page = write({"compare/m/bf16/arc": tmp_path}, trials=TRIALS[:1], tasks=["arc"], suites=[], failures=[])
+    assert [(row["status"], row["score"], row["metric"]) for row in page.rows] == [("incomplete", None, None)]
+    assert "report different metrics" in page.html
+
+
 def test_a_damaged_comparison_is_named(write, inputs, tmp_path):
     (tmp_path / "comparison.json").write_text("{")
     with pytest.raises(DataError, match=r"comparison.json cannot be read.*delete it and run again"):
