@@ -116,6 +116,13 @@ class CompareSettings:
 
 
 @dataclass(kw_only=True, slots=True)
+class DriftSettings:
+    """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
+
+    text: CalibrationConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where data sets come from: ``mirror`` maps a hub id to ``mirror/<id>``; ``task_paths`` hold own lm-eval tasks."""
 
@@ -217,6 +224,7 @@ class Config:
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -235,6 +243,7 @@ SCHEMAS: dict[str, Any] = {
     "model": ModelConfig,
     "recipe": RecipeConfig,
     "calibration": CalibrationConfig,
+    "drift": DriftSettings,
     "task": TaskConfig,
     "engine": EngineConfig,
     "cluster": ClusterConfig,

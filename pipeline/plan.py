@@ -12,6 +12,7 @@ from pipeline.resolve import Facts
 from pipeline.step import (
     CALIBRATE,
     COMPARE,
+    DRIFT,
     EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
@@ -24,7 +25,9 @@ from pipeline.step import (
 )
 from pipeline.sweep import Trial
 from pipeline.task_facts import TaskFacts, task_key
+from stages.calibrate import CalibrationConfig
 from stages.compare import CompareConfig
+from stages.drift import DriftConfig
 from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
@@ -44,6 +47,7 @@ class TrialPlan:
     checkpoint: StepRef
     gate: StepRef | None = None
     calibration: StepRef | None = None
+    drift: StepRef | None = None
     evaluations: dict[str, dict[str, list[StepRef]]] = field(default_factory=dict)  # slot -> leaf -> shards
     comparisons: dict[str, StepRef] = field(default_factory=dict)  # slot -> step
 
@@ -160,22 +164,37 @@ def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> T
     label = f"{model_name}-{config.recipe.name}"
     calibration = None
     if needs_calibration(config.recipe):
-        calibration = inputs["calibration"] = _add_calibration(plan, trial, config, model, facts)
+        calibration = inputs["calibration"] = _add_text(plan, trial, config, config.calibration, model, facts)
     quantization = QuantizeConfig(recipe=config.recipe, seed=config.seed)
     checkpoint = plan.add(_step(config, QUANTIZE, quantization, label, inputs, trial=trial.name))
     pair = {"base": model, "checkpoint": checkpoint}
     gate = plan.add(_step(config, GATE, config.gate, label, pair, trial=trial.name))
-    return TrialPlan(trial, model, checkpoint, gate, calibration)
+    planned = TrialPlan(trial, model, checkpoint, gate, calibration)
+    if config.drift.text is not None:
+        text = _add_text(plan, trial, config, config.drift.text, model, facts)
+        planned.drift = _add_drift(plan, trial, config, label, {**pair, "text": text}, gate)
+    return planned
 
 
-def _add_calibration(plan: Plan, trial: Trial, config: Config, model: StepRef, facts: Facts) -> StepRef:
-    calibration, inputs = config.calibration, {"model": model}
-    if calibration.dataset is not None:
-        source = facts.datasets[calibration.dataset.repo_id]
-        calibration = replace(calibration, dataset=source)
+def _add_text(
+    plan: Plan, trial: Trial, config: Config, text: CalibrationConfig, model: StepRef, facts: Facts
+) -> StepRef:
+    """Token sequences for a model, to calibrate on or to compare on."""
+    inputs = {"model": model}
+    if text.dataset is not None:
+        source = facts.datasets[text.dataset.repo_id]
+        text = replace(text, dataset=source)
         inputs["data"] = _add_dataset(plan, config, source)
-    label = f"{config.model.name}-{calibration.method.name}"
-    return plan.add(_step(config, CALIBRATE, calibration, label, inputs, trial=trial.name))
+    label = f"{config.model.name}-{text.method.name}"
+    return plan.add(_step(config, CALIBRATE, text, label, inputs, trial=trial.name))
+
+
+def _add_drift(
+    plan: Plan, trial: Trial, config: Config, label: str, inputs: Mapping[str, StepRef], gate: StepRef
+) -> StepRef:
+    compare = config.compare
+    settings = DriftConfig(confidence=compare.confidence, num_resamples=compare.num_resamples, seed=compare.seed)
+    return plan.add(_step(config, DRIFT, settings, label, inputs, (gate,), trial.name))
 
 
 def _add_dataset(plan: Plan, config: Config, source: DatasetSource) -> StepRef:
@@ -320,7 +339,7 @@ def _own_resources(engine: EngineConfig, stage: Stage) -> Resources:
     """The engine's share for whatever loads a model, one core for the rest."""
     if stage is EVALUATE:
         return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
-    if stage in (QUANTIZE, GATE):
+    if stage in (QUANTIZE, GATE, DRIFT):
         # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
         return Resources(engine.num_cpus, min(engine.num_gpus, 1))
     return Resources()

@@ -36,6 +36,8 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
     for name, trial in plan.trials.items():
         if trial.gate is not None:
             yield f"gate/{name}", trial.gate
+        if trial.drift is not None:
+            yield f"drift/{name}", trial.drift
         yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
 
 

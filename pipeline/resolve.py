@@ -22,7 +22,7 @@ class Facts:
 
     tasks: Mapping[str, TaskFacts]  # by ``task_key``
     models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
-    datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those calibrations read
+    datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
 
 
 def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
@@ -35,12 +35,13 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
     models = {config.model.name: _model(config.model, cache_dir) for config in configs}
     tasks = {task_key(task): task for config in configs for task in config.tasks.values()}
     sources = Sources(data)
-    calibrations = {
+    texts = [text for config in configs for text in (config.calibration, config.drift.text) if text is not None]
+    datasets = {
         source.repo_id: sources.get(source.repo_id, source.revision)
-        for config in configs
-        if (source := config.calibration.dataset) is not None
+        for source in (text.dataset for text in texts)
+        if source is not None
     }
-    return Facts(task_facts(tasks, data, sources, cache_dir), models, calibrations)
+    return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets)
 
 
 def _check_data(data: DataConfig) -> None:

@@ -145,7 +145,7 @@ class Mirror:
 
 def trial_refs(trial: TrialPlan) -> list[StepRef]:
     """Every step of a trial's own, in the plan's order."""
-    own = [trial.calibration, trial.checkpoint, trial.gate]
+    own = [trial.calibration, trial.checkpoint, trial.gate, trial.drift]
     shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
     return [ref for ref in own if ref is not None] + shards + list(trial.comparisons.values())
 
@@ -156,7 +156,8 @@ def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
     for slot, ref in trial.comparisons.items():
         metrics = (store.manifest(ref) or {}).get("metrics", {})
         found |= {f"{slot}/{name}": metrics.get(name) for name in TASK_METRICS}
-    for role, ref_or_none in (("checkpoint", trial.checkpoint), ("gate", trial.gate)):
+    roles = {"checkpoint": trial.checkpoint, "gate": trial.gate, "drift": trial.drift}
+    for role, ref_or_none in roles.items():
         manifest = store.manifest(ref_or_none) if ref_or_none else None
         if manifest is not None:
             found |= {f"{role}/{name}": value for name, value in manifest["metrics"].items()}
@@ -191,6 +192,8 @@ def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
     if trial.gate is not None:
         yield trial.checkpoint, "checkpoint", "recipe.yaml"
         yield trial.gate, "gate", "gate.json"
+    if trial.drift is not None:
+        yield trial.drift, "drift", "drift.*"
     yield trial.checkpoint, "checkpoint", "config.json"
     if trial.calibration is not None:
         yield trial.calibration, "calibration", "*.parquet"
@@ -219,6 +222,7 @@ def flat_params(config: Config) -> dict[str, Any]:
         "gate": config.gate,
         "engine": config.engine,
         "compare": config.compare,
+        "drift": config.drift,
     }
     params = {"model": config.model.name, "recipe": config.recipe.name, "seed": config.seed}
     for group, values in groups.items():

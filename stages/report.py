@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from stages.fields import identity
 from stages.report_chart import recovery_chart
-from stages.report_methods import gates, notes, settings, sources, statistics_facts
+from stages.report_methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report_numbers import MISSING
 from stages.report_results import (
     SUMMARY_SCHEMA,
@@ -48,9 +48,9 @@ class ReportConfig:
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
 
-    ``inputs`` are compare artifacts ``compare/<trial>/<task>`` and gate artifacts ``gate/<trial>``; whatever is not
-    there is reported as missing.  Returns how many cells of the table have a score.  Raises DataError if an artifact is
-    damaged.
+    ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>`` and drift artifacts
+    ``drift/<trial>``; whatever is not there is reported as missing.  Returns how many cells of the table have a score.
+    Raises DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
@@ -85,6 +85,7 @@ def _view(
         "sections": sections,
         "failures": config.failures,
         "gates": gates(config.trials, inputs),
+        "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons),
         "statistics": statistics_facts(comparisons),
         "settings": settings(config.trials, comparisons),

@@ -309,7 +309,7 @@ def test_overrides_of_a_group_reach_its_member(run, config_of):
 
 def test_a_split_that_only_examples_would_need_may_be_missing(run, config_of):
     overrides = {"fewshot_split": "lessons", "training_split": "lessons", "num_fewshot": None}
-    _, rows, facts = run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=0))
+    _, rows, _ = run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=0))
     assert [row["error"] for row in rows] == [None, None]
     with pytest.raises(ConfigError, match="has 0 examples to draw from, fewer than num_fewshot=1"):
         run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=1))
