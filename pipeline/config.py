@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from stages.calibrate import CalibrationConfig
+from stages.compare_normalization import check_baselines
 from stages.evaluate import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import execution
@@ -58,17 +59,34 @@ class TaskConfig(PromptConfig):
 
     ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
     needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
-    lm-eval.  ``leaves`` selects some members of a group.
+    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
+    those of a group do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
+    leaf, whose normalized scores are then averaged) also give a normalized score.
     """
 
     task: str = execution(MISSING)
     limit: int | None = execution(None)
     leaves: list[str] | None = execution(None)
+    overrides: dict[str, Any] = execution(factory=dict)
     metric: str | None = execution(None)
     num_docs: dict[str, int] = execution(factory=dict)
     datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched
     weight_by_size: bool | None = execution(None)
+    random_baseline: float | None = execution(None)
+    leaf_baselines: dict[str, float] = execution(factory=dict)
     shard_size: int = execution(1000)
+
+    def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
+        check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteConfig:
+    """Tasks whose mean is shown: of their scores, or of their ``normalized`` ones."""
+
+    tasks: list[str] = MISSING
+    normalized: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,6 +113,13 @@ class CompareSettings:
     confidence: float = 0.95
     num_resamples: int = 10_000
     seed: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class DriftSettings:
+    """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
+
+    text: CalibrationConfig | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,8 +227,9 @@ class Config:
     gate: GateConfig = field(default_factory=GateConfig)
     engine: EngineConfig = MISSING
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    suites: dict[str, list[str]] = field(default_factory=dict)
+    suites: dict[str, SuiteConfig] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -222,6 +248,7 @@ SCHEMAS: dict[str, Any] = {
     "model": ModelConfig,
     "recipe": RecipeConfig,
     "calibration": CalibrationConfig,
+    "drift": DriftSettings,
     "task": TaskConfig,
     "engine": EngineConfig,
     "cluster": ClusterConfig,

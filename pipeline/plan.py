@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pipeline.config import Config, TaskConfig
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
-from pipeline.resolve import Facts, TaskFacts, task_key
+from pipeline.resolve import Facts
 from pipeline.step import (
     CALIBRATE,
     COMPARE,
+    DRIFT,
     EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
@@ -22,7 +23,10 @@ from pipeline.step import (
     StepRef,
 )
 from pipeline.sweep import Trial
+from pipeline.task_facts import TaskFacts, task_key
+from stages.calibrate import CalibrationConfig
 from stages.compare import CompareConfig
+from stages.drift import DriftConfig
 from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
@@ -42,6 +46,7 @@ class TrialPlan:
     checkpoint: StepRef
     gate: StepRef | None = None
     calibration: StepRef | None = None
+    drift: StepRef | None = None
     evaluations: dict[str, dict[str, list[StepRef]]] = field(default_factory=dict)  # slot -> leaf -> shards
     comparisons: dict[str, StepRef] = field(default_factory=dict)  # slot -> step
 
@@ -101,22 +106,37 @@ def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> T
     label = f"{model_name}-{config.recipe.name}"
     calibration = None
     if needs_calibration(config.recipe):
-        calibration = inputs["calibration"] = _add_calibration(plan, trial, config, model, facts)
+        calibration = inputs["calibration"] = _add_text(plan, trial, config, config.calibration, model, facts)
     quantization = QuantizeConfig(recipe=config.recipe, seed=config.seed)
     checkpoint = plan.add(_step(config, QUANTIZE, quantization, label, inputs, trial=trial.name))
     pair = {"base": model, "checkpoint": checkpoint}
     gate = plan.add(_step(config, GATE, config.gate, label, pair, trial=trial.name))
-    return TrialPlan(trial, model, checkpoint, gate, calibration)
+    planned = TrialPlan(trial, model, checkpoint, gate, calibration)
+    if config.drift.text is not None:
+        text = _add_text(plan, trial, config, config.drift.text, model, facts)
+        planned.drift = _add_drift(plan, trial, config, label, {**pair, "text": text}, gate)
+    return planned
 
 
-def _add_calibration(plan: Plan, trial: Trial, config: Config, model: StepRef, facts: Facts) -> StepRef:
-    calibration, inputs = config.calibration, {"model": model}
-    if calibration.dataset is not None:
-        source = facts.datasets[calibration.dataset.repo_id]
-        calibration = replace(calibration, dataset=source)
+def _add_text(
+    plan: Plan, trial: Trial, config: Config, text: CalibrationConfig, model: StepRef, facts: Facts
+) -> StepRef:
+    """Token sequences for a model, to calibrate on or to compare on."""
+    inputs = {"model": model}
+    if text.dataset is not None:
+        source = facts.datasets[text.dataset.repo_id]
+        text = replace(text, dataset=source)
         inputs["data"] = _add_dataset(plan, config, source)
-    label = f"{config.model.name}-{calibration.method.name}"
-    return plan.add(_step(config, CALIBRATE, calibration, label, inputs, trial=trial.name))
+    label = f"{config.model.name}-{text.method.name}"
+    return plan.add(_step(config, CALIBRATE, text, label, inputs, trial=trial.name))
+
+
+def _add_drift(
+    plan: Plan, trial: Trial, config: Config, label: str, inputs: Mapping[str, StepRef], gate: StepRef
+) -> StepRef:
+    compare = config.compare
+    settings = DriftConfig(confidence=compare.confidence, num_resamples=compare.num_resamples, seed=compare.seed)
+    return plan.add(_step(config, DRIFT, settings, label, inputs, (gate,), trial.name))
 
 
 def _add_dataset(plan: Plan, config: Config, source: DatasetSource) -> StepRef:
@@ -139,9 +159,9 @@ def _add_evaluations(
                 inputs,
                 after,
                 trial.trial.name,
-                num_documents=stop - start,
+                num_documents=min(stop, num_docs) - start,
             )
-            for start, stop in ranges(min(num_docs, task.limit or num_docs), task.shard_size)
+            for start, stop in _shard_ranges(num_docs, task)
         ]
         yield leaf, [plan.add(shard) for shard in shards]
 
@@ -169,6 +189,11 @@ def _evaluate_config(
     )
 
 
+def _shard_ranges(num_docs: int, task: TaskConfig) -> list[tuple[int, int]]:
+    """A leaf without data still has a step, one that fails and says why."""
+    return ranges(min(num_docs, task.limit or num_docs), task.shard_size) if num_docs else [(0, 1)]
+
+
 def ranges(num_docs: int, shard_size: int) -> list[tuple[int, int]]:
     """Half-open document ranges that cover ``num_docs`` documents, as even as ``shard_size`` allows."""
     num_shards = -(-num_docs // shard_size)
@@ -187,6 +212,8 @@ def _add_comparison(
         leaves=list(known.leaves),
         metric=task.metric,
         weight_by_size=known.weight_by_size,
+        random_baseline=task.random_baseline,
+        leaf_baselines=_leaf_baselines(slot, task, known),
         confidence=config.compare.confidence,
         num_resamples=config.compare.num_resamples,
         seed=config.compare.seed,
@@ -197,6 +224,15 @@ def _add_comparison(
     )
     label = f"{trial.trial.name}-{slot}"
     return plan.add(_step(config, COMPARE, settings, label, inputs, trial=trial.trial.name))
+
+
+def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:
+    """Those of the leaves that are evaluated."""
+    if not task.leaf_baselines:
+        return {}
+    if lacking := [leaf for leaf in known.leaves if leaf not in task.leaf_baselines]:
+        raise UserError(f"tasks.{slot}.leaf_baselines lacks {lacking[0]}: say what guessing scores on it")
+    return {leaf: task.leaf_baselines[leaf] for leaf in known.leaves}
 
 
 def _shard_inputs(role: str, shards: Mapping[str, list[StepRef]]) -> dict[str, StepRef]:
@@ -245,7 +281,7 @@ def _own_resources(engine: EngineConfig, stage: Stage) -> Resources:
     """The engine's share for whatever loads a model, one core for the rest."""
     if stage is EVALUATE:
         return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
-    if stage in (QUANTIZE, GATE):
+    if stage in (QUANTIZE, GATE, DRIFT):
         # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
         return Resources(engine.num_cpus, min(engine.num_gpus, 1))
     return Resources()

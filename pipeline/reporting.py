@@ -9,7 +9,7 @@ from pipeline.resubmission import drift
 from pipeline.step import REPORT, Step, StepRef
 from pipeline.store import Store
 from stages.report import ReportConfig
-from stages.report_results import FailureRow, TrialRow
+from stages.report_results import FailureRow, SuiteRow, TrialRow
 
 
 def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
@@ -21,7 +21,10 @@ def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Ste
             title=plan.name,
             trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
             tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.comparisons)),
-            suites=config.suites,
+            suites=[
+                SuiteRow(name=name, tasks=suite.tasks, normalized=suite.normalized)
+                for name, suite in config.suites.items()
+            ],
             failures=list(_failures(plan, store, ledger)),
         ),
         label=plan.name,
@@ -33,6 +36,8 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
     for name, trial in plan.trials.items():
         if trial.gate is not None:
             yield f"gate/{name}", trial.gate
+        if trial.drift is not None:
+            yield f"drift/{name}", trial.drift
         yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
 
 

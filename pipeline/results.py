@@ -34,6 +34,7 @@ class TrialRecord:
     checkpoint: StepRef
     gate: StepRef | None
     calibration: StepRef | None
+    drift: StepRef | None
     evaluations: Mapping[str, Mapping[str, list[StepRef]]]  # task slot -> leaf task -> shards
     comparisons: Mapping[str, StepRef]
 
@@ -128,6 +129,7 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
         "checkpoint": trial.checkpoint,
         "gate": trial.gate,
         "calibration": trial.calibration,
+        "drift": trial.drift,
         "evaluations": trial.evaluations,
         "comparisons": trial.comparisons,
     }
@@ -142,6 +144,7 @@ def _trial_record(record: Mapping[str, Any]) -> TrialRecord:
         checkpoint=StepRef(*record["checkpoint"]),
         gate=_ref(record["gate"]),
         calibration=_ref(record["calibration"]),
+        drift=_ref(record.get("drift")),
         evaluations={
             slot: {leaf: [StepRef(*ref) for ref in shards] for leaf, shards in leaves.items()}
             for slot, leaves in record["evaluations"].items()

@@ -67,6 +67,8 @@ def _matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
 
 
 def _steps_of(trial: TrialPlan, tasks: Sequence[str]) -> Iterator[StepRef]:
+    if trial.drift is not None and trial.evaluations.keys() <= set(tasks):
+        yield trial.drift
     for slot in tasks:
         if slot in trial.evaluations:
             yield from (ref for shards in trial.evaluations[slot].values() for ref in shards)

@@ -13,7 +13,7 @@ from pipeline.errors import FailureClass
 from pipeline.ledger import Failure
 from pipeline.memory import gpu_memory
 from pipeline.plan import Plan, TrialPlan
-from pipeline.step import Step, StepRef
+from pipeline.step import FETCH_DATASET, Step, StepRef
 from pipeline.storage import Stored
 from pipeline.store import Store
 from pipeline.worker import Outcome, Status
@@ -37,6 +37,8 @@ def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
         f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(missing):,} to run), "
         f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
     )
+    for name, tasks in _missing_data(plan).items():
+        console.print(f"[red]missing[/] data set {name}: {', '.join(tasks)} cannot be scored", highlight=False)
     console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
 
@@ -103,13 +105,14 @@ def finished(
     for trial in report.config.trials:
         if trial.mixed:
             console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)
-    for failure in report.config.failures[:MAX_FAILURES_SHOWN]:
+    causes = [failure for failure in report.config.failures if failure.status != "skipped"]
+    for failure in causes[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
     logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
     for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
-    if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
+    if (num_more := len(report.config.failures) - len(causes[:MAX_FAILURES_SHOWN])) > 0:
         console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
     console.print(f"{num_run} steps run")
 
@@ -156,6 +159,18 @@ def _trial_cells(plan: Plan, trial: TrialPlan) -> list[str]:
     documents = sum(plan.steps[ref].num_documents for ref in shards)
     base = "" if trial.trial.is_base else trial.trial.base
     return [trial.trial.name, base, str(engine.num_gpus or NOTHING), weights, needed, f"{documents:,}"]
+
+
+def _missing_data(plan: Plan) -> dict[str, list[str]]:
+    """Data sets that the mirror lacks, and the tasks that read them."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in plan.trials.values():
+        for slot, leaves in trial.evaluations.items():
+            inputs = {ref for refs in leaves.values() for shard in refs for ref in plan.steps[shard].inputs.values()}
+            for source in (plan.steps[ref].config for ref in inputs if ref.stage == FETCH_DATASET.name):
+                if source.mirror_path is not None and source.digest is None:
+                    found.setdefault(source.repo_id, {})[slot] = None
+    return {name: list(found[name]) for name in sorted(found)}
 
 
 def _by_stage(plan: Plan) -> dict[str, list[Step]]:

@@ -52,7 +52,8 @@ def identity_of(config: Config) -> str:
         "seed": config.seed,
         "engine": config.engine,
         "tasks": {
-            slot: [task, task.task, task.limit, task.leaves, task.metric] for slot, task in sorted(config.tasks.items())
+            slot: [task, task.task, task.limit, task.leaves, task.overrides, task.metric]
+            for slot, task in sorted(config.tasks.items())
         },
     }
     return canonical_json(used)

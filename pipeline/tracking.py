@@ -23,7 +23,10 @@ from pipeline.store import Store
 
 PLAN_TAG, TRIAL_TAG, CONTENT_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "content", "mlflow.parentRunId"
 MAX_PARAMS_A_CALL = 100
-TASK_METRICS = ("score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing")
+TASK_METRICS = (
+    "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing",
+    "normalized", "normalized_recovery",
+)  # fmt: skip
 
 
 def default_uri(beside: Path) -> str:
@@ -142,7 +145,7 @@ class Mirror:
 
 def trial_refs(trial: TrialPlan) -> list[StepRef]:
     """Every step of a trial's own, in the plan's order."""
-    own = [trial.calibration, trial.checkpoint, trial.gate]
+    own = [trial.calibration, trial.checkpoint, trial.gate, trial.drift]
     shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
     return [ref for ref in own if ref is not None] + shards + list(trial.comparisons.values())
 
@@ -153,7 +156,8 @@ def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
     for slot, ref in trial.comparisons.items():
         metrics = (store.manifest(ref) or {}).get("metrics", {})
         found |= {f"{slot}/{name}": metrics.get(name) for name in TASK_METRICS}
-    for role, ref_or_none in (("checkpoint", trial.checkpoint), ("gate", trial.gate)):
+    roles = {"checkpoint": trial.checkpoint, "gate": trial.gate, "drift": trial.drift}
+    for role, ref_or_none in roles.items():
         manifest = store.manifest(ref_or_none) if ref_or_none else None
         if manifest is not None:
             found |= {f"{role}/{name}": value for name, value in manifest["metrics"].items()}
@@ -188,6 +192,8 @@ def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
     if trial.gate is not None:
         yield trial.checkpoint, "checkpoint", "recipe.yaml"
         yield trial.gate, "gate", "gate.json"
+    if trial.drift is not None:
+        yield trial.drift, "drift", "drift.*"
     yield trial.checkpoint, "checkpoint", "config.json"
     if trial.calibration is not None:
         yield trial.calibration, "calibration", "*.parquet"
@@ -208,7 +214,7 @@ def _log_params(client: Any, run: Any, config: Config) -> None:
 
 
 def flat_params(config: Config) -> dict[str, Any]:
-    """Every knob of a trial as ``group.field``; long tables of documents counts are left out."""
+    """Every knob of a trial as ``group.field``; long tables by leaf are left out."""
     groups: dict[str, Any] = {
         "model": config.model.source,
         "recipe": config.recipe,
@@ -216,12 +222,15 @@ def flat_params(config: Config) -> dict[str, Any]:
         "gate": config.gate,
         "engine": config.engine,
         "compare": config.compare,
+        "drift": config.drift,
     }
     params = {"model": config.model.name, "recipe": config.recipe.name, "seed": config.seed}
     for group, values in groups.items():
         params |= {key: value for key, value in _flat(asdict(values), group) if value is not None}
     for slot, task in config.tasks.items():
-        shown = {key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets")}
+        shown = {
+            key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets", "leaf_baselines")
+        }
         params |= {key: value for key, value in _flat(shown, f"tasks.{slot}") if value is not None}
     return params
 

@@ -1,9 +1,10 @@
 """What lm-eval's tasks are, before anything runs: members, data sets, sizes, metrics.
 
-    echo '{"tasks": ["mmlu"], "include_paths": [], "mirror": null}' | python -m stages.catalog
+    echo '{"tasks": {"one": ["mmlu", {}, true]}, "include_paths": [], "mirror": null}' | python -m stages.catalog
 
-writes ``{name: facts}`` as JSON.  Facts come from the YAML files; only to count documents is data read, from the
-mirror or made by the task itself.  Nothing reaches for the network.
+writes ``{"one": facts}`` as JSON; what is asked for stands under a label of its own (see ``describe``).
+Facts come from the YAML files; only to count documents is data read, from the mirror or made by the task itself.
+Nothing reaches for the network.
 """
 
 import difflib
@@ -15,10 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from stages.catalog_rows import Rows, hub_ids
 from stages.errors import ConfigError, DataError
 from stages.task_index import FunctionRef, Index, build_index, expand
 
-_FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
 _DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
     "loglikelihood": ["perplexity", "acc"],
     "loglikelihood_rolling": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
@@ -28,28 +29,35 @@ _DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
 
 
 def describe(
-    tasks: Sequence[str], include_paths: Sequence[str] = (), mirror: Path | None = None
+    tasks: Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any], bool]],
+    include_paths: Sequence[str] = (),
+    mirror: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Facts of every named task, group or tag, or ``{"error": one line}``.
 
-    ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand), ``datasets`` (hub ids),
+    ``tasks``: names, or by any label a name, settings to lay over each of its leaves, and whether to count documents.
+    ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
+    fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
     ``versions``, ``output_type``, ``num_fewshot``, ``metrics`` and ``overrides`` (settings that a group lays over its
     members); ``weight_by_size`` of a group's mean and the ``primary_metric``.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
-        count = _Counter(include_paths, mirror, Path(rows_dir))
-        return {name: _facts(index, name, count) for name in tasks}
+        rows = Rows(include_paths, mirror, Path(rows_dir))
+        asked = tasks if isinstance(tasks, Mapping) else {name: (name, {}, True) for name in tasks}
+        return {label: _facts(index, rows, *of_task) for label, of_task in asked.items()}
 
 
-def _facts(index: Index, name: str, count: "_Counter") -> dict[str, Any]:
+def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], counted: bool) -> dict[str, Any]:
     if name not in index:
         near = difflib.get_close_matches(name, index, n=1)
         return {"error": f"unknown task {name!r}" + (f": did you mean {near[0]!r}?" if near else "")}
     try:
-        overrides = expand(index, name)
+        overrides = {leaf: {**changed, **laid_over} for leaf, changed in expand(index, name).items()}
         configs = {leaf: {**index[leaf].config, **changed} for leaf, changed in overrides.items()}
-        num_docs = {leaf: count(leaf, configs[leaf], overrides[leaf]) for leaf in configs}
+        num_docs = {
+            leaf: _num_docs(rows, leaf, configs[leaf], overrides[leaf]) if counted else None for leaf in configs
+        }
     except (ConfigError, DataError) as error:
         return {"error": str(error)}
     metrics = {leaf: _metrics(config) for leaf, config in configs.items()}
@@ -57,8 +65,9 @@ def _facts(index: Index, name: str, count: "_Counter") -> dict[str, Any]:
     return {
         "leaves": list(configs),
         "weight_by_size": aggregate.get("weight_by_size", True) if aggregate else None,
-        "datasets": {leaf: _hub_ids(config) for leaf, config in configs.items()},
+        "datasets": {leaf: hub_ids(config) for leaf, config in configs.items()},
         "num_docs": num_docs,
+        "num_examples": {leaf: rows.num_examples(config) for leaf, config in configs.items()},
         "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
         "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
         "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},
@@ -68,71 +77,14 @@ def _facts(index: Index, name: str, count: "_Counter") -> dict[str, Any]:
     }
 
 
-class _Counter:
-    """Counts a leaf task's documents; lm-eval is imported for the first task whose rows it must make itself."""
-
-    def __init__(self, include_paths: Sequence[str], mirror: Path | None, rows_dir: Path) -> None:
-        self._include_paths = include_paths
-        self._mirror = mirror
-        self._rows_dir = rows_dir
-
-    def __call__(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
-        folders = {name: self._mirror / name for name in _hub_ids(config)} if self._mirror else {}
-        if any(not (name in folders and folders[name].is_dir()) for name in _hub_ids(config)):
-            return None
-        rows = _count_rows(config, next(iter(folders.values()), None), self._rows_dir)
-        return self._load(leaf, overrides, folders) if rows is None else rows
-
-    def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path]) -> int | None:
-        from stages.harness import load_task
-
-        try:
-            task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir)
-        except ConfigError:
-            return None  # a task that cannot run here still has members and metrics
-        return len(task.eval_docs)
-
-
-def _count_rows(config: Mapping[str, Any], folder: Path | None, rows_dir: Path) -> int | None:
-    """Rows of the evaluated split by the footers of its Parquet files (57 subjects of MMLU: 1 s); None if not that."""
-    if folder is None or any(key in config for key in ("process_docs", "class", "custom_dataset", "dataset_kwargs")):
-        return None
-    import datasets
-    import pyarrow.parquet as pq
-
+def _num_docs(rows: Rows, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
+    """Data sets that do not fit their task cost a sweep this leaf; a task that fails to make its rows is an error."""
     try:
-        builder = datasets.load_dataset_builder(str(folder), config.get("dataset_name"), cache_dir=str(rows_dir))
-        files = builder.config.data_files[config.get("test_split") or config.get("validation_split")]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise DataError(f"task {config['task']}: its data in {folder.name} has no such part: {error}") from error
-    if not all(str(file).endswith(".parquet") for file in files):
+        return rows.num_docs(leaf, config, overrides)
+    except DataError:
+        if not hub_ids(config):
+            raise
         return None
-    num_rows: int = sum(pq.read_metadata(file).num_rows for file in files)
-    return num_rows
-
-
-def _hub_ids(config: Mapping[str, Any]) -> list[str]:
-    if "class" in config:
-        return _class_hub_ids(config["class"])
-    path = config.get("dataset_path")
-    if path is None or path in _FILE_FORMATS or "custom_dataset" in config or Path(path).exists():
-        return []
-    return [path]
-
-
-def _class_hub_ids(reference: FunctionRef) -> list[str]:
-    """``DATASET_PATH`` of a task that is a Python class, without importing it."""
-    import ast
-
-    tree = ast.parse(reference.file.read_text(encoding="utf-8"))
-    assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    found = [
-        node.value.value
-        for node in assignments
-        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        if any(isinstance(target, ast.Name) and target.id == "DATASET_PATH" for target in node.targets)
-    ]
-    return found[:1]
 
 
 def _output_type(config: Mapping[str, Any]) -> str | None:

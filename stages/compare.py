@@ -1,7 +1,7 @@
 """Compare a trial with its base on one task: score, recovery and paired difference, each with its interval."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from stages.compare_aggregation import aggregation_label
 from stages.compare_evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
+from stages.compare_normalization import check_baselines, normalize_leaf, normalize_task
 from stages.compare_rows import NUMBERS, SCHEMA, row
 from stages.compare_samples import Leaf, Pairing, check_comparable, pair, read_leaves
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.statistics import generator
 
-VERSION = 1
+VERSION = 2
 
 _LABELS = ("task", "leaf", "metric", "primary")
 
@@ -30,6 +31,8 @@ class CompareConfig:
     leaves: list[str] = identity()  # in the order of the rows
     metric: str | None = identity(None)  # the primary one, e.g. "exact_match,strict-match"; None: the task's first
     weight_by_size: bool = identity(True)  # a group's score: mean over documents, else plain mean of its leaves
+    random_baseline: float | None = identity(None, neutral=None)  # what guessing scores in the primary metric
+    leaf_baselines: dict[str, float] = identity(factory=dict, neutral={})  # or on each leaf; see compare_normalization
     confidence: float = identity(0.95)
     num_resamples: int = identity(10_000)
     seed: int = identity(0)
@@ -39,10 +42,22 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.leaves or len(set(self.leaves)) != len(self.leaves):
             raise ValueError(f"{self.task}: leaves must name each leaf task once, got {list(self.leaves)}")
+        check_baselines(self.task, self.random_baseline, self.leaf_baselines)
+        if self.leaf_baselines and set(self.leaf_baselines) != set(self.leaves):
+            raise ValueError(f"{self.task}: leaf_baselines must name every leaf and no other")
         if not 0 < self.confidence < 1:
             raise ValueError(f"{self.task}: confidence must lie between 0 and 1, got {self.confidence}")
         if self.num_resamples < 100:
             raise ValueError(f"{self.task}: num_resamples must be at least 100, got {self.num_resamples}")
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the primary metric is also shown relative to guessing."""
+        return self.random_baseline is not None or bool(self.leaf_baselines)
+
+    def baseline_of(self, leaf: str) -> float:
+        """What guessing scores on one leaf."""
+        return self.leaf_baselines.get(leaf, self.random_baseline or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +68,8 @@ class _Comparison:
     trial: Mapping[str, Leaf]
     base: Mapping[str, Leaf]
     pairings: Mapping[str, Pairing]
-    metrics: Mapping[str, Mapping[str, Any]]  # those every leaf reports, in the task's order
-    primary: str
+    metrics: Mapping[str, Mapping[str, Any]]  # those every leaf reports, in the task's order; if there is none, all
+    primary: str | None  # None where the leaves report different metrics, so that the task has no score
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -67,6 +82,8 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     """
     comparison = _read(config, inputs)
     rows = [row for metric in comparison.metrics for row in _rows_of_metric(comparison, metric)]
+    if comparison.primary is None:
+        rows.append({"task": config.task, "leaf": None, "primary": True})
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
     rows.sort(key=lambda row: positions[row["leaf"]])
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "comparison.parquet", compression="zstd")
@@ -82,11 +99,12 @@ def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
         raise DataError(f"{config.task}: no evaluation of the trial was given; name inputs trial/<leaf>/<shard>")
     _check_num_expected(config, trial)
     check_comparable(config.task, trial, base)
-    metrics = _common_metrics(trial)
-    primary = config.metric or next(iter(metrics), None)
-    if primary not in metrics:
-        known = ", ".join(metrics) or "none"
+    common = _common_metrics(trial.values())
+    primary = config.metric or next(iter(common), None)
+    if primary is not None and primary not in common:
+        known = ", ".join(common) or "none"
         raise ConfigError(f"{config.task}: metric {primary} is not one that all its leaves report; they report {known}")
+    metrics = common or {name: facts for leaf in trial.values() for name, facts in _common_metrics([leaf]).items()}
     pairings = {name: pair(trial[name].documents, base[name].documents) for name in trial if name in base}
     return _Comparison(config, trial, base, pairings, metrics, primary)
 
@@ -99,9 +117,9 @@ def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> Non
         raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; a shard is missing or extra")
 
 
-def _common_metrics(trial: Mapping[str, Leaf]) -> dict[str, Mapping[str, Any]]:
+def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, Mapping[str, Any]]:
     """lm-eval's ``bypass`` stands for "not scored here" and aggregates to a constant: it is no metric."""
-    first, *others = (leaf.info["metrics"] for leaf in trial.values())
+    first, *others = (leaf.info["metrics"] for leaf in leaves)
     return {
         name: facts
         for name, facts in first.items()
@@ -118,10 +136,25 @@ def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, 
         "higher_is_better": facts["higher_is_better"],
         "aggregation": aggregation_label(facts["aggregation"]),
     }
+    if comparison.primary is None:
+        for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
+            part = _evidence_of_leaf(comparison, name, metric)
+            yield {**labels, "leaf": name, **row(part, None, config.confidence)}
+        return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
-    for leaf, part in zip(config.leaves, evidence, strict=True):
-        yield {**labels, "leaf": leaf, **row(part, config.confidence)}
-    yield {**labels, "leaf": None, **row(combine(evidence, config.weight_by_size), config.confidence)}
+    normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
+    if labels["primary"] and config.is_normalized:
+        normalized = list(_normalized(config, evidence))
+    whole = combine(evidence, config.weight_by_size)
+    for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
+        yield {**labels, "leaf": leaf, **row(raw, on_scale, config.confidence)}
+
+
+def _normalized(config: CompareConfig, evidence: Sequence[Evidence]) -> Iterator[Evidence]:
+    """Of each leaf, then of the whole task."""
+    baselines = [config.baseline_of(leaf) for leaf in config.leaves]
+    yield from map(normalize_leaf, evidence, baselines)
+    yield normalize_task(evidence, config.weight_by_size, config.random_baseline, baselines)
 
 
 def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Evidence:
@@ -150,6 +183,8 @@ def _document(comparison: _Comparison, headline: Mapping[str, Any]) -> dict[str,
         "metric": comparison.primary,
         "metrics": list(comparison.metrics),
         "weight_by_size": config.weight_by_size,
+        "random_baseline": config.random_baseline,
+        "leaf_baselines": config.leaf_baselines,
         "confidence": config.confidence,
         "num_resamples": config.num_resamples,
         "seed": config.seed,
@@ -173,6 +208,8 @@ def _notes(comparison: _Comparison) -> Iterator[str]:
             yield f"{leaf}: no results, so {comparison.config.task} has no score"
         elif comparison.base and leaf not in comparison.base:
             yield f"{leaf}: no results of the base to compare with"
+    if comparison.primary is None:
+        yield f"the leaves of {comparison.config.task} report different metrics, so it has no score; each has its own"
     for leaf, pairing in comparison.pairings.items():
         if pairing.num_unmatched or pairing.num_base_unmatched:
             yield (

@@ -21,6 +21,7 @@ from stages.statistics import (
     NO_INTERVAL,
     Floats,
     Interval,
+    normalize,
     percentile_interval,
     resample_aggregate,
     resample_means,
@@ -70,14 +71,18 @@ class Side:
     score: float | None = None
     num_right: float | None = None  # of a metric that is 0 or 1 for each document, where the score is their share
     draws: Floats | None = None
+    baseline: float | None = None  # of a normalized side: score and draws are relative to it
 
     def interval(self, confidence: float) -> Interval:
         """Wilson's for a share of right documents, the bootstrap's percentiles otherwise."""
         if self.score is None or self.draws is None:
             return NO_INTERVAL
-        if self.num_right is not None:
-            return wilson_interval(self.num_right, self.n, confidence)
-        return percentile_interval(self.draws, confidence)
+        if self.num_right is None:
+            return percentile_interval(self.draws, confidence)
+        low, high = wilson_interval(self.num_right, self.n, confidence)
+        if self.baseline is None or low is None or high is None:
+            return low, high
+        return normalize(low, self.baseline), normalize(high, self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

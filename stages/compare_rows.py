@@ -10,6 +10,21 @@ from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, ratio
 
 _COUNT, _SCORE = pa.int64(), pa.float64()
 
+# Columns of the normalized score, 0 for guessing and 100 for perfect, and those of the raw score that they answer to;
+# null where the task declares no baseline.
+NORMALIZED = {
+    "normalized": "score",
+    "normalized_low": "score_low",
+    "normalized_high": "score_high",
+    "base_normalized": "base_score",
+    "normalized_recovery": "recovery",
+    "normalized_recovery_low": "recovery_low",
+    "normalized_recovery_high": "recovery_high",
+    "normalized_difference": "difference",
+    "normalized_difference_low": "difference_low",
+    "normalized_difference_high": "difference_high",
+}
+
 SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -42,13 +57,19 @@ SCHEMA = pa.schema(
         ("num_trial_only_right", _COUNT),
         ("mcnemar_p", _SCORE),
         ("verdict", pa.string()),  # of the trial's score: lower, higher, not distinguishable
+        *((name, _SCORE) for name in NORMALIZED),
     ]
 )
 NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
 
 
-def row(evidence: Evidence, confidence: float) -> dict[str, Any]:
+def row(evidence: Evidence, normalized: Evidence | None, confidence: float) -> dict[str, Any]:
     """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
+    on_scale = _row(normalized, confidence) if normalized else {}
+    return _row(evidence, confidence) | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
+
+
+def _row(evidence: Evidence, confidence: float) -> dict[str, Any]:
     return {
         **_side_columns(evidence.trial, confidence),
         "num_resamples": _num_resamples(evidence),

@@ -132,6 +132,11 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     Raises DataError when the source is out of reach, or its bytes are no longer the digested ones.
     """
     if config.mirror_path is not None:
+        if not any(_files(Path(config.mirror_path))):
+            raise DataError(
+                f"the mirror lacks the data set {config.repo_id}: put it at {config.mirror_path} in the hub's layout, "
+                "or drop the tasks that read it"
+            )
         _copy_files(Path(config.mirror_path), list(_files(Path(config.mirror_path))), out)
         _check_digest(out, config.digest, f"data set {config.repo_id}")
     elif config.revision is not None:

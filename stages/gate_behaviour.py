@@ -1,14 +1,13 @@
 """How a checkpoint speaks: next-token distributions on held-out text and greedy answers to probe prompts."""
 
-import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.bf16 import fast_bf16_linear
 from stages.chat import render_chat
 from stages.gate_weights import Check
+from stages.next_token import agreements, divergences, next_token_log_probs, open_model, surprises
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +35,14 @@ class Behaviour(NamedTuple):
 
 
 def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
-    """Load the model (a compressed one with its activations quantized as when served), look at it, and unload it."""
-    import torch
+    """Load the model, look at it, and unload it."""
+    from transformers import AutoTokenizer
 
-    with torch.inference_mode(), fast_bf16_linear():
-        behaviour = _observe(model_dir, num_probe_tokens)
-    gc.collect()  # hooks make a compressed model part of reference cycles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    with open_model(model_dir) as model:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        log_probs, loss = _read_held_out(model, tokenizer)
+        behaviour = Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
+        del model
     return behaviour
 
 
@@ -75,8 +74,8 @@ def check_answers(base: Behaviour, checkpoint: Behaviour, max_degenerate: float)
 
 def check_divergence(base: Behaviour, checkpoint: Behaviour, max_mean_kl: float | None) -> Iterator[Check]:
     """Mean KL divergence from base to checkpoint, and how often both have the same best guess."""
-    divergence = (base.log_probs.exp() * (base.log_probs - checkpoint.log_probs)).sum(dim=-1).mean().item()
-    same = (base.log_probs.argmax(dim=-1) == checkpoint.log_probs.argmax(dim=-1)).float().mean().item()
+    divergence = divergences(base.log_probs, checkpoint.log_probs).mean().item()
+    same = agreements(base.log_probs, checkpoint.log_probs).mean().item()
     passed = math.isfinite(divergence) and (max_mean_kl is None or divergence <= max_mean_kl)
     yield Check("mean_kl", passed, _finite(divergence), max_mean_kl, "nats per token of held-out text")
     yield Check("top1_agreement", True, same, None, "share of held-out tokens with the same best guess")
@@ -88,30 +87,15 @@ def is_degenerate(answer: list[int]) -> bool:
     return not answer or (len(trigrams) > 1 and len(set(trigrams)) / len(trigrams) < _MIN_DISTINCT)
 
 
-def _observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-    log_probs, loss = _read_held_out(model, tokenizer)
-    return Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
-
-
 def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":
     import torch
 
     text = _HELD_OUT_PATH.read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     windows = ids.split(min(_MAX_WINDOW_TOKENS, model.config.max_position_embeddings))
-    log_probs = [_next_token_log_probs(model, window) for window in windows]
-    pairs = list(zip(log_probs, windows, strict=True))
-    hits = torch.cat([known[:-1].gather(1, window[1:, None]) for known, window in pairs])
-    return torch.cat(log_probs), -hits.mean().item()
-
-
-def _next_token_log_probs(model: Any, window: "Tensor") -> "Tensor":
-    logits: Tensor = model(window[None].to(model.device)).logits[0]
-    return logits.float().log_softmax(dim=-1).cpu()
+    log_probs = [next_token_log_probs(model, window) for window in windows]
+    loss = torch.cat([surprises(known, window) for known, window in zip(log_probs, windows, strict=True)]).mean()
+    return torch.cat(log_probs), loss.item()
 
 
 def _answer_probes(model: Any, tokenizer: Any, num_tokens: int) -> list[list[int]]:

@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from stages.evaluate import PromptConfig
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_local: dict[str, Path] = {}  # hub id -> directory, while a task is being loaded
-_rows_dir: list[Path] = []  # where datasets may keep what it reads, while a task is being loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a task may read while it is being loaded."""
+
+    data: Mapping[str, Path]  # by hub id
+    rows_dir: Path  # where the datasets library may keep what it reads
+    docs_split: str | None  # of the documents, which must be there
+
+
+_readings: list[_Reading] = []
 
 
 @dataclass(slots=True)
@@ -101,10 +111,13 @@ def load_task(
     entry = _leaf(name, tuple(include_paths))
     assert entry.path is not None
     _compile_templates_once()
+    config = {**entry.config, **overrides}
+    _check_safe(name, config)  # before its file is imported, which may look for a code runner
+    reading = _Reading(data, rows_dir, config.get("test_split") or config.get("validation_split"))
     random.seed(0)  # lm-eval's own seeds: a task may shuffle its documents
     np.random.seed(1234)
     try:
-        with _only_local_data(data, rows_dir):
+        with _only_local_data(reading):
             manager = TaskManager(include_defaults=False, include_path=str(entry.path.parent))
             member = {"task": name, **overrides}
             task = manager.load([{"group": "one", "task": [member]}])["tasks"][name]
@@ -143,10 +156,10 @@ def _compile_templates_once() -> None:
 
 
 @contextmanager
-def _only_local_data(data: Mapping[str, Path], rows_dir: Path) -> Iterator[None]:
-    """Let ``datasets.load_dataset`` find hub ids in ``data`` only: nothing reaches for the network or an old cache.
+def _only_local_data(reading: _Reading) -> Iterator[None]:
+    """Let ``datasets.load_dataset`` find hub ids in ``reading`` only: nothing reaches for the network or an old cache.
 
-    One function replaces it for good, since a task's module may keep the name it imported; without a mapping it is
+    One function replaces it for good, since a task's module may keep the name it imported; without a reading it is
     the original again.
     """
     import datasets
@@ -154,31 +167,50 @@ def _only_local_data(data: Mapping[str, Path], rows_dir: Path) -> Iterator[None]
     datasets.disable_progress_bars()
     if getattr(datasets.load_dataset, "__name__", "") != "_load_local":
         datasets.load_dataset = _local_loader(datasets.load_dataset)
-    _local.update(data)
-    _rows_dir.append(rows_dir)
+    _readings.append(reading)
     try:
         yield
     finally:
-        _local.clear()
-        _rows_dir.clear()
+        _readings.clear()
 
 
 def _local_loader(original: Any) -> Any:
     def _load_local(path: str, *arguments: Any, **options: Any) -> Any:
-        if not _rows_dir:
+        if not _readings:
             return original(path, *arguments, **options)
-        source = _local.get(path)
+        (reading,) = _readings
+        source = reading.data.get(path)
         if source is None and "/" in path and not Path(path).exists():
             raise DataError(f"data set {path} is not among this step's inputs: name it in the task's datasets")
         options.pop("trust_remote_code", None)
-        return original(str(source or path), *arguments, **options | {"cache_dir": str(_rows_dir[0])})
+        loaded = original(str(source or path), *arguments, **options | {"cache_dir": str(reading.rows_dir)})
+        return _splits(path, loaded, reading.docs_split) if isinstance(loaded, dict) and loaded else loaded
 
     return _load_local
 
 
-def _check_supported(name: str, task: Any) -> None:
-    if getattr(task, "UNSAFE_CODE", False):
+def _splits(path: str, loaded: Any, docs_split: str | None) -> Any:
+    """``loaded`` with every split but that of the documents empty where it is not there.
+
+    lm-eval looks at a task's training split even for zero examples, and a mirror may have no more than the documents.
+    """
+
+    class Splits(type(loaded)):  # type: ignore[misc]
+        def __missing__(self, name: str) -> Any:
+            if name == docs_split:
+                raise DataError(f"data set {path} has no split {name!r}; it has {', '.join(self)}")
+            return next(iter(self.values())).select([])
+
+    return Splits(loaded)
+
+
+def _check_safe(name: str, config: Mapping[str, Any]) -> None:
+    if config.get("unsafe_code"):
         raise ConfigError(f"task {name} runs code that the model wrote; that needs a sandbox, which is not here yet")
+
+
+def _check_supported(name: str, task: Any) -> None:
+    _check_safe(name, {"unsafe_code": getattr(task, "UNSAFE_CODE", False)})
     if getattr(task, "MULTIMODAL", False):
         raise ConfigError(f"task {name} shows images or plays sound; only text is supported")
 

@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from stages.fields import identity
 from stages.report_chart import recovery_chart
-from stages.report_methods import gates, notes, settings, sources, statistics_facts
+from stages.report_methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report_numbers import MISSING
 from stages.report_results import (
     SUMMARY_SCHEMA,
     Comparison,
     FailureRow,
     Row,
+    SuiteRow,
     TrialRow,
     read_comparisons,
     suite_rows,
@@ -25,7 +26,7 @@ from stages.report_results import (
 )
 from stages.report_tables import model_sections, overview
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class ReportConfig:
     title: str = identity()
     trials: list[TrialRow] = identity()
     tasks: list[str] = identity()
-    suites: dict[str, list[str]] = identity(factory=dict)  # name -> tasks; shown as plain means
+    suites: list[SuiteRow] = identity(factory=list)
     failures: list[FailureRow] = identity(factory=list)
 
     def __post_init__(self) -> None:
@@ -47,9 +48,9 @@ class ReportConfig:
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
 
-    ``inputs`` are compare artifacts ``compare/<trial>/<task>`` and gate artifacts ``gate/<trial>``; whatever is not
-    there is reported as missing.  Returns how many cells of the table have a score.  Raises DataError if an artifact is
-    damaged.
+    ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>`` and drift artifacts
+    ``drift/<trial>``; whatever is not there is reported as missing.  Returns how many cells of the table have a score.
+    Raises DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
@@ -79,11 +80,12 @@ def _view(
         section["chart"] = recovery_chart(config.tasks, recipes, of_model)
     return {
         "title": config.title,
-        "suites": list(config.suites),
+        "suites": config.suites,
         "overview": overview(config.trials, rows, suite_means),
         "sections": sections,
         "failures": config.failures,
         "gates": gates(config.trials, inputs),
+        "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons),
         "statistics": statistics_facts(comparisons),
         "settings": settings(config.trials, comparisons),

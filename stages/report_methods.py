@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report_numbers import MISSING, count
+from stages.report_numbers import MISSING, count, decimals, interval, number, percent, percent_interval
 from stages.report_results import Comparison, TrialRow, read_json
 
 Comparisons = Mapping[tuple[str, str], Comparison]
@@ -67,9 +67,34 @@ def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, A
     return {"names": names, "rows": lines}
 
 
+def drifts(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> list[dict[str, str]]:
+    """How far each checkpoint's expectations are from its base's on the same text, a line for each trial."""
+    return [
+        {"trial": trial.name, **_drift(read_json(inputs[f"drift/{trial.name}"] / "drift.json"))}
+        for trial in trials
+        if f"drift/{trial.name}" in inputs
+    ]
+
+
 def sources(inputs: Mapping[str, Path]) -> list[dict[str, str]]:
     """The artifacts read; a directory's name ends with the fingerprint of what it holds."""
     return [{"input": name, "directory": inputs[name].name} for name in sorted(inputs)]
+
+
+def _drift(facts: Mapping[str, Any]) -> dict[str, str]:
+    kl, agreement = ((facts[f"{name}_low"], facts[f"{name}_high"]) for name in ("mean_kl", "top1_agreement"))
+    places, of_share = (
+        decimals([kl]),
+        decimals([(agreement[0] and 100 * agreement[0], agreement[1] and 100 * agreement[1])]),
+    )
+    return {
+        "mean_kl": f"{number(facts['mean_kl'], places)} {interval(*kl, places)}",
+        "top1_agreement": f"{percent(facts['top1_agreement'], of_share)} {percent_interval(*agreement, of_share)}",
+        "loss": number(facts["loss"], 4),
+        "base_loss": number(facts["base_loss"], 4),
+        "num_documents": count(facts["num_documents"]),
+        "num_tokens": count(facts["num_tokens"]),
+    }
 
 
 def _settings_of(document: Mapping[str, Any]) -> dict[str, str]:
@@ -86,7 +111,7 @@ def _tasks(comparisons: Comparisons, columns: Mapping[str, Mapping[str, str]]) -
             "task": task,
             "leaves": _leaves(documents[0]),
             "version": _listed(_text(leaf["version"]) for leaf in leaves),
-            "metric": _listed(document["metric"] for document in documents),
+            "metric": _listed(document["metric"] or MISSING for document in documents),
             "aggregation": _listed(_aggregation(document) for document in documents),
             "documents": _listed(count(_num_documents(document)) for document in documents),
             "of": count(sum(leaf["num_docs"] for leaf in leaves)),
@@ -100,6 +125,8 @@ def _leaves(document: Mapping[str, Any]) -> str:
 
 
 def _aggregation(document: Mapping[str, Any]) -> str:
+    if document["metric"] is None:
+        return MISSING
     of_leaf = str(document["headline"]["aggregation"])
     if len(document["leaves"]) == 1:
         return of_leaf

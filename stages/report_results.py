@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stages.compare_rows import NORMALIZED
 from stages.errors import DataError
 from stages.fields import identity
 
@@ -47,6 +48,7 @@ SUMMARY_SCHEMA = pa.schema(
         ("num_trial_only_right", _COUNT),
         ("mcnemar_p", _SCORE),
         ("verdict", _TEXT),
+        *((name, _SCORE) for name in NORMALIZED),  # null where the task declares no baseline
     ]
 )
 
@@ -62,6 +64,15 @@ class TrialRow:
     notes: str | None = identity(None)  # what a reader must know of the model
     mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
     size_gib: float | None = identity(None)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteRow:
+    """Tasks whose plain mean is shown: of their scores, or of their ``normalized`` ones."""
+
+    name: str = identity()
+    tasks: list[str] = identity()
+    normalized: bool = identity(False)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,16 +139,22 @@ def summary_rows(
             }
 
 
-def suite_rows(trials: Sequence[TrialRow], suites: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> Iterator[Row]:
+def suite_rows(trials: Sequence[TrialRow], suites: Sequence[SuiteRow], rows: Sequence[Row]) -> Iterator[Row]:
     """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing."""
     by_cell = {(row["trial"], row["task"]): row for row in rows}
     for trial in trials:
-        for suite, tasks in suites.items():
-            cells = [by_cell.get((trial.name, task), {}) for task in tasks]
-            mean = _mean([cell.get("score") for cell in cells])
-            base_mean = _mean([cell.get("base_score") for cell in cells])
-            recovery = mean / base_mean if mean is not None and base_mean else None
-            yield {"trial": trial.name, "suite": suite, "mean": mean, "base_mean": base_mean, "recovery": recovery}
+        for suite in suites:
+            cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
+            score, base_score = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
+            mean, base_mean = (_mean([cell.get(name) for cell in cells]) for name in (score, base_score))
+            yield {
+                "trial": trial.name,
+                "suite": suite.name,
+                "normalized": suite.normalized,
+                "mean": mean,
+                "base_mean": base_mean,
+                "recovery": mean / base_mean if mean is not None and base_mean else None,
+            }
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

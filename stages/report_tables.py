@@ -1,8 +1,9 @@
 """The tables of a report, as text: an overview, a table for each model and suite, and every number in detail."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stages.compare_rows import NORMALIZED
 from stages.report_numbers import (
     MISSING,
     count,
@@ -14,10 +15,11 @@ from stages.report_numbers import (
     percent,
     percent_interval,
 )
-from stages.report_results import Row, TrialRow
+from stages.report_results import Row, SuiteRow, TrialRow
 
 _MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈"}
-_SUITE_DECIMALS = 4, 2  # of a plain mean, which has no interval, and of its recovery in per cent
+# Of a suite's mean, which has no interval, raw and normalized (a number of up to 100), and of its recovery in per cent.
+_MEAN_DECIMALS, _NORMALIZED_MEAN_DECIMALS, _RECOVERY_DECIMALS = 4, 2, 2
 
 
 def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]) -> list[dict[str, Any]]:
@@ -46,32 +48,39 @@ def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Seque
 def model_sections(
     trials: Sequence[TrialRow],
     tasks: Sequence[str],
-    suites: Mapping[str, Sequence[str]],
+    suites: Sequence[SuiteRow],
     rows: Sequence[Row],
     suite_means: Sequence[Row],
 ) -> list[dict[str, Any]]:
     """For each model its tables, one for each suite and one for the tasks that are in none."""
-    rest = [task for task in tasks if all(task not in members for members in suites.values())]
-    groups = {**suites, ("Other tasks" if suites else "Tasks"): rest}
+    rest = [task for task in tasks if all(task not in suite.tasks for suite in suites)]
+    groups = [*suites, SuiteRow(name="Other tasks" if suites else "Tasks", tasks=rest)]
     sections = []
     for model in dict.fromkeys(trial.model for trial in trials):
         own = [trial for trial in trials if trial.model == model]
         of_model = [row for row in rows if row["model"] == model]
-        tables = [_table(title, members, own, of_model, suite_means) for title, members in groups.items() if members]
-        notes = list(dict.fromkeys(trial.notes for trial in own if trial.notes))
-        sections.append({"model": model, "notes": notes, "tables": tables, "details": _details(of_model, tasks)})
+        sections.append(
+            {
+                "model": model,
+                "notes": list(dict.fromkeys(trial.notes for trial in own if trial.notes)),
+                "tables": [_table(group, own, of_model, suite_means) for group in groups if group.tasks],
+                "details": _details(of_model, tasks),
+                "has_normalized": any(row["normalized"] is not None for row in of_model),
+            }
+        )
     return sections
 
 
 def _table(
-    title: str, tasks: Sequence[str], trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]
+    suite: SuiteRow, trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]
 ) -> dict[str, Any]:
-    columns = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    shown = [_as_normalized(row) for row in rows] if suite.normalized else rows
+    columns = {task: [row for row in shown if row["task"] == task] for task in suite.tasks}
     cells = {(row["trial"], row["task"]): cell for rows in columns.values() for row, cell in _cells(rows)}
     missing = {"score": MISSING, "interval": "", "recovery": MISSING, "mark": "", "tone": "", "status": "missing"}
-    means = {mean["trial"]: mean for mean in suite_means if mean["suite"] == title}
+    means = {mean["trial"]: mean for mean in suite_means if mean["suite"] == suite.name}
     return {
-        "title": title,
+        "title": f"{suite.name}, normalized" if suite.normalized else suite.name,
         "has_mean": bool(means),
         "columns": [_column(task, column) for task, column in columns.items()],
         "rows": [
@@ -79,12 +88,17 @@ def _table(
                 "recipe": trial.recipe,
                 "is_base": trial.is_base,
                 "size": gib(trial.size_gib),
-                "cells": [cells.get((trial.name, task), missing) for task in tasks],
+                "cells": [cells.get((trial.name, task), missing) for task in suite.tasks],
                 "mean": _suite_cell(means[trial.name], trial) if means else None,
             }
             for trial in trials
         ],
     }
+
+
+def _as_normalized(row: Row) -> Row:
+    """The row with its normalized numbers in the places of the raw ones."""
+    return row | {raw: row[name] for name, raw in NORMALIZED.items()}
 
 
 def _column(task: str, rows: Sequence[Row]) -> dict[str, str]:
@@ -118,34 +132,42 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> list[dict[str, Any]]:
     lines = []
     for task in tasks:
         column = [row for row in rows if row["task"] == task]
-        places, of_ratio, of_difference = _places(column)
-        for row in column:
-            lines.append(
-                {
-                    "task": task,
-                    "recipe": row["recipe"],
-                    "status": row["status"],
-                    "metric": row["metric"] or MISSING,
-                    "n": count(row["n"]),
-                    "num_missing": count(row["num_missing"]),
-                    "num_truncated": count(row["num_truncated"]),
-                    "score": number(row["score"], places),
-                    "interval": interval(row["score_low"], row["score_high"], places),
-                    "base_score": number(row["base_score"], places),
-                    "recovery": percent(row["recovery"], of_ratio),
-                    "recovery_interval": percent_interval(row["recovery_low"], row["recovery_high"], of_ratio),
-                    "difference": number(row["difference"], of_difference, signed=True),
-                    "difference_interval": interval(
-                        row["difference_low"], row["difference_high"], of_difference, signed=True
-                    ),
-                    "lost": count(row["num_base_only_right"]),
-                    "won": count(row["num_trial_only_right"]),
-                    "p": p_value(row["mcnemar_p"]),
-                    "verdict": row["verdict"] or MISSING,
-                    "tone": _tone(row),
-                }
-            )
+        normalized = [_as_normalized(row) for row in column]
+        places, normalized_places = _places(column), _places(normalized)
+        for row, scaled in zip(column, normalized, strict=True):
+            lines.append(_detail(row, *places) | {"normalized": _score_and_recovery(scaled, *normalized_places)})
     return lines
+
+
+def _detail(row: Row, places: int, of_ratio: int, of_difference: int) -> dict[str, Any]:
+    ends = row["difference_low"], row["difference_high"]
+    return {
+        "task": row["task"],
+        "recipe": row["recipe"],
+        "status": row["status"],
+        "metric": row["metric"] or MISSING,
+        "n": count(row["n"]),
+        "num_missing": count(row["num_missing"]),
+        "num_truncated": count(row["num_truncated"]),
+        **_score_and_recovery(row, places, of_ratio, of_difference),
+        "difference": number(row["difference"], of_difference, signed=True),
+        "difference_interval": interval(*ends, of_difference, signed=True),
+        "lost": count(row["num_base_only_right"]),
+        "won": count(row["num_trial_only_right"]),
+        "p": p_value(row["mcnemar_p"]),
+        "verdict": row["verdict"] or MISSING,
+        "tone": _tone(row),
+    }
+
+
+def _score_and_recovery(row: Row, places: int, of_ratio: int, of_difference: int) -> dict[str, str]:
+    return {
+        "score": number(row["score"], places),
+        "interval": interval(row["score_low"], row["score_high"], places),
+        "base_score": number(row["base_score"], places),
+        "recovery": percent(row["recovery"], of_ratio),
+        "recovery_interval": percent_interval(row["recovery_low"], row["recovery_high"], of_ratio),
+    }
 
 
 def _places(rows: Iterable[Row]) -> tuple[int, int, int]:
@@ -177,10 +199,9 @@ def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
 
 
 def _suite_cell(mean: Row, trial: TrialRow) -> dict[str, str]:
-    of_mean, of_recovery = _SUITE_DECIMALS
     is_known_base = trial.is_base and mean["mean"] is not None
     return {
         "suite": mean["suite"],
-        "mean": number(mean["mean"], of_mean),
-        "recovery": "base" if is_known_base else percent(mean["recovery"], of_recovery),
+        "mean": number(mean["mean"], _NORMALIZED_MEAN_DECIMALS if mean["normalized"] else _MEAN_DECIMALS),
+        "recovery": "base" if is_known_base else percent(mean["recovery"], _RECOVERY_DECIMALS),
     }

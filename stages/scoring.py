@@ -48,7 +48,9 @@ def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
         _count(sample, answers)
         try:
             _measure(sample, task, document, answers)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # math-verify's time-outs are no Exceptions
             sample.error = f"not scored: {describe(error)}"
             sample.metrics = {}
     return sample

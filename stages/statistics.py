@@ -7,13 +7,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
+Scores = TypeVar("Scores", float, NDArray[np.float64])
 
 NO_INTERVAL: Interval = (None, None)
 # A distinct row costs a resample 100 ns as a multinomial count, a document 15 ns as an index.
@@ -36,6 +37,12 @@ def wilson_interval(num_right: float, n: int, confidence: float) -> Interval:
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt((share * (1 - share) + z**2 / (4 * n)) / n)
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def normalize(scores: Scores, baseline: float) -> Scores:
+    """``scores`` (any shape) in per cent of the way from ``baseline`` to 1; below the baseline 0."""
+    share: Scores = 100 * np.maximum((scores - baseline) / (1 - baseline), 0.0)
+    return share
 
 
 def mcnemar_p(num_base_only: int, num_trial_only: int) -> float:

@@ -23,12 +23,18 @@ import pyarrow.parquet as pq
 
 from pipeline.plan import Plan
 from pipeline.step import Resources, Stage
-from stages import calibrate, evaluate, fetch, gate, quantize
+from stages import calibrate, drift, evaluate, fetch, gate, quantize
 from stages.fields import execution
 
 NUM_SENTENCES = 2048
 SENTENCES_A_RESPONSE = 10  # of 100 characters
 SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
+
+DRIFT = {
+    **dict.fromkeys(("mean_kl", "mean_kl_low", "mean_kl_high", "loss", "base_loss"), 1.0),
+    **dict.fromkeys(("top1_agreement", "top1_agreement_low", "top1_agreement_high"), 0.5),
+    **dict.fromkeys(("num_documents", "num_tokens"), 2),
+}
 
 MODULE = "tests.synthetic"
 VERSIONS = {
@@ -37,6 +43,7 @@ VERSIONS = {
     "calibrate": calibrate.VERSION,
     "quantize": quantize.VERSION,
     "gate": gate.VERSION,
+    "drift": drift.VERSION,
     "evaluate": evaluate.VERSION,
 }
 VERSION = 1
@@ -73,9 +80,10 @@ def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
 
 
 def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """A checkpoint, data set or report of a gate: one small file."""
+    """A checkpoint, data set, or what a report reads of a gate and of a drift: small files."""
     (out / "content.json").write_text(json.dumps({"config": repr(config), "inputs": sorted(inputs)}))
-    (out / "gate.json").write_text("[]")  # what a report reads of a gate
+    (out / "gate.json").write_text("[]")
+    (out / "drift.json").write_text(json.dumps(DRIFT))
     return {"size_gib": 1.0}
 
 

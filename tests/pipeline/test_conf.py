@@ -1,5 +1,6 @@
 """Every option of every config group composes to the schema; every sweep expands and plans."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,15 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import conf
-from pipeline.config import Config, register
+from pipeline.config import Config, TaskConfig, register
 from pipeline.errors import UserError
 from pipeline.sweep import expand
+from stages.catalog import describe
+from stages.task_index import build_index
+from stages.task_index import expand as expand_task
 
 CONF = Path(conf.__file__).parent
+HUB = Path(os.environ.get("QUANTSWEEP_DATA", Path(__file__).parents[2] / "../shared/data/hub"))
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
 
 
@@ -56,8 +61,61 @@ def test_every_sweep_expands(sweep: str) -> None:
 def test_a_suite_lists_only_tasks_that_it_has() -> None:
     for path in (CONF / "suite").glob("*.yaml"):
         config = composed(f"suite={path.stem}")
-        for tasks in config.suites.values():
-            assert set(tasks) <= config.tasks.keys()
+        for suite in config.suites.values():
+            assert set(suite.tasks) <= config.tasks.keys()
+
+
+def test_a_normalized_suite_has_a_baseline_for_every_leaf_of_its_tasks() -> None:
+    config = composed("suite=leaderboard_v2")
+    (suite,) = config.suites.values()
+    assert suite.normalized
+    for task in (config.tasks[slot] for slot in suite.tasks):
+        assert task.random_baseline is not None or task.leaf_baselines.keys() == task.num_docs.keys()
+
+
+def test_the_baselines_of_choices_are_those_of_the_choices_lm_eval_offers() -> None:
+    index = build_index()
+    for name in ("bbh", "gpqa", "musr", "mmlu_pro"):
+        task = composed("suite=none", f"+task@tasks.{name}={name}").tasks[name]
+        for leaf in task.num_docs:
+            choices = index[leaf].config["doc_to_choice"]
+            if isinstance(choices, list):  # MuSR and MMLU-Pro make theirs by a function of the document
+                baseline = task.leaf_baselines.get(leaf, task.random_baseline)
+                assert baseline == pytest.approx(1 / len(choices)), leaf
+
+
+def cards() -> dict[str, TaskConfig]:
+    names = [path.stem for path in (CONF / "task").glob("*.yaml")]
+    return composed("suite=none", *(f"+task@tasks.{name}={name}" for name in names)).tasks
+
+
+def test_a_card_that_declares_its_leaves_loses_nothing_that_a_group_lays_over_them() -> None:
+    index = build_index()
+    for name, task in cards().items():
+        if task.num_docs and task.task in index:
+            laid_over = expand_task(index, task.task)
+            assert laid_over.keys() == task.num_docs.keys(), name
+            assert all(not changed for changed in laid_over.values()), name
+
+
+def test_mmlu_has_the_same_subjects_of_the_same_sizes_in_its_three_forms() -> None:
+    sizes = [
+        {leaf.removeprefix(prefix): size for leaf, size in cards()[name].num_docs.items()}
+        for name, prefix in (("mmlu", "mmlu_"), ("mmlu_generative", "mmlu_llama_"), ("mmlu_cot", "mmlu_cot_llama_"))
+    ]
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert (len(sizes[0]), sum(sizes[0].values())) == (57, 14042)
+
+
+@pytest.mark.skipif(not HUB.is_dir(), reason="QUANTSWEEP_DATA names no mirror of data sets")
+def test_the_sizes_that_cards_declare_are_those_of_the_data() -> None:
+    names = ("arc_challenge_generative", "gsm8k_cot", "ifeval", "math_hard", "truthfulqa")
+    at_hand = {name: task for name, task in cards().items() if name in names}
+    facts = describe({name: (task.task, task.overrides, True) for name, task in at_hand.items()}, mirror=HUB)
+    for name, task in at_hand.items():
+        assert facts[name]["num_docs"] == task.num_docs, name
+        if task.metric is not None:
+            assert all(task.metric in metrics for metrics in facts[name]["metrics"].values()), name
 
 
 def test_the_study_is_planned_as_the_study_did_it() -> None:

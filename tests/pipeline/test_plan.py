@@ -168,3 +168,25 @@ def test_steps_survive_the_way_to_a_worker(tmp_path: Path) -> None:
         arrived = pickle.loads(pickle.dumps(step))
         assert arrived.ref == step.ref
         assert dataclasses.asdict(arrived.config) == dataclasses.asdict(step.config)
+
+
+def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_path: Path) -> None:
+    cli = ["suite=none", "+task@tasks.t=tabular", "tasks.t.leaves=[tabular_iris]"]
+    baselines = "++tasks.t.leaf_baselines={tabular_iris: 0.5, tabular_wine: 0.25}"
+    (comparison,) = by_stage(planned(tmp_path, *cli, baselines), "compare")
+    assert comparison.config.leaf_baselines == {"tabular_iris": 0.5}
+    (plain,) = by_stage(planned(tmp_path, *cli), "compare")
+    assert plain.fingerprint != comparison.fingerprint
+    with pytest.raises(UserError, match=r"tasks\.t\.leaf_baselines lacks tabular_iris"):
+        planned(tmp_path, *cli, "++tasks.t.leaf_baselines={tabular_wine: 0.25}")
+
+
+def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke", "drift=wikitext", "drift.text.num_calibration_samples=4")
+    drifts = by_stage(plan, "drift")
+    assert len(drifts) == 3
+    assert {step.inputs["base"] for step in drifts} == {by_stage(plan, "fetch_model")[0].ref}
+    assert {step.inputs["checkpoint"] for step in drifts} == {step.ref for step in by_stage(plan, "quantize")}
+    assert len({step.inputs["text"] for step in drifts}) == 1
+    assert [trial.drift is None for trial in plan.trials.values()] == [True, False, False, False]
+    assert by_stage(planned(tmp_path, "+sweep=smoke"), "drift") == []

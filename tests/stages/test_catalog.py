@@ -63,7 +63,8 @@ def test_facts_need_no_data_and_no_heavy_import():
 
 
 def test_the_command_answers_json_with_json():
-    request = {"tasks": ["gsm8k_cot_llama", "gsm8k_cot_lama"], "include_paths": [], "mirror": None}
+    asked = {name: [name, {}, True] for name in ("gsm8k_cot_llama", "gsm8k_cot_lama")}
+    request = {"tasks": asked, "include_paths": [], "mirror": None}
     command = [sys.executable, "-m", "stages.catalog"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)

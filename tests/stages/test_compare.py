@@ -247,6 +247,44 @@ def test_a_base_without_one_leaf_leaves_the_group_a_score_and_no_comparison(run,
     assert result.document["notes"] == ["b: no results of the base to compare with"]
 
 
+@few_examples
+@given(st.lists(right_or_wrong, min_size=1, max_size=4), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+def test_normalized_scores_are_the_leaderboards_formula(run, write_evaluation, leaves, baseline):
+    trial = {f"leaf{index}": write_evaluation(f"leaf{index}", scores) for index, scores in enumerate(leaves)}
+    means = [sum(scores) / len(scores) for scores in leaves]
+    expected = [max(0, 100 * (mean - baseline) / (1 - baseline)) for mean in means]
+    by_leaf = run(trial, trial, task="group", leaf_baselines=dict.fromkeys(trial, baseline))
+    assert [row["normalized"] for row in by_leaf.rows] == pytest.approx([*expected, sum(expected) / len(expected)])
+    whole = run(trial, trial, task="group", random_baseline=baseline).whole
+    assert whole["normalized"] == pytest.approx(max(0, 100 * (whole["score"] - baseline) / (1 - baseline)))
+    for row in (whole, *by_leaf.rows):
+        assert 0 <= row["normalized_low"] <= row["normalized"] + 1e-9
+        assert row["normalized"] - 1e-9 <= row["normalized_high"] <= 100
+        assert row["normalized_recovery"] == (1 if row["normalized"] else None)
+
+
+def test_a_normalized_interval_is_the_raw_one_on_the_other_scale(run, write_evaluation):
+    trial, base = [1.0] * 60 + [0.0] * 40, [1.0] * 70 + [0.0] * 30
+    shards = {"t": write_evaluation("t", trial)}, {"t": write_evaluation("t", base)}
+    found = run(*shards, random_baseline=0.25, num_resamples=2000).whole
+    for end in ("low", "high"):
+        assert found[f"normalized_{end}"] == pytest.approx(100 * (found[f"score_{end}"] - 0.25) / 0.75)
+        assert found[f"normalized_difference_{end}"] == pytest.approx(100 * found[f"difference_{end}"] / 0.75)
+    assert found["base_normalized"] == pytest.approx(60)
+    assert found["normalized_recovery"] == pytest.approx((0.6 - 0.25) / (0.7 - 0.25))
+    assert found["normalized_recovery_low"] < found["normalized_recovery"] < found["normalized_recovery_high"] < 1
+    assert found["normalized_recovery"] < found["recovery"]  # what guessing gives away is not counted as kept
+
+
+def test_only_the_primary_metric_is_normalized_and_only_where_a_baseline_is_declared(run, write_evaluation):
+    shard = {"t": write_evaluation("t", {"acc,none": [1.0, 0.0], "acc_norm,none": [1.0, 1.0]})}
+    found = run(shard, shard, metric="acc_norm,none", random_baseline=0.5)
+    assert {row["metric"]: row["normalized"] for row in found.rows} == {"acc,none": None, "acc_norm,none": 100}
+    assert run(shard, shard).metrics["normalized"] is None
+    without_leaf = run(shard, leaves=["t", "u"], leaf_baselines={"t": 0.5, "u": 0.25})
+    assert [row["normalized"] for row in without_leaf.rows if row["primary"]] == [0, None, None]
+
+
 def test_every_metric_is_there_and_the_chosen_one_leads(run, write_evaluation):
     metrics = {"exact_match,strict": [1.0, 0.0], "exact_match,flexible": [1.0, 1.0]}
     shards = {leaf: write_evaluation(leaf, metrics) for leaf in ("a", "b")}
@@ -255,6 +293,19 @@ def test_every_metric_is_there_and_the_chosen_one_leads(run, write_evaluation):
     assert labels == [(leaf, metric, metric.endswith("flexible")) for leaf in ("a", "b", None) for metric in metrics]
     assert result.metrics["score"] == 1.0
     assert run(shards, shards).metrics["score"] == 0.5
+
+
+def test_a_group_whose_leaves_report_different_metrics_has_no_score_but_each_leaf_has_its_own(run, write_evaluation):
+    trial = {
+        "a": write_evaluation("a", {"acc,none": [1.0, 0.0]}),
+        "b": write_evaluation("b", {"exact_match,strict": [1.0, 1.0], "exact_match,loose": [1.0, 1.0]}),
+    }
+    result = run(trial, trial, task="openllm")
+    scores = {(row["leaf"], row["metric"]): row["score"] for row in result.rows}
+    leaves = {("a", "acc,none"): 0.5, ("b", "exact_match,strict"): 1.0, ("b", "exact_match,loose"): 1.0}
+    assert scores == {**leaves, (None, None): None}
+    assert result.metrics["score"] is result.metrics["recovery"] is result.document["metric"] is None
+    assert "the leaves of openllm report different metrics" in result.document["notes"][0]
 
 
 def test_lm_evals_bypass_is_no_metric(run, write_evaluation):
@@ -338,7 +389,14 @@ def test_damaged_and_foreign_artifacts_are_refused(run, write_evaluation):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"leaves": []}, "leaves"), ({"leaves": ["a", "a"]}, "leaves"), ({"confidence": 95.0}, "between 0 and 1")],
+    [
+        ({"leaves": []}, "leaves"),
+        ({"leaves": ["a", "a"]}, "leaves"),
+        ({"confidence": 95.0}, "between 0 and 1"),
+        ({"random_baseline": 25.0}, "below 1"),
+        ({"leaf_baselines": {"b": 0.5}}, "name every leaf"),
+        ({"random_baseline": 0.5, "leaf_baselines": {"a": 0.5}}, "not both"),
+    ],
 )
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):

@@ -69,6 +69,8 @@ metric_list: [{metric: length, aggregation: !function code.longest, higher_is_be
 }
 TASKS["quiz_broken"] = TASKS["quiz_code"].replace("code.measure", "code.fail")
 CODE = """
+class TimedOut(BaseException):
+    "As math-verify's"
 def prompt(doc):
     if doc["question"].startswith("Which 3"):
         raise KeyError("picture")
@@ -76,6 +78,8 @@ def prompt(doc):
 def measure(doc, results):
     if doc["question"].startswith("Which 5"):
         raise ValueError("no\\nnumber")
+    if doc["question"].startswith("Which 7"):
+        raise TimedOut("too long")
     return {"length": len(results[0]), "words": results[0].split()}
 def fail(doc, results):
     raise ValueError("no number")
@@ -288,10 +292,11 @@ def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
 
 def test_a_document_whose_prompt_or_score_fails_is_missing_and_the_shard_lives(run, config_of):
     metrics, rows, facts = run(config_of("quiz_code"))
-    assert metrics["num_missing"] == 2
+    assert metrics["num_missing"] == 3
     errors = {row["doc_id"]: row["error"] for row in rows if row["error"] is not None}
-    assert errors == {3: "KeyError: 'picture'", 5: "not scored: ValueError: no number"}
-    assert [row["doc_id"] for row in rows if row["length,none"] is None] == [3, 5]
+    too_long = "not scored: TimedOut: too long"
+    assert errors == {3: "KeyError: 'picture'", 5: "not scored: ValueError: no number", 7: too_long}
+    assert [row["doc_id"] for row in rows if row["length,none"] is None] == [3, 5, 7]
     assert rows[3]["responses"] == []
     assert len(rows[5]["responses"]) == 1
     assert json.loads(rows[0]["words,none"]) == rows[0]["responses"][0].split()
@@ -333,6 +338,14 @@ def test_overrides_of_a_group_reach_its_member(run, config_of):
     assert plain[0]["doc_digest"] == changed[0]["doc_digest"]
 
 
+def test_a_split_that_only_examples_would_need_may_be_missing(run, config_of):
+    overrides = {"fewshot_split": "lessons", "training_split": "lessons", "num_fewshot": None}
+    _, rows, _ = run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=0))
+    assert [row["error"] for row in rows] == [None, None]
+    with pytest.raises(ConfigError, match="has 0 examples to draw from, fewer than num_fewshot=1"):
+        run(config_of("quiz_choice", 0, 2, overrides=overrides, num_fewshot=1))
+
+
 def test_rows_that_changed_under_the_same_path_are_read_anew(config_of, inputs, tmp_path, run):
     data = {f"data:{DATA_SET}": write_data_set(tmp_path / "harbour")}
     digests = []
@@ -354,7 +367,7 @@ def test_rows_that_changed_under_the_same_path_are_read_anew(config_of, inputs, 
         ("quiz_write", {"gen_kwargs": {"colour": "red"}}, ConfigError, "colour"),
         ("quiz_code", {"overrides": {"unsafe_code": True}}, ConfigError, "needs a sandbox"),
         ("quiz_choice", {"overrides": {"dataset_path": "quizzes/airport"}}, DataError, "quizzes/airport is not among"),
-        ("quiz_choice", {"overrides": {"test_split": "exam"}}, DataError, "does not load from its data: KeyError"),
+        ("quiz_choice", {"overrides": {"test_split": "exam"}}, DataError, "has no split 'exam'; it has train, test"),
         ("quiz_choice", {"overrides": {"num_fewshot": 0}, "num_fewshot": 2}, ConfigError, "fixed at 0 examples"),
     ],
 )

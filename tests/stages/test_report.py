@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from stages.compare import CompareConfig, compare
 from stages.errors import DataError
-from stages.report import FailureRow, ReportConfig, TrialRow, report
+from stages.report import FailureRow, ReportConfig, SuiteRow, TrialRow, report
 from stages.report_numbers import decimals, interval, number, p_value, percent
+from stages.report_results import suite_rows
 
 TASKS = ["gsm8k", "arc", "ppl"]
 TRIALS = [
@@ -76,7 +78,7 @@ def write(tmp_path_factory):
             "title": "a <sweep>",
             "trials": TRIALS,
             "tasks": TASKS,
-            "suites": {"both": ["gsm8k", "arc"], "one": ["arc"]},
+            "suites": [SuiteRow(name="both", tasks=["gsm8k", "arc"]), SuiteRow(name="one", tasks=["arc"])],
             "failures": FAILURES,
         }
         metrics = report(ReportConfig(**config | changes), inputs, out)
@@ -200,6 +202,50 @@ def test_suite_means_are_null_where_a_member_is_missing(written):
     assert means["m/w4a16", "one"]["recovery"] == pytest.approx(means["m/w4a16", "one"]["mean"] / 0.6875)
 
 
+def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(write, write_evaluation, tmp_path):
+    baselines = {"gsm8k": 0.0, "arc": 0.25, "ppl": 0.5}
+    found = {}
+    for trial in TRIALS[:2]:
+        for task, baseline in baselines.items():
+            scores = {"m/bf16": [1.0] * 90 + [0.0] * 30, "m/w8a8": [1.0] * 80 + [0.0] * 40}
+            pair = {"trial": trial.name} | ({} if trial.is_base else {"base": "m/bf16"})
+            shards = {f"{role}/{task}/0": write_evaluation(task, scores[name]) for role, name in pair.items()}
+            out = tmp_path / f"{trial.recipe}-{task}"
+            out.mkdir()
+            compare(CompareConfig(task=task, leaves=[task], random_baseline=baseline, num_resamples=300), shards, out)
+            found[f"compare/{trial.name}/{task}"] = out
+    suites = [SuiteRow(name="v2", tasks=TASKS, normalized=True), SuiteRow(name="v1", tasks=TASKS)]
+    page = write(found, trials=TRIALS[:2], suites=suites, failures=[])
+    means = {(row["trial"], row["suite"]): row for row in page.summary["suites"]}
+    normalized = {0.75: (75 + 200 / 3 + 50) / 3, 2 / 3: (200 / 3 + 500 / 9 + 100 / 3) / 3}
+    assert means["m/w8a8", "v1"]["mean"] == pytest.approx(2 / 3)
+    assert means["m/w8a8", "v2"]["mean"] == pytest.approx(normalized[2 / 3])
+    assert means["m/w8a8", "v2"]["recovery"] == pytest.approx(normalized[2 / 3] / normalized[0.75])
+    table = Tables(page.html).tables["v2, normalized"]
+    assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
+    detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
+    assert as_numbers(detail[6])[0] == pytest.approx(2 / 3, abs=0.01)
+    assert as_numbers(detail[17])[0] == pytest.approx(500 / 9, abs=0.5)
+
+
+@pytest.mark.parametrize("suite", ["leaderboard_v1", "leaderboard_v2"])
+def test_suite_means_and_recoveries_are_those_the_study_published(suite):
+    """Tables 2 and 3 of arXiv 2411.02355: averages and recoveries follow from the columns, to their rounding."""
+    published = json.loads((Path(__file__).parents[1] / "data" / "published_suites.json").read_text())
+    bases = {row["model"]: row[suite] for row in published if row["recipe"] == "bf16"}
+    for row in published:
+        scores, base_scores = row[suite]["scores"], bases[row["model"]]["scores"]
+        trial = TrialRow(name="t", model=row["model"], recipe=row["recipe"])
+        cells = [
+            {"trial": "t", "task": str(task), "normalized": score, "base_normalized": base_score}
+            for task, (score, base_score) in enumerate(zip(scores, base_scores, strict=True))
+        ]
+        members = SuiteRow(name=suite, tasks=[cell["task"] for cell in cells], normalized=True)
+        (mean,) = suite_rows([trial], [members], cells)
+        assert mean["mean"] == pytest.approx(row[suite]["average"], abs=0.07)
+        assert 100 * mean["recovery"] == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
+
+
 def test_a_lower_score_is_better_where_the_metric_says_so(written):
     lines = {line[0]: line for line in Tables(written.html).tables["Overview"][1:]}
     assert {row["verdict"] for row in written.rows if row["recipe"] == "w4a16" and row["score"] is not None} == {
@@ -246,10 +292,19 @@ def test_the_same_inputs_give_the_same_bytes(write, inputs, written):
 
 
 def test_a_sweep_of_which_nothing_succeeded_still_has_a_report(write):
-    empty = write({}, failures=[], suites={})
+    empty = write({}, failures=[], suites=[])
     assert {row["status"] for row in empty.rows} == {"missing"}
     assert empty.metrics["num_scored"] == 0
     assert {line[3].strip() for line in Tables(empty.html).tables["Every number of m"][1:]} == {"–"}
+
+
+def test_a_task_without_a_metric_of_its_own_is_shown_without_a_score(write, write_evaluation, tmp_path):
+    shards = {leaf: write_evaluation(leaf, {f"acc,{leaf}": [1.0]}) for leaf in ("a", "b")}
+    trial_inputs = {f"trial/{leaf}/0": shard for leaf, shard in shards.items()}
+    compare(CompareConfig(task="arc", leaves=["a", "b"], num_resamples=300), trial_inputs, tmp_path)
+    page = write({"compare/m/bf16/arc": tmp_path}, trials=TRIALS[:1], tasks=["arc"], suites=[], failures=[])
+    assert [(row["status"], row["score"], row["metric"]) for row in page.rows] == [("incomplete", None, None)]
+    assert "report different metrics" in page.html
 
 
 def test_a_damaged_comparison_is_named(write, inputs, tmp_path):
