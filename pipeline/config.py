@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from stages.calibrate import CalibrationConfig
+from stages.cost import GpuConfig
 from stages.evaluate import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import execution
@@ -196,6 +197,7 @@ class Config:
     calibration: CalibrationConfig = MISSING
     gate: GateConfig = field(default_factory=GateConfig)
     engine: EngineConfig = MISSING
+    gpu: GpuConfig = MISSING
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, list[str]] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
@@ -219,6 +221,7 @@ SCHEMAS: dict[str, Any] = {
     "calibration": CalibrationConfig,
     "task": TaskConfig,
     "engine": EngineConfig,
+    "gpu": GpuConfig,
     "cluster": ClusterConfig,
     "store": StoreConfig,
     "tracking": TrackingConfig,
