@@ -5,17 +5,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from graphlib import TopologicalSorter
 
-from pipeline.config import Config, TaskConfig
+from pipeline.config import Config, TaskConfig, Weights
+from pipeline.devices import Device
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
+from pipeline.profiling import points
 from pipeline.resolve import Facts, TaskFacts, task_key
 from pipeline.step import (
     CALIBRATE,
+    CEILINGS,
     COMPARE,
+    DUMMY,
     EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
     GATE,
+    PROFILE,
     QUANTIZE,
     Resources,
     Stage,
@@ -23,8 +28,10 @@ from pipeline.step import (
     StepRef,
 )
 from pipeline.sweep import Trial
+from stages.ceilings import CeilingsConfig
 from stages.compare import CompareConfig
-from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
+from stages.dummy import DummyConfig
+from stages.evaluate import EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
     Algorithm,
@@ -45,6 +52,8 @@ class TrialPlan:
     calibration: StepRef | None = None
     evaluations: dict[str, dict[str, list[StepRef]]] = field(default_factory=dict)  # slot -> leaf -> shards
     comparisons: dict[str, StepRef] = field(default_factory=dict)  # slot -> step
+    profiles: dict[str, StepRef] = field(default_factory=dict)  # workload/mode -> point
+    ceilings: StepRef | None = None  # of the device that the profiles are measured on
 
 
 @dataclass(slots=True)
@@ -103,7 +112,9 @@ def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
     grouped: dict[object, list[Step]] = {}
     for step in steps:
         grouped.setdefault(_session(step), []).append(step)
-    return _in_order([_batch(share) for group in grouped.values() for share in _shares(group, replicas)])
+    return _in_order(
+        [_batch(share) for group in grouped.values() for share in _shares(group, _num_engines(group[0], replicas))]
+    )
 
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:
@@ -117,6 +128,11 @@ def _session(step: Step) -> object:
     if not step.stage.sessions:
         return step.ref
     return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
+
+
+def _num_engines(step: Step, replicas: int) -> int:
+    """Points of a checkpoint are measured on one server: they are to be compared."""
+    return 1 if step.stage is PROFILE else replicas
 
 
 def _shares(steps: list[Step], number: int) -> list[list[Step]]:
@@ -146,11 +162,15 @@ def _add_trial(plan: Plan, trial: Trial, facts: Facts) -> TrialPlan:
         known = facts.tasks[task_key(task)]
         checkpoint.evaluations[slot] = dict(_add_evaluations(plan, checkpoint, config, slot, task, known))
         checkpoint.comparisons[slot] = _add_comparison(plan, checkpoint, config, slot, task, known)
+    if config.workloads:
+        _add_profiles(plan, checkpoint, config, facts.devices[config.gpu.name])
     return checkpoint
 
 
 def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> TrialPlan:
     model_name = config.model.name
+    if config.model.weights is Weights.dummy:
+        return _add_dummy(plan, trial, config)
     model = plan.add(_step(config, FETCH_MODEL, config.model.source, model_name, trial=trial.name))
     if config.recipe.algorithm is Algorithm.none:
         return TrialPlan(trial, model, checkpoint=model)
@@ -165,6 +185,15 @@ def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> T
     pair = {"base": model, "checkpoint": checkpoint}
     gate = plan.add(_step(config, GATE, config.gate, label, pair, trial=trial.name))
     return TrialPlan(trial, model, checkpoint, gate, calibration)
+
+
+def _add_dummy(plan: Plan, trial: Trial, config: Config) -> TrialPlan:
+    """A shape in place of weights: nothing to fetch, to quantize or to check."""
+    assert config.model.shape is not None, "resolve() refuses dummy weights without a shape"
+    _check_recipe(config)
+    made = DummyConfig(shape=asdict(config.model.shape), recipe=config.recipe)
+    checkpoint = plan.add(_step(config, DUMMY, made, f"{config.model.name}-{config.recipe.name}", trial=trial.name))
+    return TrialPlan(trial, checkpoint, checkpoint)
 
 
 def _add_calibration(plan: Plan, trial: Trial, config: Config, model: StepRef, facts: Facts) -> StepRef:
@@ -202,6 +231,19 @@ def _add_evaluations(
             for start, stop in ranges(min(num_docs, task.limit or num_docs), task.shard_size)
         ]
         yield leaf, [plan.add(shard) for shard in shards]
+
+
+def _add_profiles(plan: Plan, trial: TrialPlan, config: Config, device: Device) -> None:
+    name = trial.trial.name
+    after = (trial.gate,) if trial.gate else ()
+    measured = CeilingsConfig(device=device.product, driver=device.driver, on_gpu=config.engine.on_gpu)
+    trial.ceilings = plan.add(_step(config, CEILINGS, measured, device.product, trial=name))
+    for point in points(config, device, config.model.weights is Weights.dummy):
+        inputs = {"checkpoint": trial.checkpoint}
+        if point.after is not None:
+            inputs["throughput"] = trial.profiles[point.after]
+        label = f"{name}-{point.name}"
+        trial.profiles[point.name] = plan.add(_step(config, PROFILE, point.config, label, inputs, after, name))
 
 
 def _evaluate_config(
@@ -296,13 +338,19 @@ def _resources(config: Config, stage: Stage) -> Resources:
     """What a step occupies: its stage's own share, save what ``cluster.stages`` says of it."""
     chosen = config.cluster.stages.get(stage.name)
     said = {} if chosen is None else {name: value for name, value in asdict(chosen).items() if value is not None}
-    return replace(_own_resources(config.engine, stage), **said)
+    return replace(_own_resources(config, stage), **said)
 
 
-def _own_resources(engine: EngineConfig, stage: Stage) -> Resources:
+def _own_resources(config: Config, stage: Stage) -> Resources:
     """The engine's share for whatever loads a model, one core for the rest."""
+    engine = config.engine
     if stage is EVALUATE:
         return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
+    if stage is PROFILE:
+        num_gpus = engine.num_gpus * config.server.replicas
+        return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)
+    if stage is CEILINGS:
+        return Resources(engine.num_cpus, min(engine.num_gpus, 1), is_alone=True)
     if stage in (QUANTIZE, GATE):
         # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
         return Resources(engine.num_cpus, min(engine.num_gpus, 1))

@@ -35,6 +35,8 @@ class TrialRecord:
     calibration: StepRef | None
     evaluations: Mapping[str, Mapping[str, list[StepRef]]]  # task slot -> leaf task -> shards
     comparisons: Mapping[str, StepRef]
+    profiles: Mapping[str, StepRef]  # workload/mode -> point
+    ceilings: StepRef | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,8 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
         "calibration": trial.calibration,
         "evaluations": trial.evaluations,
         "comparisons": trial.comparisons,
+        "profiles": trial.profiles,
+        "ceilings": trial.ceilings,
     }
 
 
@@ -154,6 +158,8 @@ def _trial_record(record: Mapping[str, Any]) -> TrialRecord:
             for slot, leaves in record["evaluations"].items()
         },
         comparisons={slot: StepRef(*ref) for slot, ref in record["comparisons"].items()},
+        profiles={name: StepRef(*ref) for name, ref in record.get("profiles", {}).items()},
+        ceilings=_ref(record.get("ceilings")),
     )
 
 

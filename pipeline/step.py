@@ -53,7 +53,10 @@ FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset")
 CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
 QUANTIZE = Stage("quantize", "stages.quantize", "quantize")
 GATE = Stage("gate", "stages.gate", "gate")
+DUMMY = Stage("dummy", "stages.dummy", "dummy")
 EVALUATE = Stage("evaluate", "stages.evaluate", "evaluate", sessions=True)
+PROFILE = Stage("profile", "stages.profile", "profile", sessions=True)
+CEILINGS = Stage("ceilings", "stages.ceilings", "ceilings")
 COMPARE = Stage("compare", "stages.compare", "compare")
 REPORT = Stage("report", "stages.report", "report")
 
@@ -76,6 +79,7 @@ class Resources:
     num_cpus: float = 1
     num_gpus: float = 0
     num_nodes: int = 1  # the GPUs are spread evenly over so many
+    is_alone: bool = False  # nothing else is scheduled on its node
     memory_gib: float | None = None  # resident; more ends the step
 
 

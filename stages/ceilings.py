@@ -1,0 +1,107 @@
+"""Measure what a device can do at most: memory bandwidth by a copy, matrix rates by products of square matrices."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.fields import execution, identity
+from stages.serving.gpu import check_gpus, read_gpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+_REPEATS = 10
+
+
+@dataclass(kw_only=True, slots=True)
+class CeilingsConfig:
+    """The device, as the plan names it."""
+
+    device: str = identity()
+    driver: str | None = identity(None)
+    on_gpu: bool = identity()
+    allow_busy_gpu: bool = execution(False)
+
+
+def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write ``ceilings.json``: GB/s and TFLOP/s in bf16, fp8 and int8; null where torch has no such product here."""
+    import torch
+
+    if config.on_gpu:
+        check_gpus(read_gpus(1), config.device, config.allow_busy_gpu)
+    device = torch.device("cuda" if config.on_gpu else "cpu")
+    size = 8192 if config.on_gpu else 1024
+    found = {
+        "bandwidth_gb_s": _bandwidth(device, 2**30 if config.on_gpu else 2**27),
+        **{f"{name}_tflop_s": _rate(product, size, device) for name, product in _PRODUCTS.items()},
+    }
+    (out / "ceilings.json").write_text(
+        json.dumps({"device": config.device, "matrix_size": size, **found}, indent=1) + "\n"
+    )
+    return found
+
+
+def _bandwidth(device: Any, num_bytes: int) -> float:
+    """A copy reads and writes."""
+    import torch
+
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / _fastest_s(lambda: target.copy_(source), device) / 1e9
+
+
+def _rate(product: Callable[[int, Any], Callable[[], "Tensor"]], size: int, device: Any) -> float | None:
+    try:
+        return 2 * size**3 / _fastest_s(product(size, device), device) / 1e12
+    except (RuntimeError, NotImplementedError, AttributeError, ValueError):
+        return None
+
+
+def _bf16(size: int, device: Any) -> Callable[[], "Tensor"]:
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    return lambda: a @ b
+
+
+def _fp8(size: int, device: Any) -> Callable[[], "Tensor"]:
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    scale = torch.ones((), device=device)
+    return lambda: torch._scaled_mm(a, b.t(), scale, scale, out_dtype=torch.bfloat16)
+
+
+def _int8(size: int, device: Any) -> Callable[[], "Tensor"]:
+    import torch
+
+    a, b = (torch.randint(-127, 127, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+    return lambda: torch._int_mm(a, b.t())
+
+
+_PRODUCTS = {"bf16": _bf16, "fp8": _fp8, "int8": _int8}
+
+
+def _fastest_s(work: Callable[[], object], device: Any) -> float:
+    """Seconds of the fastest of several: what the device can do."""
+    work()
+    return min(_once_s(work, device) for _ in range(_REPEATS))
+
+
+def _once_s(work: Callable[[], object], device: Any) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
