@@ -46,7 +46,9 @@ class WorkloadConfig:
     concurrency: int = identity(256)  # requests in flight at maximum throughput
     num_runs: int = identity(3)  # of `concurrency` requests each
     direct: bool = identity(True)  # ask the engine without HTTP as well
+    min_direct_share: float = identity(0.85)  # of that; less and HTTP was the limit: the point is not valid
     rate_s: float = identity(30.0)  # how long a rate is held
+    max_spread: float = identity(0.1)  # of repeats, relative; more and the point is not valid
     rates: list[float] = execution(factory=list)  # shares of the maximum throughput; each is a point
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
     if config.num_gpus:
         states = read_gpus(config.num_gpus)
         check_gpus(states, config.device, config.server.allow_busy_gpu)
-        work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens)
+        work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
         check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
     with TemporaryDirectory(prefix="profile_") as work_dir:
         with serve(checkpoint, config.engine, config.server, config.random_weights, Path(work_dir)) as session:
@@ -193,7 +195,7 @@ def _describe(
         },
         "device": {"product": config.device, "driver": config.driver, **_states(gpus)},
         "kernels": kernels_of(session.server.log.read_text(errors="replace")),
-        "work": work_of(checkpoint, load.prompt_tokens, load.output_tokens).as_dict(),
+        "work": work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype).as_dict(),
         "concurrency": 1 if config.mode is ProfileMode.synchronous else load.concurrency,
     }
 

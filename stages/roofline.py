@@ -33,20 +33,21 @@ class Work:
         return asdict(self)
 
 
-def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int) -> Work:
-    """Read the shape and format from the checkpoint's ``config.json``."""
+def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work:
+    """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``."""
     config = json.loads((checkpoint / "config.json").read_text())
     shape = ModelShape.from_config(checkpoint / "config.json")
-    num_bits, group_size, arithmetic = _format(config.get("quantization_config"))
-    weights = weight_gib(shape, num_bits=num_bits, group_size=group_size)
+    is_wide = dtype == "float32"
+    num_bits, group_size, arithmetic = _format(config.get("quantization_config"), "fp32" if is_wide else "bf16")
+    weights = weight_gib(shape, num_bits=num_bits, group_size=group_size) * (2 if is_wide and num_bits == 16 else 1)
     table = shape.vocab_size * shape.hidden_size
     looked_up = 0 if shape.tie_word_embeddings else table  # of the input embeddings a step reads single rows
     return Work(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weight_gib=weights,
-        step_gib=weights - 2 * looked_up / _GIB,
-        token_kib=kv_cache_gib(shape, num_tokens=1) * 2**20,
+        step_gib=weights - (4 if is_wide else 2) * looked_up / _GIB,
+        token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=32 if is_wide else 16) * 2**20,
         token_gflop=2 * (num_parameters(shape) - looked_up) / 1e9,
         arithmetic=arithmetic,
     )
@@ -88,12 +89,12 @@ def _rates(work: Work, ceilings: Mapping[str, float | None], num_gpus: int) -> t
     return num_gpus * bandwidth * 1e9, num_gpus * matrix * 1e12
 
 
-def _format(quantization: Mapping[str, Any] | None) -> tuple[int, int | None, str]:
+def _format(quantization: Mapping[str, Any] | None, unquantized: str) -> tuple[int, int | None, str]:
     """Bits and group size of a linear weight, and what it is multiplied in."""
     if quantization is None:
-        return 16, None, "bf16"
+        return 16, None, unquantized
     scheme = next(iter(quantization["config_groups"].values()))
     weights, inputs = scheme["weights"], scheme.get("input_activations")
     if inputs is None:
-        return weights["num_bits"], weights.get("group_size"), "bf16"
+        return weights["num_bits"], weights.get("group_size"), unquantized
     return weights["num_bits"], weights.get("group_size"), "fp8" if inputs["type"] == "float" else "int8"

@@ -57,7 +57,7 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
     rate = {"mean": 1 / found["median"], "low": _inverse(found["high"]), "high": _inverse(found["low"])}
     ceiling = session.ceilings[True]
     reasons = validity.about_client(1 / found["median"], load.output_tokens, ceiling)
-    reasons += validity.about_spread(spread(latencies), "latencies")
+    reasons += validity.about_spread(spread(latencies), load.max_spread, "latencies")
     return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons)
 
 
@@ -75,8 +75,10 @@ def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
     direct = session.direct_rate(tokens, load.concurrency, seed_of(config, "direct")) if load.direct else None
     mean, ceiling = sum(rates) / len(rates), session.ceilings[False]
     low, high = mean_interval(rates)
-    reasons = validity.about_client(mean, load.output_tokens, ceiling) + validity.about_http(mean, direct)
-    reasons += validity.about_spread(spread(rates), "throughputs")
+    reasons = validity.about_client(mean, load.output_tokens, ceiling) + validity.about_http(
+        mean, direct, load.min_direct_share
+    )
+    reasons += validity.about_spread(spread(rates), load.max_spread, "throughputs")
     requests = [request for run in runs for request in run]
     return Measurement(
         requests,

@@ -8,8 +8,6 @@ from stages.serving.load import Request, answered
 
 MAX_FAILED_SHARE = 0.01
 MAX_CLIENT_LOAD = 0.8  # of what the client does against a server that costs nothing
-MIN_SHARE_OF_DIRECT = 0.85  # of what the same engine does without HTTP
-MAX_SPREAD = 0.1
 PROMPT_TOLERANCE = 0.05
 
 
@@ -52,9 +50,9 @@ def about_client(rate: float, tokens_per_answer: int, ceiling: ClientCeiling) ->
     ]
 
 
-def about_http(rate: float, direct_rate: float | None) -> list[str]:
+def about_http(rate: float, direct_rate: float | None, least_share: float) -> list[str]:
     """Whether the way to the engine, not the engine, was the limit."""
-    if direct_rate is None or rate >= MIN_SHARE_OF_DIRECT * direct_rate:
+    if direct_rate is None or rate >= least_share * direct_rate:
         return []
     return [
         f"HTTP is the limit: {rate:.2f} requests/s through the server, {direct_rate:.2f} by the same engine directly; "
@@ -62,11 +60,11 @@ def about_http(rate: float, direct_rate: float | None) -> list[str]:
     ]
 
 
-def about_spread(relative: float | None, what: str) -> list[str]:
+def about_spread(relative: float | None, limit: float, what: str) -> list[str]:
     """Whether repeats disagree."""
-    if relative is None or relative <= MAX_SPREAD:
+    if relative is None or relative <= limit:
         return []
-    return [f"{what} spread by {relative:.0%}, more than {MAX_SPREAD:.0%}"]
+    return [f"{what} spread by {relative:.0%}, more than {limit:.0%}"]
 
 
 def about_gpus(before: Sequence[GpuState] | None, after: Sequence[GpuState] | None) -> list[str]:
