@@ -236,7 +236,12 @@ def _add_evaluations(
 def _add_profiles(plan: Plan, trial: TrialPlan, config: Config, device: Device) -> None:
     name = trial.trial.name
     after = (trial.gate,) if trial.gate else ()
-    measured = CeilingsConfig(device=device.product, driver=device.driver, on_gpu=config.engine.on_gpu)
+    measured = CeilingsConfig(
+        device=device.product,
+        driver=device.driver,
+        on_gpu=config.engine.on_gpu,
+        allow_busy_gpu=config.server.allow_busy_gpu,
+    )
     trial.ceilings = plan.add(_step(config, CEILINGS, measured, device.product, trial=name))
     for point in points(config, device, config.model.weights is Weights.dummy):
         inputs = {"checkpoint": trial.checkpoint}

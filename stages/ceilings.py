@@ -32,7 +32,7 @@ def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> M
     import torch
 
     if config.on_gpu:
-        check_gpus(read_gpus(1), config.device, config.allow_busy_gpu)
+        check_gpus(read_gpus(1), config.device, config.driver, config.allow_busy_gpu)
     device = torch.device("cuda" if config.on_gpu else "cpu")
     size = 8192 if config.on_gpu else 512  # without BF16 units a processor takes 5 s for 1024
     found = {

@@ -108,7 +108,7 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
     checkpoint = inputs["checkpoint"]
     if config.num_gpus:
         states = read_gpus(config.num_gpus)
-        check_gpus(states, config.device, config.server.allow_busy_gpu)
+        check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
         work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
         check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
     with TemporaryDirectory(prefix="profile_") as work_dir:

@@ -38,13 +38,15 @@ def read_gpus(number: int) -> list[GpuState] | None:
         return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]]
 
 
-def check_gpus(states: Sequence[GpuState] | None, product: str, allow_busy: bool) -> None:
+def check_gpus(states: Sequence[GpuState] | None, product: str, driver: str | None, allow_busy: bool) -> None:
     """Raise ConfigError for GPUs that are not the planned ones, or on which somebody else computes."""
     if states is None:
         raise ConfigError(f"no NVIDIA driver answers here, but the plan is for {product}: run on such a machine")
     for state in states:
         if product.lower() not in state.product.lower():
             raise ConfigError(f"the GPU here is {state.product}, not the planned {product}: choose gpu=NAME for it")
+        if driver not in (None, state.driver):
+            raise ConfigError(f"driver {state.driver} is here, not the planned {driver}: plan again where it runs")
         is_busy = state.num_processes > 0 or state.memory_used_mib > _IDLE_MIB
         if is_busy and not allow_busy:
             raise ConfigError(
