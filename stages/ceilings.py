@@ -1,14 +1,17 @@
 """Measure what a device can do at most: memory bandwidth by a copy, matrix rates by products of square matrices."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.errors import EngineError
 from stages.fields import execution, identity
-from stages.serving.gpu import check_gpus, read_gpus
+from stages.serving.gpu import check_gpus, wait_until_idle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,21 +31,30 @@ class CeilingsConfig:
 
 
 def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``ceilings.json``: GB/s, and TFLOP/s in fp32, bf16, fp8 and int8; null where torch has none here."""
+    """Write ``ceilings.json``: GB/s, and TFLOP/s in fp32, bf16, fp8 and int8; null where torch has none here.
+
+    Measured in a process of its own, which leaves nothing on the GPU.
+    """
+    if config.on_gpu:
+        check_gpus(wait_until_idle(1), config.device, config.driver, config.allow_busy_gpu)
+    command = [sys.executable, "-m", "stages.ceilings", "cuda" if config.on_gpu else "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"torch could not measure {config.device}: {last}")
+    found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
+    (out / "ceilings.json").write_text(json.dumps({"device": config.device, **found}, indent=1) + "\n")
+    return found
+
+
+def measure(kind: str) -> dict[str, float | None]:
+    """The ceilings of this process's first GPU (``cuda``), or of its processor (``cpu``)."""
     import torch
 
-    if config.on_gpu:
-        check_gpus(read_gpus(1), config.device, config.driver, config.allow_busy_gpu)
-    device = torch.device("cuda" if config.on_gpu else "cpu")
-    size = 8192 if config.on_gpu else 512  # without BF16 units a processor takes 5 s for 1024
-    found = {
-        "bandwidth_gb_s": _bandwidth(device, 2**30 if config.on_gpu else 2**27),
-        **{f"{name}_tflop_s": _rate(product, size, device) for name, product in _PRODUCTS.items()},
-    }
-    (out / "ceilings.json").write_text(
-        json.dumps({"device": config.device, "matrix_size": size, **found}, indent=1) + "\n"
-    )
-    return found
+    device, is_gpu = torch.device(kind), kind == "cuda"
+    size = 8192 if is_gpu else 512  # without BF16 units a processor takes 5 s for 1024
+    rates = {f"{name}_tflop_s": _rate(product, size, device) for name, product in _PRODUCTS.items()}
+    return {"bandwidth_gb_s": _bandwidth(device, 2**30 if is_gpu else 2**27), **rates}
 
 
 def _bandwidth(device: Any, num_bytes: int) -> float:
@@ -118,3 +130,7 @@ def _wait(device: Any) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))

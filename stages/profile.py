@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stages.evaluate import EngineConfig
 from stages.fields import execution, identity
 from stages.roofline import work_of
-from stages.serving.gpu import check_fits, check_gpus, read_gpus
+from stages.serving.gpu import check_fits, check_gpus, read_gpus, wait_until_idle
 from stages.serving.kernels import kernels_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class WorkloadConfig:
     output_tokens: int = identity()
     num_sync_requests: int = identity(10)
     concurrency: int = identity(256)  # requests in flight at maximum throughput
-    num_runs: int = identity(3)  # of `concurrency` requests each
+    num_runs: int = identity(3)  # waves of so many; one alone has no interval
     direct: bool = identity(True)  # ask the engine without HTTP as well
     min_direct_share: float = identity(0.85)  # of that; less and HTTP was the limit: the point is not valid
     rate_s: float = identity(30.0)  # how long a rate is held
@@ -107,7 +107,7 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
 
     checkpoint = inputs["checkpoint"]
     if config.num_gpus:
-        states = read_gpus(config.num_gpus)
+        states = wait_until_idle(config.num_gpus)
         check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
         work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
         check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)

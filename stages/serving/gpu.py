@@ -1,6 +1,7 @@
 """What NVML says of the GPUs that serve: their state beside every point, and whether somebody else is on them."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ def read_gpus(number: int) -> list[GpuState] | None:
         return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]]
 
 
+def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:
+    """Their state once nobody is on them, or when patience ends: a server that was just stopped frees memory late."""
+    deadline = time.monotonic() + patience_s
+    while (states := read_gpus(number)) is not None:
+        if not any(map(_is_busy, states)) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return states
+
+
 def check_gpus(states: Sequence[GpuState] | None, product: str, driver: str | None, allow_busy: bool) -> None:
     """Raise ConfigError for GPUs that are not the planned ones, or on which somebody else computes."""
     if states is None:
@@ -47,8 +58,7 @@ def check_gpus(states: Sequence[GpuState] | None, product: str, driver: str | No
             raise ConfigError(f"the GPU here is {state.product}, not the planned {product}: choose gpu=NAME for it")
         if driver not in (None, state.driver):
             raise ConfigError(f"driver {state.driver} is here, not the planned {driver}: plan again where it runs")
-        is_busy = state.num_processes > 0 or state.memory_used_mib > _IDLE_MIB
-        if is_busy and not allow_busy:
+        if _is_busy(state) and not allow_busy:
             raise ConfigError(
                 f"{state.product} is busy: {state.num_processes} processes, {state.memory_used_mib:.0f} MiB in use; "
                 "wait until it is free, or set server.allow_busy_gpu=true"
@@ -63,6 +73,10 @@ def check_fits(states: Sequence[GpuState], needed_gib: float, utilization: float
             f"the model needs {needed_gib:.1f} GiB on each GPU, of which {free_gib * utilization:.1f} may be used: "
             "raise engine.tensor_parallel_size, lower engine.max_model_len, or choose a smaller format"
         )
+
+
+def _is_busy(state: GpuState) -> bool:
+    return state.num_processes > 0 or state.memory_used_mib > _IDLE_MIB
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import select
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,22 @@ def requests_per_s(requests: Sequence[Request]) -> float:
     done = answered(requests)
     duration_s: float = max(r["end_s"] for r in done) - min(r["start_s"] for r in done)
     return len(done) / duration_s
+
+
+def wave_rates(requests: Sequence[Request], number: int) -> list[float]:
+    """Answers a second in each of ``number`` equal shares of them, in the order they came.
+
+    Requests of one length that start together end together: a share is a wave, and the waves repeat one measurement.
+    """
+    done = answered(requests)
+    ends = sorted(request["end_s"] for request in done)
+    counts = [len(ends) * wave // number for wave in range(number + 1)]
+    times = [min(request["start_s"] for request in done), *(ends[count - 1] for count in counts[1:] if count)]
+    return [
+        (last - first) / (end - start)
+        for (first, last), (start, end) in zip(pairwise(counts), pairwise(times), strict=False)
+        if last > first and end > start
+    ]
 
 
 def answers_per_s(requests: Sequence[Request]) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stages.serving import validity
-from stages.serving.load import Request, answered, answers_per_s, requests_per_s
+from stages.serving.load import Request, answered, answers_per_s, requests_per_s, wave_rates
 from stages.serving.steady import WARM_UP_METHOD, distribution, mean_interval, num_warm_up, spread
 from stages.serving.validity import ClientCeiling
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stages.profile import ProfileConfig
     from stages.serving.session import Session
 
-MAX_WARM_UP_REQUESTS = 32
+MAX_WARM_UP_REQUESTS, MAX_WARM_UP_TOKENS = 32, 32
 MIN_RATE_REQUESTS = 10
 
 
@@ -48,7 +48,7 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
     # GuideLLM leaves out a request that began before its own clock did: one more is sent.
-    requests = session.run({"kind": "synchronous"}, tokens, load.num_sync_requests + 2, True, seed_of(config))
+    requests = session.run({"kind": "synchronous"}, tokens, load.num_sync_requests + 1, True, seed_of(config))
     done = answered(requests)
     cut = num_warm_up(latency_s(done))
     kept = done[cut:]
@@ -62,31 +62,31 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
 
 
 def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
-    """All requests at once, several times; then the same of the engine without HTTP."""
+    """So many in flight that the engine is full, ``num_runs`` times as many in all; then the engine without HTTP."""
     from stages.profile import seed_of
 
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
     at_once = {"kind": "throughput", "max_concurrency": load.concurrency}
-    warm_up = session.run(at_once, tokens, min(load.concurrency, MAX_WARM_UP_REQUESTS), False, seed_of(config, "warm"))
-    runs = [session.run(at_once, tokens, load.concurrency, False, seed_of(config, run)) for run in range(load.num_runs)]
-    rates = [requests_per_s(run) for run in runs]
+    few = load.prompt_tokens, min(load.output_tokens, MAX_WARM_UP_TOKENS)
+    warm_up = session.run(at_once, few, min(load.concurrency, MAX_WARM_UP_REQUESTS), False, seed_of(config, "warm"))
+    requests = session.run(at_once, tokens, load.concurrency * load.num_runs, False, seed_of(config))
+    rates = wave_rates(requests, load.num_runs)
     session.reset()
     direct = session.direct_rate(tokens, load.concurrency, seed_of(config, "direct")) if load.direct else None
-    mean, ceiling = sum(rates) / len(rates), session.ceilings[False]
+    mean, ceiling = requests_per_s(requests), session.ceilings[False]
     low, high = mean_interval(rates)
     reasons = validity.about_client(mean, load.output_tokens, ceiling) + validity.about_http(
         mean, direct, load.min_direct_share
     )
     reasons += validity.about_spread(spread(rates), load.max_spread, "throughputs")
-    requests = [request for run in runs for request in run]
     return Measurement(
         requests,
         answered(requests),
         {"mean": mean, "low": low, "high": high},
         rates,
         len(warm_up),
-        "a run of its own before the others",
+        "shorter requests of their own before the others",
         ceiling,
         reasons,
         direct_rate=direct,

@@ -1,6 +1,7 @@
 """What the points of one checkpoint share: its server, the load client, and what that client can do at most."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -151,7 +152,9 @@ def _ceiling(client: LoadClient, null_server: Server, tokenizer: Path, num_worke
 
 
 def _environment(engine: "EngineConfig") -> dict[str, str]:
-    known = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    # The server imports the middleware from where this module is.
+    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    known = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(places)}
     if not engine.on_gpu and engine.kv_cache_gib is not None:
         known["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
     return known

@@ -19,7 +19,7 @@ from stages.profile import ProfileConfig, ProfileMode, ServerConfig, WorkloadCon
 from stages.serving import validity
 from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
-from stages.serving.load import LoadClient, answered, answers_per_s, requests_per_s
+from stages.serving.load import LoadClient, answered, answers_per_s, requests_per_s, wave_rates
 from stages.serving.process import Server, free_port
 from stages.serving.session import Session, serve, vllm_command
 from stages.serving.validity import ClientCeiling
@@ -240,6 +240,13 @@ def test_failed_requests_are_counted_and_in_no_rate():
     assert answers_per_s(requests) == 2 / 3
     [reason] = validity.about_requests(requests, 16, 8)
     assert reason == "1 of 4 requests failed; the first: refused"
+
+
+def test_each_wave_of_a_load_is_a_repeat():
+    waves = [request(2 * wave, 2 * wave + 2) for wave in range(3) for _ in range(4)]
+    assert wave_rates(waves, 3) == [2.0, 2.0, 2.0]
+    assert wave_rates(waves[:11], 1) == [11 / 6]
+    assert wave_rates(waves[:2], 4) == [1 / 2]  # two answers at one moment make one wave
 
 
 def test_answers_of_another_length_make_a_point_invalid():
