@@ -91,11 +91,12 @@ def wave_rates(requests: Sequence[Request], number: int) -> list[float]:
     """
     done = answered(requests)
     ends = sorted(request["end_s"] for request in done)
+    start_s = min(request["start_s"] for request in done)
     counts = [len(ends) * wave // number for wave in range(number + 1)]
-    times = [min(request["start_s"] for request in done), *(ends[count - 1] for count in counts[1:] if count)]
+    times = [ends[count - 1] if count else start_s for count in counts]
     return [
         (last - first) / (end - start)
-        for (first, last), (start, end) in zip(pairwise(counts), pairwise(times), strict=False)
+        for (first, last), (start, end) in zip(pairwise(counts), pairwise(times), strict=True)
         if last > first and end > start
     ]
 
