@@ -73,7 +73,7 @@ class Server:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not self.is_alive:
-                raise EngineError(f"{owner} did not start: {self.last_lines}")
+                raise EngineError(f"{owner} did not start (exit {self._process.returncode}): {self.last_lines}")
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return

@@ -107,7 +107,7 @@ def test_a_client_that_cannot_ask_says_why(client, tiny_model):
 def test_a_server_that_does_not_start_is_named_with_its_last_lines(tmp_path):
     code = "print('loading'); print('ValueError: no memory for the KV cache'); raise SystemExit(1)"
     server = Server([sys.executable, "-c", code], {}, tmp_path / "log", free_port())
-    with pytest.raises(EngineError, match=r"m did not start: loading \| ValueError: no memory for the KV cache"):
+    with pytest.raises(EngineError, match=r"m did not start \(exit 1\): loading \| ValueError: no memory for the KV cache"):
         server.wait_until_ready(30, "m")
 
 
