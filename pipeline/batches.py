@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from pipeline.step import Resources, Step, StepRef
+from pipeline.step import PROFILE, Resources, Step, StepRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
     grouped: dict[object, list[Step]] = {}
     for step in steps:
         grouped.setdefault(_session(step), []).append(step)
-    return _in_order([_batch(share) for group in grouped.values() for share in _shares(group, replicas)])
+    shares = [share for group in grouped.values() for share in _shares(group, _num_engines(group[0], replicas))]
+    return _in_order([_batch(share) for share in shares])
 
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:
@@ -44,6 +45,11 @@ def _session(step: Step) -> object:
     if not step.stage.sessions:
         return step.ref
     return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
+
+
+def _num_engines(step: Step, replicas: int) -> int:
+    """Points of a checkpoint are measured on one server: they are to be compared."""
+    return 1 if step.stage is PROFILE else replicas
 
 
 def _shares(steps: list[Step], number: int) -> list[list[Step]]:

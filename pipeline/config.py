@@ -9,10 +9,12 @@ from omegaconf import MISSING
 
 from stages.calibrate import CalibrationConfig
 from stages.compare_normalization import check_baselines
+from stages.cost import GpuConfig
 from stages.evaluate import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import execution
 from stages.gate import GateConfig
+from stages.profile import ServerConfig, WorkloadConfig
 from stages.quantize import RecipeConfig
 from stages.shape import ModelShape
 
@@ -43,12 +45,20 @@ class RunnerKind(Enum):
     inline = "inline"
 
 
+class Weights(Enum):
+    """A model's own weights, or random ones of its shape: enough to measure speed, and nothing is downloaded."""
+
+    stored = "stored"
+    dummy = "dummy"
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """A model of a sweep.  ``shape`` lets a plan reason before any byte is fetched; ``note`` is shown with results."""
 
     name: str = MISSING
     source: ModelSource = MISSING
+    weights: Weights = Weights.stored
     shape: ModelShape | None = None
     note: str | None = None
 
@@ -120,6 +130,14 @@ class DriftSettings:
     """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
 
     text: CalibrationConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class SloConfig:
+    """What an answer's speed must meet at a request rate for that rate to count: p90 of either; null: no objective."""
+
+    itl_ms: float | None = None
+    ttft_ms: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -226,6 +244,11 @@ class Config:
     calibration: CalibrationConfig = MISSING
     gate: GateConfig = field(default_factory=GateConfig)
     engine: EngineConfig = MISSING
+    gpu: GpuConfig = MISSING
+    server: ServerConfig = field(default_factory=ServerConfig)
+    workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
+    mixes: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> share of queries of each workload
+    slo: SloConfig = field(default_factory=SloConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
@@ -251,6 +274,8 @@ SCHEMAS: dict[str, Any] = {
     "drift": DriftSettings,
     "task": TaskConfig,
     "engine": EngineConfig,
+    "gpu": GpuConfig,
+    "workload": WorkloadConfig,
     "cluster": ClusterConfig,
     "store": StoreConfig,
     "tracking": TrackingConfig,

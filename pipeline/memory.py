@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.config import Config
+from pipeline.config import Config, Weights
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.step import Step, StepRef
@@ -54,7 +54,7 @@ def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
     needed: dict[StepRef, float] = {}
     for trial in plan.trials.values():
         config = trial.trial.config
-        if (shape := config.model.shape) is None:
+        if (shape := config.model.shape) is None or config.model.weights is Weights.dummy:
             continue
         bits, group = weight_num_bits(config.recipe), weight_group_size(config.recipe)
         needed[trial.model] = weight_gib(shape)

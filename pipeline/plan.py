@@ -4,18 +4,23 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from pipeline.config import Config, TaskConfig
+from pipeline.config import Config, TaskConfig, Weights
+from pipeline.devices import Device
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
+from pipeline.profiling import points
 from pipeline.resolve import Facts
 from pipeline.step import (
     CALIBRATE,
+    CEILINGS,
     COMPARE,
     DRIFT,
+    DUMMY,
     EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
     GATE,
+    PROFILE,
     QUANTIZE,
     Resources,
     Stage,
@@ -25,9 +30,11 @@ from pipeline.step import (
 from pipeline.sweep import Trial
 from pipeline.task_facts import TaskFacts, task_key
 from stages.calibrate import CalibrationConfig
+from stages.ceilings import CeilingsConfig
 from stages.compare import CompareConfig
 from stages.drift import DriftConfig
-from stages.evaluate import EngineConfig, EvaluateConfig, PromptConfig
+from stages.dummy import DummyConfig
+from stages.evaluate import EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
     Algorithm,
@@ -49,6 +56,8 @@ class TrialPlan:
     drift: StepRef | None = None
     evaluations: dict[str, dict[str, list[StepRef]]] = field(default_factory=dict)  # slot -> leaf -> shards
     comparisons: dict[str, StepRef] = field(default_factory=dict)  # slot -> step
+    profiles: dict[str, StepRef] = field(default_factory=dict)  # workload/mode -> point
+    ceilings: StepRef | None = None  # of the device that the profiles are measured on
 
 
 @dataclass(slots=True)
@@ -93,11 +102,15 @@ def _add_trial(plan: Plan, trial: Trial, facts: Facts) -> TrialPlan:
         known = facts.tasks[task_key(task)]
         checkpoint.evaluations[slot] = dict(_add_evaluations(plan, checkpoint, config, slot, task, known))
         checkpoint.comparisons[slot] = _add_comparison(plan, checkpoint, config, slot, task, known)
+    if config.workloads:
+        _add_profiles(plan, checkpoint, config, facts.devices[config.gpu.name])
     return checkpoint
 
 
 def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> TrialPlan:
     model_name = config.model.name
+    if config.model.weights is Weights.dummy:
+        return _add_dummy(plan, trial, config)
     model = plan.add(_step(config, FETCH_MODEL, config.model.source, model_name, trial=trial.name))
     if config.recipe.algorithm is Algorithm.none:
         return TrialPlan(trial, model, checkpoint=model)
@@ -116,6 +129,15 @@ def _add_checkpoint(plan: Plan, trial: Trial, config: Config, facts: Facts) -> T
         text = _add_text(plan, trial, config, config.drift.text, model, facts)
         planned.drift = _add_drift(plan, trial, config, label, {**pair, "text": text}, gate)
     return planned
+
+
+def _add_dummy(plan: Plan, trial: Trial, config: Config) -> TrialPlan:
+    """A shape in place of weights: nothing to fetch, to quantize or to check."""
+    assert config.model.shape is not None, "resolve() refuses dummy weights without a shape"
+    _check_recipe(config)
+    made = DummyConfig(shape=asdict(config.model.shape), recipe=config.recipe)
+    checkpoint = plan.add(_step(config, DUMMY, made, f"{config.model.name}-{config.recipe.name}", trial=trial.name))
+    return TrialPlan(trial, checkpoint, checkpoint)
 
 
 def _add_text(
@@ -164,6 +186,24 @@ def _add_evaluations(
             for start, stop in _shard_ranges(num_docs, task)
         ]
         yield leaf, [plan.add(shard) for shard in shards]
+
+
+def _add_profiles(plan: Plan, trial: TrialPlan, config: Config, device: Device) -> None:
+    name = trial.trial.name
+    after = (trial.gate,) if trial.gate else ()
+    measured = CeilingsConfig(
+        device=device.product,
+        driver=device.driver,
+        on_gpu=config.engine.on_gpu,
+        allow_busy_gpu=config.server.allow_busy_gpu,
+    )
+    trial.ceilings = plan.add(_step(config, CEILINGS, measured, device.product, trial=name))
+    for point in points(config, device, config.model.weights is Weights.dummy):
+        inputs = {"checkpoint": trial.checkpoint}
+        if point.after is not None:
+            inputs["throughput"] = trial.profiles[point.after]
+        label = f"{name}-{point.name}"
+        trial.profiles[point.name] = plan.add(_step(config, PROFILE, point.config, label, inputs, after, name))
 
 
 def _evaluate_config(
@@ -274,13 +314,19 @@ def _resources(config: Config, stage: Stage) -> Resources:
     """What a step occupies: its stage's own share, save what ``cluster.stages`` says of it."""
     chosen = config.cluster.stages.get(stage.name)
     said = {} if chosen is None else {name: value for name, value in asdict(chosen).items() if value is not None}
-    return replace(_own_resources(config.engine, stage), **said)
+    return replace(_own_resources(config, stage), **said)
 
 
-def _own_resources(engine: EngineConfig, stage: Stage) -> Resources:
+def _own_resources(config: Config, stage: Stage) -> Resources:
     """The engine's share for whatever loads a model, one core for the rest."""
+    engine = config.engine
     if stage is EVALUATE:
         return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
+    if stage is PROFILE:
+        num_gpus = engine.num_gpus * config.server.replicas
+        return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)
+    if stage is CEILINGS:
+        return Resources(engine.num_cpus, min(engine.num_gpus, 1), is_alone=True)
     if stage in (QUANTIZE, GATE, DRIFT):
         # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
         return Resources(engine.num_cpus, min(engine.num_gpus, 1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.config import Config
+from pipeline.config import Config, Weights
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, TrialPlan
 from pipeline.resubmission import drift
@@ -10,6 +10,7 @@ from pipeline.step import REPORT, Step, StepRef
 from pipeline.store import Store
 from stages.report import ReportConfig
 from stages.report_results import FailureRow, SuiteRow, TrialRow
+from stages.serving_results import ServingConfig
 
 
 def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
@@ -26,6 +27,7 @@ def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Ste
                 for name, suite in config.suites.items()
             ],
             failures=list(_failures(plan, store, ledger)),
+            serving=_serving(plan, config),
         ),
         label=plan.name,
         inputs=inputs,
@@ -39,6 +41,24 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
         if trial.drift is not None:
             yield f"drift/{name}", trial.drift
         yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
+        yield from ((f"profile/{name}/{point}", ref) for point, ref in trial.profiles.items())
+        if trial.ceilings is not None:
+            yield f"ceilings/{name}", trial.ceilings
+
+
+def _serving(plan: Plan, config: Config) -> ServingConfig | None:
+    """Prices as they are now: a new price makes a new report, and no measurement again."""
+    served = {name: trial.trial.config for name, trial in plan.trials.items() if trial.profiles}
+    if not served:
+        return None
+    gpus = {each.gpu.name: each.gpu for each in served.values()}
+    return ServingConfig(
+        gpus=list(gpus.values()),
+        gpu_of={name: each.gpu.name for name, each in served.items()},
+        mixes=config.mixes,
+        slo_itl_ms=config.slo.itl_ms,
+        slo_ttft_ms=config.slo.ttft_ms,
+    )
 
 
 def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
@@ -49,10 +69,16 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         model=config.model.name,
         recipe=config.recipe.name,
         is_base=trial.trial.is_base,
-        notes=config.model.note,
+        notes=_notes(config),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         size_gib=manifest.get("metrics", {}).get("size_gib"),
     )
+
+
+def _notes(config: Config) -> str | None:
+    if config.model.weights is Weights.dummy:
+        return "Random weights of the model's shape: its speed is measured, its answers mean nothing."
+    return config.model.note
 
 
 def _mixed(compared: Sequence[TrialPlan], store: Store) -> str | None:
@@ -88,3 +114,4 @@ def _steps_of_tasks(trial: TrialPlan) -> Iterator[tuple[str, StepRef]]:
     for slot, leaves in trial.evaluations.items():
         yield from ((slot, ref) for shards in leaves.values() for ref in shards)
     yield from trial.comparisons.items()
+    yield from trial.profiles.items()

@@ -6,8 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.cache import cached, stamps
-from pipeline.config import DataConfig, ModelConfig
+from pipeline.config import Config, DataConfig, ModelConfig, Weights
 from pipeline.data_sources import Sources
+from pipeline.devices import Device, check_workloads, device_of
 from pipeline.errors import UserError
 from pipeline.sweep import Trial
 from pipeline.task_facts import TaskFacts, task_facts, task_key
@@ -23,13 +24,14 @@ class Facts:
     tasks: Mapping[str, TaskFacts]  # by ``task_key``
     models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
     datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
+    devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
 
 
 def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
     """Facts of all trials.  Local files only; raises UserError for what is not there."""
     configs = [trial.config for trial in trials]
-    if not all(config.tasks for config in configs):
-        raise UserError("there are no tasks to evaluate: choose suite=NAME, or name tasks under `tasks` in the sweep")
+    for config in configs:
+        _check_has_work(config)
     data = configs[0].data
     _check_data(data)
     models = {config.model.name: _model(config.model, cache_dir) for config in configs}
@@ -41,7 +43,24 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
         for source in (text.dataset for text in texts)
         if source is not None
     }
-    return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets)
+    devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
+    return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets, devices)
+
+
+def _check_has_work(config: Config) -> None:
+    if not config.tasks and not config.workloads:
+        raise UserError(
+            "there are no tasks to evaluate and no workloads to serve: choose suite=NAME or serving=NAME, or name "
+            "tasks or workloads in the sweep"
+        )
+    if config.model.weights is Weights.dummy and (config.tasks or config.model.shape is None):
+        raise UserError(
+            f"model {config.model.name} has dummy weights, which need a shape and answer no task: choose suite=none"
+            if config.tasks
+            else f"model {config.model.name} has dummy weights, but no shape: give model.shape"
+        )
+    if config.workloads:
+        check_workloads(config)
 
 
 def _check_data(data: DataConfig) -> None:
@@ -52,6 +71,8 @@ def _check_data(data: DataConfig) -> None:
 
 def _model(model: ModelConfig, cache_dir: Path) -> ModelConfig:
     source = model.source
+    if model.weights is Weights.dummy:
+        return model
     if source.package is not None:
         _check_package(model)
     if source.path is None:

@@ -37,6 +37,8 @@ class TrialRecord:
     drift: StepRef | None
     evaluations: Mapping[str, Mapping[str, list[StepRef]]]  # task slot -> leaf task -> shards
     comparisons: Mapping[str, StepRef]
+    profiles: Mapping[str, StepRef]  # workload/mode -> point
+    ceilings: StepRef | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
         "drift": trial.drift,
         "evaluations": trial.evaluations,
         "comparisons": trial.comparisons,
+        "profiles": trial.profiles,
+        "ceilings": trial.ceilings,
     }
 
 
@@ -150,6 +154,8 @@ def _trial_record(record: Mapping[str, Any]) -> TrialRecord:
             for slot, leaves in record["evaluations"].items()
         },
         comparisons={slot: StepRef(*ref) for slot, ref in record["comparisons"].items()},
+        profiles={name: StepRef(*ref) for name, ref in record.get("profiles", {}).items()},
+        ceilings=_ref(record.get("ceilings")),
     )
 
 

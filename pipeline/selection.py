@@ -17,7 +17,7 @@ def chosen(plan: Plan, missing: Sequence[Step], only: Sequence[str]) -> list[Ste
     """
     if not only:
         return list(missing)
-    slots = dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.evaluations)
+    slots = dict.fromkeys(slot for trial in plan.trials.values() for slot in _slots(trial))
     for glob in only:
         if not (_matching(plan.trials, [glob]) or _matching(slots, [glob])):
             raise UserError(f"only={glob}: no trial or task of the sweep has such a name; mode=plan lists the trials")
@@ -66,6 +66,12 @@ def _matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
+def _slots(trial: TrialPlan) -> Iterator[str]:
+    """Tasks, and workloads."""
+    yield from trial.evaluations
+    yield from (name.split("/")[0] for name in trial.profiles)
+
+
 def _steps_of(trial: TrialPlan, tasks: Sequence[str]) -> Iterator[StepRef]:
     if trial.drift is not None and trial.evaluations.keys() <= set(tasks):
         yield trial.drift
@@ -73,3 +79,4 @@ def _steps_of(trial: TrialPlan, tasks: Sequence[str]) -> Iterator[StepRef]:
         if slot in trial.evaluations:
             yield from (ref for shards in trial.evaluations[slot].values() for ref in shards)
             yield trial.comparisons[slot]
+    yield from (ref for name, ref in trial.profiles.items() if name.split("/")[0] in tasks)

@@ -99,7 +99,10 @@ def finished(
     table = _table("trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB")
     for row in rows:
         table.add_row(*_summary_cells(row))
-    console.print(table)
+    if rows:
+        console.print(table)
+    if (points := store.path(report.ref) / "serving.parquet").exists():
+        console.print(_serving_table(pq.read_table(points).to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         console.print(f"note: {note}", highlight=False)
     for trial in report.config.trials:
@@ -122,6 +125,18 @@ def where(console: Console, report_dir: Path, review: str | None) -> None:
     console.print(f"report: {report_dir / 'report.html'}", soft_wrap=True, highlight=False)
     if review is not None:
         console.print(f"review: {review}", soft_wrap=True, highlight=False)
+
+
+def _serving_table(points: Sequence[Mapping[str, object]]) -> Table:
+    table = _table("trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "valid")
+    for point in points:
+        table.add_row(
+            *(str(point[name]) for name in ("trial", "workload", "mode")),
+            *(_number(point[name], "{:.3g}") for name in ("requests_per_s", "latency_s_median", "ttft_ms_median")),
+            _number(point["queries_per_usd"], "{:,.0f}"),
+            "yes" if point["is_valid"] else "no: the report says why",
+        )
+    return table
 
 
 def _summary_cells(row: Mapping[str, object]) -> list[str]:

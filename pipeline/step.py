@@ -61,7 +61,10 @@ CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
 QUANTIZE = Stage("quantize", "stages.quantize", "quantize")
 GATE = Stage("gate", "stages.gate", "gate")
 DRIFT = Stage("drift", "stages.drift", "drift")
+DUMMY = Stage("dummy", "stages.dummy", "dummy")
 EVALUATE = Stage("evaluate", "stages.evaluate", "evaluate", sessions=True)
+PROFILE = Stage("profile", "stages.profile", "profile", sessions=True)
+CEILINGS = Stage("ceilings", "stages.ceilings", "ceilings")
 COMPARE = Stage("compare", "stages.compare", "compare")
 REPORT = Stage("report", "stages.report", "report")
 
@@ -84,6 +87,7 @@ class Resources:
     num_cpus: float = 1
     num_gpus: float = 0
     num_nodes: int = 1  # the GPUs are spread evenly over so many
+    is_alone: bool = False  # nothing else is scheduled on its node
     memory_gib: float | None = None  # resident; more ends the step
 
 

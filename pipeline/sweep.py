@@ -51,6 +51,8 @@ def identity_of(config: Config) -> str:
         "calibration": config.calibration if needs_calibration(config.recipe) else None,
         "seed": config.seed,
         "engine": config.engine,
+        "weights": config.model.weights,
+        "served": [config.gpu, config.server, config.workloads] if config.workloads else None,
         "tasks": {
             slot: [task, task.task, task.limit, task.leaves, task.overrides, task.metric]
             for slot, task in sorted(config.tasks.items())

@@ -147,7 +147,12 @@ def trial_refs(trial: TrialPlan) -> list[StepRef]:
     """Every step of a trial's own, in the plan's order."""
     own = [trial.calibration, trial.checkpoint, trial.gate, trial.drift]
     shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
-    return [ref for ref in own if ref is not None] + shards + list(trial.comparisons.values())
+    return [
+        *(ref for ref in own if ref is not None),
+        *shards,
+        *trial.comparisons.values(),
+        *trial.profiles.values(),
+    ]
 
 
 def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
@@ -162,6 +167,8 @@ def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
         if manifest is not None:
             found |= {f"{role}/{name}": value for name, value in manifest["metrics"].items()}
             found[f"{role}/duration_s"] = _duration_s(manifest)
+    for name, ref in trial.profiles.items():
+        found |= {f"serve/{name}/{key}": value for key, value in (store.manifest(ref) or {}).get("metrics", {}).items()}
     found["evaluate/duration_s"] = _evaluation_s(store, trial)
     return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -203,6 +210,8 @@ def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
                 yield ref, f"samples/{leaf}/{index:04d}", "*"
     for slot, ref in trial.comparisons.items():
         yield ref, f"comparisons/{slot}", "*"
+    for name, ref in trial.profiles.items():
+        yield ref, f"profile/{name}", "*"
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:
@@ -223,10 +232,14 @@ def flat_params(config: Config) -> dict[str, Any]:
         "engine": config.engine,
         "compare": config.compare,
         "drift": config.drift,
+        "gpu": config.gpu,
+        "server": config.server,
     }
     params = {"model": config.model.name, "recipe": config.recipe.name, "seed": config.seed}
     for group, values in groups.items():
         params |= {key: value for key, value in _flat(asdict(values), group) if value is not None}
+    for name, workload in config.workloads.items():
+        params |= dict(_flat(asdict(workload), f"workloads.{name}"))
     for slot, task in config.tasks.items():
         shown = {
             key: value for key, value in asdict(task).items() if key not in ("num_docs", "datasets", "leaf_baselines")

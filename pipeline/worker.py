@@ -78,7 +78,7 @@ class _BatchRun:
     def __init__(self, batch: Batch, context: RunContext, upstream: Mapping[StepRef, Outcome]) -> None:
         self._batch = batch
         self._context = context
-        self._upstream = upstream
+        self._upstream = dict(upstream)
         self._store = context.open_store(LISTING_PATIENCE_S)
         self._ledger = Ledger(self._store.storage)
         self._checked: dict[StepRef, Path] = {}
@@ -88,11 +88,16 @@ class _BatchRun:
 
     def outcomes(self) -> list[Outcome]:
         with self._sessions:
-            outcomes = [self._outcome(step) for step in self._batch.steps]
+            outcomes = [self._noted(self._outcome(step)) for step in self._batch.steps]
             if self._session is not None:
                 with contextlib.suppress(OSError), self._captured(self._batch.steps[-1]):
                     self._close_session()
         return outcomes
+
+    def _noted(self, outcome: Outcome) -> Outcome:
+        """Later steps of the batch may need this one."""
+        self._upstream[outcome.ref] = outcome
+        return outcome
 
     def _outcome(self, step: Step) -> Outcome:
         if self._store.has(step.ref):

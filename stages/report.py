@@ -24,7 +24,9 @@ from stages.report_results import (
     suite_rows,
     summary_rows,
 )
+from stages.report_serving import serving_points, serving_view
 from stages.report_tables import model_sections, overview
+from stages.serving_results import ServingConfig
 
 VERSION = 2
 
@@ -38,6 +40,7 @@ class ReportConfig:
     tasks: list[str] = identity()
     suites: list[SuiteRow] = identity(factory=list)
     failures: list[FailureRow] = identity(factory=list)
+    serving: ServingConfig | None = identity(None, neutral=None)  # prices and mixes of the points among the inputs
 
     def __post_init__(self) -> None:
         names = [trial.name for trial in self.trials]
@@ -48,9 +51,10 @@ class ReportConfig:
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
 
-    ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>`` and drift artifacts
-    ``drift/<trial>``; whatever is not there is reported as missing.  Returns how many cells of the table have a score.
-    Raises DataError if an artifact is damaged.
+    ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>``, drift artifacts
+    ``drift/<trial>`` and profile artifacts ``profile/<trial>/<workload>/<mode>``, which add ``serving.parquet`` and
+    pictures; whatever is not there is reported as missing.  Returns how many cells of the table have a score.  Raises
+    DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
@@ -58,11 +62,28 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     pq.write_table(pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), out / "summary.parquet", compression="zstd")
     summary = {"title": config.title, "rows": rows, "suites": suite_means}
     (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    view = _view(config, inputs, comparisons, rows, suite_means)
+    view = _view(config, inputs, comparisons, rows, suite_means) | {"serving": _serving(config, inputs, rows, out)}
     for name in ("report.md", "report.html"):
         (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
     return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
+
+
+def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], out: Path) -> dict[str, Any] | None:
+    """What the templates show of serving; its pictures and numbers are written beside the report."""
+    if config.serving is None:
+        return None
+    from markupsafe import Markup
+
+    view = serving_view(config.trials, config.serving, inputs, rows)
+    for section in view["sections"]:
+        for picture in section["charts"]:
+            picture["file"] = f"{section['name']}-{picture['name']}.svg"
+            text = _render("report_serving.svg.j2", {"chart": picture["chart"]})
+            (out / picture["file"]).write_text(text, encoding="utf-8")
+            picture["svg"] = Markup(text)
+    pq.write_table(serving_points(config.trials, config.serving, inputs), out / "serving.parquet", compression="zstd")
+    return view
 
 
 def _view(
@@ -99,7 +120,7 @@ def _render(name: str, view: Mapping[str, Any]) -> str:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=name.endswith((".html.j2", ".svg.j2")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

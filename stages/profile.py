@@ -1,0 +1,207 @@
+"""Measure what a checkpoint costs to serve: one workload in one mode, with everything needed to believe the number.
+
+The points of a checkpoint share a session: vLLM's OpenAI-compatible server, loaded by GuideLLM.  Each point is
+published when it is done; a server that dies voids the open one.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stages.evaluate import EngineConfig
+from stages.fields import execution, identity
+from stages.roofline import work_of
+from stages.serving.gpu import check_fits, check_gpus, read_gpus, wait_until_idle
+from stages.serving.kernels import kernels_of
+
+if TYPE_CHECKING:
+    from stages.serving.measure import Measurement
+    from stages.serving.session import Session
+
+VERSION = 1
+
+
+class ProfileMode(Enum):
+    """One request at a time, all at once, or as many a second as a share of the most."""
+
+    synchronous = "synchronous"
+    throughput = "throughput"
+    rate = "rate"
+
+
+@dataclass(kw_only=True, slots=True)
+class WorkloadConfig:
+    """Requests of one shape, and how many of them make a point."""
+
+    prompt_tokens: int = identity()
+    output_tokens: int = identity()
+    num_sync_requests: int = identity(10)
+    concurrency: int = identity(256)  # requests in flight at maximum throughput
+    num_runs: int = identity(3)  # waves of so many; one alone has no interval
+    direct: bool = identity(True)  # ask the engine without HTTP as well
+    min_direct_share: float = identity(0.85)  # of that; less and HTTP was the limit: the point is not valid
+    rate_s: float = identity(30.0)  # how long a rate is held
+    max_spread: float = identity(0.1)  # of repeats, relative; more and the point is not valid
+    rates: list[float] = execution(factory=list)  # shares of the maximum throughput; each is a point
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "output_tokens", "num_sync_requests", "concurrency", "num_runs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"workload {name} must be at least 1; got {getattr(self, name)}")
+        if not all(0 < rate <= 1.5 for rate in self.rates):
+            raise ValueError(f"workload rates are shares of the maximum throughput, such as 0.5; got {self.rates}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ServerConfig:
+    """vLLM's server and the client that loads it.  ``replicas`` engines share the requests, each on its own GPUs."""
+
+    replicas: int = identity(1)
+    num_api_servers: int = identity(1)
+    num_clients: int = execution(2)  # processes that send requests
+    port: int | None = execution(None)  # null: any that is free
+    allow_busy_gpu: bool = execution(False)
+    start_timeout_s: float = execution(900.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ProfileConfig:
+    """One point.  Whatever moves a clock is identity: the device, its driver, vLLM, and what the engine may take."""
+
+    workload: str = execution()  # its name
+    load: WorkloadConfig = identity()
+    mode: ProfileMode = identity()
+    rate_share: float | None = identity(None)
+    engine: EngineConfig = identity()
+    limits: dict[str, Any] = identity(factory=dict)  # fields of the engine that are no part of what it answers
+    server: ServerConfig = identity(factory=ServerConfig)
+    device: str = identity()
+    driver: str | None = identity(None)
+    vllm: str = identity()
+    random_weights: bool = identity(False)
+
+    @property
+    def num_gpus(self) -> int:
+        return self.engine.num_gpus * self.server.replicas
+
+
+def session_key(config: ProfileConfig) -> str:
+    """Canonical text of what defines one server; points with the same key and checkpoint share it."""
+    settings = (
+        asdict(config.engine) | asdict(config.server) | {"kind": config.engine.kind.name, "device": config.device}
+    )
+    return json.dumps(settings, sort_keys=True)
+
+
+@contextmanager
+def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator["Session"]:
+    """Start the server.  ConfigError for other or busy GPUs and a model that does not fit, EngineError if it fails."""
+    from stages.serving.session import serve
+
+    checkpoint = inputs["checkpoint"]
+    if config.num_gpus:
+        states = wait_until_idle(config.num_gpus)
+        check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
+        work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
+        check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
+    with TemporaryDirectory(prefix="profile_") as work_dir:
+        with serve(checkpoint, config.engine, config.server, config.random_weights, Path(work_dir)) as session:
+            yield session
+
+
+def profile(
+    config: ProfileConfig, inputs: Mapping[str, Path], out: Path, session: "Session"
+) -> Mapping[str, float | None]:
+    """Write ``point.json``, ``requests.parquet`` and the server's log; metrics are the point's headline numbers.
+
+    Raises EngineError when the server died or answered nothing: a point is whole or it is not there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    before = read_gpus(config.num_gpus)
+    session.reset()
+    measured = _measure(config, inputs, session)
+    after = read_gpus(config.num_gpus)
+    point = _describe(config, inputs["checkpoint"], session, measured, (before, after))
+    (out / "point.json").write_text(json.dumps(point, indent=1, allow_nan=False) + "\n")
+    pq.write_table(pa.Table.from_pylist(list(measured.requests)), out / "requests.parquet", compression="zstd")
+    shutil.copyfile(session.server.log, out / "server.log")
+    return {
+        "requests_per_s": measured.rate["mean"],
+        **{f"{name}_median": point[name]["median"] for name in ("latency_s", "ttft_ms", "itl_ms")},
+        "is_valid": float(point["validity"]["is_valid"]),
+        "num_failed": point["validity"]["num_failed"],
+    }
+
+
+def seed_of(config: ProfileConfig, *labels: object) -> int:
+    """A seed of its own for every point and run, so that no prompt is seen twice."""
+    return zlib.crc32(repr([config.workload, config.mode.name, config.rate_share, *labels]).encode()) % 2**31
+
+
+def _measure(config: ProfileConfig, inputs: Mapping[str, Path], session: "Session") -> "Measurement":
+    from stages.serving import measure
+
+    if config.mode is ProfileMode.synchronous:
+        return measure.synchronous(config, session)
+    if config.mode is ProfileMode.throughput:
+        return measure.throughput(config, session)
+    most = json.loads((inputs["throughput"] / "point.json").read_text())["requests_per_s"]["mean"]
+    return measure.at_rate(config, session, float(config.rate_share or 0) * most)
+
+
+def _describe(
+    config: ProfileConfig, checkpoint: Path, session: "Session", measured: "Measurement", gpus: Sequence[Any]
+) -> dict[str, Any]:
+    """Everything that is known of the point."""
+    from stages.serving import validity
+    from stages.serving.measure import itl_ms, latency_s, ttft_ms
+    from stages.serving.steady import distribution
+
+    load = config.load
+    reasons = measured.reasons + validity.about_requests(measured.requests, load.prompt_tokens, load.output_tokens)
+    reasons += validity.about_gpus(*gpus)
+    kept = measured.kept
+    return {
+        "workload": config.workload,
+        "mode": config.mode.name,
+        "prompt_tokens": load.prompt_tokens,
+        "output_tokens": load.output_tokens,
+        "num_gpus": config.num_gpus,
+        "rate_share": config.rate_share,
+        "asked_requests_per_s": measured.asked_rate,
+        "requests_per_s": measured.rate,
+        "latency_s": distribution(latency_s(kept), "latency"),
+        "ttft_ms": distribution(ttft_ms(kept), "ttft"),
+        "itl_ms": distribution(itl_ms(kept), "itl"),
+        "direct_requests_per_s": measured.direct_rate,
+        "validity": {
+            "is_valid": not reasons,
+            "reasons": reasons,
+            "num_requests": len(measured.requests),
+            "num_failed": len(measured.requests) - len(measured.answered),
+            "warm_up": {"num_discarded": measured.num_warm_up, "method": measured.warm_up_method},
+            "client_ceiling": asdict(measured.ceiling),
+            "repeats": measured.repeats,
+            "spread": measured.spread,
+        },
+        "device": {"product": config.device, "driver": config.driver, **_states(gpus)},
+        "kernels": kernels_of(session.server.log.read_text(errors="replace")),
+        "work": work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype).as_dict(),
+        "concurrency": 1 if config.mode is ProfileMode.synchronous else load.concurrency,
+    }
+
+
+def _states(gpus: Sequence[Any]) -> dict[str, Any]:
+    return {
+        when: None if states is None else [asdict(state) for state in states]
+        for when, states in zip(("before", "after"), gpus, strict=True)
+    }

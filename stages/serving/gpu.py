@@ -1,0 +1,126 @@
+"""What NVML says of the GPUs that serve: their state beside every point, and whether somebody else is on them."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stages.errors import ConfigError
+
+_MIB = 2**20
+_IDLE_MIB = 1500  # a driver's own share; a model takes more
+# Reasons for lower clocks that are the machine's trouble: hardware slowdown, thermal (software, hardware), power brake.
+_SLOWED = 0x8 | 0x20 | 0x40 | 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """One GPU at one moment."""
+
+    product: str
+    driver: str
+    sm_clock_mhz: int
+    memory_clock_mhz: int
+    temperature_c: int
+    power_w: float
+    memory_used_mib: float
+    memory_free_mib: float
+    num_processes: int
+    is_slowed: bool  # by heat or a failing power supply, not by its ordinary power limit
+
+
+def read_gpus(number: int) -> list[GpuState] | None:
+    """The state of the first ``number`` GPUs that this process may use; None without NVIDIA's driver."""
+    if number == 0:
+        return None
+    with _nvml() as nvml:
+        return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]]
+
+
+def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:
+    """Their state once nobody is on them, or when patience ends: a server that was just stopped frees memory late."""
+    deadline = time.monotonic() + patience_s
+    while (states := read_gpus(number)) is not None:
+        if not any(map(_is_busy, states)) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return states
+
+
+def check_gpus(states: Sequence[GpuState] | None, product: str, driver: str | None, allow_busy: bool) -> None:
+    """Raise ConfigError for GPUs that are not the planned ones, or on which somebody else computes."""
+    if states is None:
+        raise ConfigError(f"no NVIDIA driver answers here, but the plan is for {product}: run on such a machine")
+    for state in states:
+        if product.lower() not in state.product.lower():
+            raise ConfigError(f"the GPU here is {state.product}, not the planned {product}: choose gpu=NAME for it")
+        if driver not in (None, state.driver):
+            raise ConfigError(f"driver {state.driver} is here, not the planned {driver}: plan again where it runs")
+        if _is_busy(state) and not allow_busy:
+            raise ConfigError(
+                f"{state.product} is busy: {state.num_processes} processes, {state.memory_used_mib:.0f} MiB in use; "
+                "wait until it is free, or set server.allow_busy_gpu=true"
+            )
+
+
+def check_fits(states: Sequence[GpuState], needed_gib: float, utilization: float) -> None:
+    """Raise ConfigError if a rank's share of the weights is more than vLLM may take of its GPU."""
+    free_gib = min(state.memory_free_mib for state in states) / 1024
+    if needed_gib > free_gib * utilization:
+        raise ConfigError(
+            f"the model needs {needed_gib:.1f} GiB on each GPU, of which {free_gib * utilization:.1f} may be used: "
+            "raise engine.tensor_parallel_size, lower engine.max_model_len, or choose a smaller format"
+        )
+
+
+def _is_busy(state: GpuState) -> bool:
+    return state.num_processes > 0 or state.memory_used_mib > _IDLE_MIB
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or no driver
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, by index or UUID."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return [
+        nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+        for name in names
+    ]
+
+
+def _state(nvml: Any, handle: Any) -> GpuState:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return GpuState(
+        product=_text(nvml.nvmlDeviceGetName(handle)),
+        driver=_text(nvml.nvmlSystemGetDriverVersion()),
+        sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        memory_used_mib=memory.used / _MIB,
+        memory_free_mib=memory.free / _MIB,
+        num_processes=len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        is_slowed=bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & _SLOWED),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,139 @@
+"""The three ways a point is measured, each from requests that came back to numbers with their doubts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stages.serving import validity
+from stages.serving.load import Request, answered, answers_per_s, requests_per_s, wave_rates
+from stages.serving.steady import WARM_UP_METHOD, distribution, mean_interval, num_warm_up, spread
+from stages.serving.validity import ClientCeiling
+
+if TYPE_CHECKING:
+    from stages.profile import ProfileConfig
+    from stages.serving.session import Session
+
+MAX_WARM_UP_REQUESTS, MAX_WARM_UP_TOKENS = 32, 32
+MIN_RATE_REQUESTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Every request of a point, which of them count, and the rate they make."""
+
+    requests: Sequence[Request]
+    kept: Sequence[Request]  # answered, after warm-up
+    rate: dict[str, Any]  # requests/s: mean, low, high
+    repeats: list[float]
+    num_warm_up: int
+    warm_up_method: str
+    ceiling: ClientCeiling
+    reasons: list[str] = field(default_factory=list)
+    asked_rate: float | None = None
+    direct_rate: float | None = None
+
+    @property
+    def answered(self) -> list[Request]:
+        return answered(self.requests)
+
+    @property
+    def spread(self) -> float | None:
+        return spread(self.repeats)
+
+
+def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
+    """One request after the other, until the latencies are steady."""
+    from stages.profile import seed_of
+
+    load = config.load
+    tokens = load.prompt_tokens, load.output_tokens
+    # GuideLLM leaves out a request that began before its own clock did: one more is sent.
+    requests = session.run({"kind": "synchronous"}, tokens, load.num_sync_requests + 1, True, seed_of(config))
+    done = answered(requests)
+    cut = num_warm_up(latency_s(done))
+    kept = done[cut:]
+    latencies = latency_s(kept)
+    found = distribution(latencies, "latency")
+    rate = {"mean": 1 / found["median"], "low": _inverse(found["high"]), "high": _inverse(found["low"])}
+    ceiling = session.ceilings[True]
+    reasons = validity.about_client(1 / found["median"], load.output_tokens, ceiling)
+    reasons += validity.about_spread(spread(latencies), load.max_spread, "latencies")
+    return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons)
+
+
+def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
+    """So many in flight that the engine is full, ``num_runs`` times as many in all; then the engine without HTTP."""
+    from stages.profile import seed_of
+
+    load = config.load
+    tokens = load.prompt_tokens, load.output_tokens
+    at_once = {"kind": "throughput", "max_concurrency": load.concurrency}
+    few = load.prompt_tokens, min(load.output_tokens, MAX_WARM_UP_TOKENS)
+    warm_up = session.run(at_once, few, min(load.concurrency, MAX_WARM_UP_REQUESTS), False, seed_of(config, "warm"))
+    requests = session.run(at_once, tokens, load.concurrency * load.num_runs, False, seed_of(config))
+    rates = wave_rates(requests, load.num_runs)
+    session.reset()
+    direct = session.direct_rate(tokens, load.concurrency, seed_of(config, "direct")) if load.direct else None
+    mean, ceiling = requests_per_s(requests), session.ceilings[False]
+    low, high = mean_interval(rates)
+    reasons = validity.about_client(mean, load.output_tokens, ceiling) + validity.about_http(
+        mean, direct, load.min_direct_share
+    )
+    reasons += validity.about_spread(spread(rates), load.max_spread, "throughputs")
+    return Measurement(
+        requests,
+        answered(requests),
+        {"mean": mean, "low": low, "high": high},
+        rates,
+        len(warm_up),
+        "shorter requests of their own before the others",
+        ceiling,
+        reasons,
+        direct_rate=direct,
+    )
+
+
+def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measurement:
+    """Requests that arrive at random (Poisson) at ``asked`` a second, until the token gaps are steady."""
+    from stages.profile import seed_of
+
+    load = config.load
+    tokens = load.prompt_tokens, load.output_tokens
+    number = max(MIN_RATE_REQUESTS, round(asked * load.rate_s))
+    requests = session.run({"kind": "poisson", "rate": [asked]}, tokens, number, True, seed_of(config))
+    done = answered(requests)
+    cut = num_warm_up([request["itl_ms"] or 0.0 for request in done])
+    ceiling, achieved = session.ceilings[True], answers_per_s(requests)
+    reasons = [] if achieved is None else validity.about_client(achieved, load.output_tokens, ceiling)
+    if achieved is None:
+        reasons.append(f"{len(done)} answers are too few for a rate")
+    return Measurement(
+        requests,
+        done[cut:],
+        {"mean": achieved, "low": None, "high": None},
+        [],
+        cut,
+        WARM_UP_METHOD,
+        ceiling,
+        reasons,
+        asked_rate=asked,
+    )
+
+
+def latency_s(requests: Sequence[Request]) -> list[float]:
+    """From asking to the last token."""
+    return [request["end_s"] - request["start_s"] for request in requests]
+
+
+def ttft_ms(requests: Sequence[Request]) -> list[float | None]:
+    """Time to the first token; None where the answer was not streamed."""
+    return [request["ttft_ms"] for request in requests]
+
+
+def itl_ms(requests: Sequence[Request]) -> list[float | None]:
+    """Each request's mean time between two tokens."""
+    return [request["itl_ms"] for request in requests]
+
+
+def _inverse(value: float | None) -> float | None:
+    return None if value is None else 1 / value

@@ -1,0 +1,104 @@
+"""Child processes that never outlive the step that started them."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.errors import ConfigError, EngineError
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec nothing may be imported
+_STOP_S = 20.0
+_NUM_LAST_LINES = 4
+
+Process = subprocess.Popen[str]
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path, *, piped: bool = False) -> Process:
+    """Start a process in a group of its own; what it prints goes to ``log``, of a ``piped`` one only its errors."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else stream,
+            stderr=stream,
+            text=True,
+            start_new_session=True,  # Ctrl-C lets the steps in flight finish
+            preexec_fn=_end_with_parent,
+        )
+
+
+def stop(process: Process) -> None:
+    """End a process and its group; a second call does nothing."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+
+
+class Server:
+    """A process that answers HTTP on ``port`` of this machine."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, port: int) -> None:
+        self.log, self.port = log, port
+        self.url = f"http://127.0.0.1:{port}"
+        self._process = spawn(command, environment, log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def last_lines(self) -> str:
+        """The end of its log, in one line: what it said before it failed."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return " | ".join(lines[-_NUM_LAST_LINES:]) or "it wrote nothing"
+
+    def wait_until_ready(self, timeout_s: float, owner: str) -> None:
+        """Wait for its health; raises EngineError with the last lines of the log if it ends or takes too long."""
+        import httpx
+
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_alive:
+                raise EngineError(f"{owner} did not start (exit {self._process.returncode}): {self.last_lines}")
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.5)
+        raise EngineError(f"{owner} was not ready after {timeout_s:g} s (server.start_timeout_s): {self.last_lines}")
+
+    def stop(self) -> None:
+        """End it and everything it started; a second call does nothing."""
+        stop(self._process)
+
+
+def free_port(wanted: int | None = None) -> int:
+    """``wanted``, or one that nobody listens on; raises ConfigError for a port in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 0))
+        except OSError:
+            raise ConfigError(
+                f"port {wanted} is in use: set server.port to another one, or null to have one chosen"
+            ) from None
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end_with_parent() -> None:
+    """A worker that is killed cannot clean up; the kernel then ends what it started."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,70 @@
+"""Where warm-up ends, and what the rest says: truncation, percentiles and intervals of repeated measurements."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.statistics import generator
+
+CONFIDENCE = 0.95
+_NUM_RESAMPLES = 2000
+_QUANTILES = {"p90": 0.9, "p99": 0.99}
+WARM_UP_METHOD = "MSER: the start whose removal makes the standard error of the rest smallest, at most half"
+
+
+def num_warm_up(values: Sequence[float]) -> int:
+    """How many values at the start belong to warm-up, by the marginal standard error rule (White 1997).
+
+    Cutting more shrinks the variance as long as what is cut is unlike the rest, and loses degrees of freedom after.
+    """
+    errors = [np.var(values[cut:]) / (len(values) - cut) for cut in range(len(values) // 2 + 1)] if values else []
+    return int(np.argmin(errors)) if errors else 0
+
+
+def distribution(values: Sequence[float | None], label: str) -> dict[str, Any]:
+    """Mean, median, its interval, p90 and p99, and the relative spread; what the number of values cannot say is null.
+
+    A quantile needs at least one value expected beyond it: p99 a hundred.
+    """
+    known = np.array([value for value in values if value is not None], dtype=float)
+    low, high = median_interval(known, label)
+    return {
+        "n": len(known),
+        "mean": float(known.mean()) if len(known) else None,
+        "median": float(np.median(known)) if len(known) else None,
+        "low": low,
+        "high": high,
+        **{
+            name: float(np.quantile(known, quantile)) if len(known) * (1 - quantile) >= 1 - 1e-9 else None
+            for name, quantile in _QUANTILES.items()
+        },
+        "spread": spread(known.tolist()),
+    }
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Standard deviation over mean; None for fewer than two values."""
+    return float(np.std(values, ddof=1) / np.mean(values)) if len(values) > 1 and np.mean(values) else None
+
+
+def median_interval(values: Any, label: str) -> tuple[float | None, float | None]:
+    """Bootstrap interval of the median; no interval of fewer than three values."""
+    if len(values) < 3:
+        return None, None
+    draws = generator(0, label).choice(np.asarray(values, dtype=float), size=(_NUM_RESAMPLES, len(values)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's interval of the mean of a few repeats; no interval of one."""
+    if len(values) < 2:
+        return None, None
+    from scipy.stats import t
+
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    mean = float(np.mean(values))
+    return max(mean - half, 0.0), mean + half
