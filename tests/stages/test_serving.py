@@ -109,8 +109,6 @@ def test_a_server_that_does_not_start_is_named_with_its_last_lines(tmp_path):
     server = Server([sys.executable, "-c", code], {}, tmp_path / "log", free_port())
     says = r"m did not start \(exit 1\): loading \| ValueError: no memory for the KV cache"
     with pytest.raises(EngineError, match=says):
-        EngineError, match=r"m did not start \(exit 1\): loading \| ValueError: no memory for the KV cache"
-    ):
         server.wait_until_ready(30, "m")
 
 
