@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.batches import batches
 from pipeline.errors import UserError
-from pipeline.plan import Plan, batches
+from pipeline.plan import Plan
 from pipeline.reporting import report_step
 from pipeline.resolve import resolve
 from pipeline.runner import Node, _whole_node
