@@ -108,14 +108,14 @@ def finished(
     for trial in report.config.trials:
         if trial.mixed:
             console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)
-    causes = [failure for failure in report.config.failures if failure.status != "skipped"]
-    for failure in causes[:MAX_FAILURES_SHOWN]:
+    causes_first = sorted(report.config.failures, key=lambda failure: failure.status == "skipped")
+    for failure in causes_first[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
     logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
     for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
-    if (num_more := len(report.config.failures) - len(causes[:MAX_FAILURES_SHOWN])) > 0:
+    if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
         console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
     console.print(f"{num_run} steps run")
 

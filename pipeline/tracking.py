@@ -209,7 +209,7 @@ def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
             for index, ref in enumerate(shards):
                 yield ref, f"samples/{leaf}/{index:04d}", "*"
     for slot, ref in trial.comparisons.items():
-        yield ref, f"comparisons/{slot}", "*"
+        yield ref, f"comparisons/{slot}", "comparison.*"
     for name, ref in trial.profiles.items():
         yield ref, f"profile/{name}", "*"
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from stages.compare_aggregation import aggregation_label
 from stages.compare_evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
 from stages.compare_normalization import check_baselines, normalize_leaf, normalize_task
-from stages.compare_rows import NUMBERS, SCHEMA, row
+from stages.compare_rows import NUMBERS, SCHEMA, draws_table, row
 from stages.compare_samples import Leaf, Pairing, check_comparable, pair, read_leaves
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
@@ -60,6 +60,14 @@ class CompareConfig:
         return self.leaf_baselines.get(leaf, self.random_baseline or 0.0)
 
 
+class _Line(NamedTuple):
+    """A row with the evidence it was made from, raw and normalized."""
+
+    row: dict[str, Any]
+    raw: Evidence = Evidence()
+    normalized: Evidence | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Comparison:
     """Everything read, checked and paired before the first number is computed."""
@@ -73,7 +81,8 @@ class _Comparison:
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task) and ``comparison.json``.
+    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task), ``comparison.json``, and
+    ``draws.parquet`` (the whole task's paired bootstrap draws, from which a suite gets its interval).
 
     ``inputs`` are evaluate artifacts, ``trial/<leaf>/<shard>`` and ``base/<leaf>/<shard>``; a base trial has none of
     the latter.  A leaf without shards has no score, and neither has its group.  Returns the numbers of the whole
@@ -81,16 +90,18 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     trial and base are not comparable; ConfigError if the metric is not one of the task's.
     """
     comparison = _read(config, inputs)
-    rows = [row for metric in comparison.metrics for row in _rows_of_metric(comparison, metric)]
+    lines = [line for metric in comparison.metrics for line in _lines_of_metric(comparison, metric)]
     if comparison.primary is None:
-        rows.append({"task": config.task, "leaf": None, "primary": True})
+        lines.append(_Line({"task": config.task, "leaf": None, "primary": True}))
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
-    rows.sort(key=lambda row: positions[row["leaf"]])
+    lines.sort(key=lambda line: positions[line.row["leaf"]])
+    rows = [line.row for line in lines]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "comparison.parquet", compression="zstd")
-    headline = next(row for row in rows if row["leaf"] is None and row["primary"])
-    document = _document(comparison, headline)
+    headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
+    pq.write_table(draws_table(headline.raw, headline.normalized), out / "draws.parquet", compression="zstd")
+    document = _document(comparison, headline.row)
     (out / "comparison.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    return {name: headline.get(name) for name in NUMBERS}
+    return {name: headline.row.get(name) for name in NUMBERS}
 
 
 def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
@@ -127,7 +138,7 @@ def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, Any]]:
+def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
     config, facts = comparison.config, comparison.metrics[metric]
     labels = {
         "task": config.task,
@@ -139,7 +150,7 @@ def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, 
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
             part = _evidence_of_leaf(comparison, name, metric)
-            yield {**labels, "leaf": name, **row(part, None, config.confidence)}
+            yield _Line({**labels, "leaf": name, **row(part, None, config.confidence)}, part)
         return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
     normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
@@ -147,7 +158,7 @@ def _rows_of_metric(comparison: _Comparison, metric: str) -> Iterator[dict[str, 
         normalized = list(_normalized(config, evidence))
     whole = combine(evidence, config.weight_by_size)
     for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
-        yield {**labels, "leaf": leaf, **row(raw, on_scale, config.confidence)}
+        yield _Line({**labels, "leaf": leaf, **row(raw, on_scale, config.confidence)}, raw, on_scale)
 
 
 def _normalized(config: CompareConfig, evidence: Sequence[Evidence]) -> Iterator[Evidence]:

@@ -69,6 +69,15 @@ def row(evidence: Evidence, normalized: Evidence | None, confidence: float) -> d
     return _row(evidence, confidence) | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
 
 
+def draws_table(raw: Evidence, normalized: Evidence | None) -> pa.Table:
+    """Columns ``score``, ``base_score``, ``normalized``, ``base_normalized``: a resample a row; those there are."""
+    columns = {}
+    for name, evidence in (("score", raw), ("normalized", normalized)):
+        if evidence is not None and evidence.pairs is not None and evidence.pairs.paired_draws is not None:
+            columns[name], columns[f"base_{name}"] = evidence.pairs.paired_draws.astype("float32").T
+    return pa.table({name: pa.array(draws) for name, draws in columns.items()})
+
+
 def _row(evidence: Evidence, confidence: float) -> dict[str, Any]:
     return {
         **_side_columns(evidence.trial, confidence),

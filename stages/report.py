@@ -58,7 +58,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
-    suite_means = list(suite_rows(config.trials, config.suites, rows))
+    suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
     pq.write_table(pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), out / "summary.parquet", compression="zstd")
     summary = {"title": config.title, "rows": rows, "suites": suite_means}
     (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")

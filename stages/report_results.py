@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.compare_rows import NORMALIZED
 from stages.errors import DataError
 from stages.fields import identity
+from stages.statistics import NO_INTERVAL, Floats, Interval, percentile_interval, ratio_draws
 
 Row = dict[str, Any]
 
@@ -89,10 +92,23 @@ class FailureRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A published comparison: the name of its directory, and its ``comparison.json``."""
+    """A published comparison: its directory, and its ``comparison.json``."""
 
-    directory: str
+    path: Path
     document: Mapping[str, Any]
+
+    def draws(self, columns: Sequence[str]) -> Floats | None:
+        """The whole task's bootstrap draws (R, C); None where it has none."""
+        try:
+            table = pq.read_table(self.path / "draws.parquet")
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{self.path.name}: draws.parquet cannot be read ({reason}); delete it and run again"
+            ) from error
+        if not set(columns) <= set(table.column_names):
+            return None
+        return np.column_stack([table[name].to_numpy().astype(float) for name in columns])
 
 
 def read_comparisons(
@@ -104,7 +120,7 @@ def read_comparisons(
         for task in tasks:
             path = inputs.get(f"compare/{trial.name}/{task}")
             if path is not None:
-                found[trial.name, task] = Comparison(path.name, read_json(path / "comparison.json"))
+                found[trial.name, task] = Comparison(path, read_json(path / "comparison.json"))
     return found
 
 
@@ -139,14 +155,21 @@ def summary_rows(
             }
 
 
-def suite_rows(trials: Sequence[TrialRow], suites: Sequence[SuiteRow], rows: Sequence[Row]) -> Iterator[Row]:
+def suite_rows(
+    trials: Sequence[TrialRow],
+    suites: Sequence[SuiteRow],
+    rows: Sequence[Row],
+    comparisons: Mapping[tuple[str, str], Comparison],
+) -> Iterator[Row]:
     """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing."""
     by_cell = {(row["trial"], row["task"]): row for row in rows}
     for trial in trials:
         for suite in suites:
             cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
-            score, base_score = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
-            mean, base_mean = (_mean([cell.get(name) for cell in cells]) for name in (score, base_score))
+            columns = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
+            mean, base_mean = (_mean([cell.get(name) for cell in cells]) for name in columns)
+            compared = [comparisons.get((trial.name, task)) for task in suite.tasks]
+            low, high = _recovery_interval(compared, columns) if base_mean else NO_INTERVAL
             yield {
                 "trial": trial.name,
                 "suite": suite.name,
@@ -154,7 +177,20 @@ def suite_rows(trials: Sequence[TrialRow], suites: Sequence[SuiteRow], rows: Seq
                 "mean": mean,
                 "base_mean": base_mean,
                 "recovery": mean / base_mean if mean is not None and base_mean else None,
+                "recovery_low": low,
+                "recovery_high": high,
             }
+
+
+def _recovery_interval(compared: Sequence[Comparison | None], columns: Sequence[str]) -> Interval:
+    """Of the ratio of means over tasks, each resampled within itself: a suite's composition is fixed and not drawn."""
+    known = [comparison for comparison in compared if comparison is not None]
+    draws = [found for comparison in known if (found := comparison.draws(columns)) is not None]
+    if not draws or len(draws) < len(compared):
+        return NO_INTERVAL
+    num_resamples = min(map(len, draws))
+    total = np.sum([found[:num_resamples] for found in draws], axis=0)
+    return percentile_interval(ratio_draws(total), min(comparison.document["confidence"] for comparison in known))
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

@@ -200,8 +200,10 @@ def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
 
 def _suite_cell(mean: Row, trial: TrialRow) -> dict[str, str]:
     is_known_base = trial.is_base and mean["mean"] is not None
+    ends = mean["recovery_low"], mean["recovery_high"]
     return {
         "suite": mean["suite"],
         "mean": number(mean["mean"], _NORMALIZED_MEAN_DECIMALS if mean["normalized"] else _MEAN_DECIMALS),
         "recovery": "base" if is_known_base else percent(mean["recovery"], _RECOVERY_DECIMALS),
+        "interval": "" if None in ends else percent_interval(*ends, _RECOVERY_DECIMALS),
     }

@@ -87,10 +87,12 @@ def test_a_new_price_makes_a_new_report_only(tmp_path: Path) -> None:
     from pipeline.ledger import Ledger
     from pipeline.store import Store
 
+    store = Store(tmp_path)
+
     def made(*overrides: str) -> tuple[str, str]:
         trials = trials_of(SMOKE, *overrides)
         plan = planned(tmp_path, SMOKE, *overrides)
-        step = report_step(plan, trials[0].config, Store(tmp_path), Ledger(tmp_path))
+        step = report_step(plan, trials[0].config, store, Ledger(store.storage))
         return plan.fingerprint, step.fingerprint
 
     plan, report = made()

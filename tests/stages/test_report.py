@@ -190,7 +190,9 @@ def test_the_table_of_a_suite_shows_scores_means_and_recovery(written):
     assert as_numbers(base[5]) == [pytest.approx(0.6875, abs=1e-4)]
     assert base[2].strip() == base[6].strip() == "base"
     expected = rows["w8a8", "gsm8k"]["score"] / rows["bf16", "gsm8k"]["score"]
-    assert as_numbers(eight[6]) == [pytest.approx(100 * expected, abs=0.01)]
+    recovery, low, high = as_numbers(eight[6])
+    assert recovery == pytest.approx(100 * expected, abs=0.01)
+    assert low < recovery < high
     assert four[1].split() == ["–", "failed"]
     assert [text.strip() for text in four[5:]] == ["–", "–"]
     assert "▼" in four[4]
@@ -221,6 +223,13 @@ def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(wr
     assert means["m/w8a8", "v1"]["mean"] == pytest.approx(2 / 3)
     assert means["m/w8a8", "v2"]["mean"] == pytest.approx(normalized[2 / 3])
     assert means["m/w8a8", "v2"]["recovery"] == pytest.approx(normalized[2 / 3] / normalized[0.75])
+    for suite in ("v1", "v2"):
+        mean = means["m/w8a8", suite]
+        assert mean["recovery_low"] < mean["recovery"] < mean["recovery_high"] < 1
+    one = means["m/w8a8", "v1"]  # three tasks with the same documents: the interval of one, by the root of 3
+    (row,) = [row for row in page.rows if (row["trial"], row["task"]) == ("m/w8a8", "arc")]
+    widths = [(found["recovery_high"] - found["recovery_low"]) for found in (one, row)]
+    assert widths[0] == pytest.approx(widths[1] / 3**0.5, rel=0.25)
     table = Tables(page.html).tables["v2, normalized"]
     assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
     detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
@@ -241,7 +250,7 @@ def test_suite_means_and_recoveries_are_those_the_study_published(suite):
             for task, (score, base_score) in enumerate(zip(scores, base_scores, strict=True))
         ]
         members = SuiteRow(name=suite, tasks=[cell["task"] for cell in cells], normalized=True)
-        (mean,) = suite_rows([trial], [members], cells)
+        (mean,) = suite_rows([trial], [members], cells, {})
         assert mean["mean"] == pytest.approx(row[suite]["average"], abs=0.07)
         assert 100 * mean["recovery"] == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
 
