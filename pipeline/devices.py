@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.provenance import cpu_model, gpu_names, package_versions
+from pipeline.provenance import cpu_model, package_versions
 from stages.cost import usd_per_hour
+from stages.serving.gpu import read_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def device_of(config: Config) -> Device:
         raise UserError(
             "the engine runs on GPUs, but gpu=none: say which, gpu=h100 (conf/gpu/ lists those with prices)"
         )
-    return _gpu(config, [tuple(line.rsplit(", ", 1)) for line in gpu_names()], vllm)
+    return _gpu(config, [(state.product, state.driver) for state in read_gpus(1) or []], vllm)
 
 
 def check_workloads(config: Config) -> None:
@@ -52,7 +53,7 @@ def check_workloads(config: Config) -> None:
         raise UserError(str(error)) from None
 
 
-def _gpu(config: Config, found: list[tuple[str, ...]], vllm: str) -> Device:
+def _gpu(config: Config, found: list[tuple[str, str]], vllm: str) -> Device:
     wanted = config.gpu.product
     for name, driver in found:
         if wanted.lower() in name.lower():

@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.errors import ConfigError
 from stages.fields import identity
-from stages.quantize import RecipeConfig, check_group_size, weight_group_size, weight_num_bits
+from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_group_size, weight_num_bits
 from stages.shape import ModelShape, weight_gib
 
 VERSION = 1
@@ -75,13 +75,17 @@ def _quantization(recipe: RecipeConfig) -> dict[str, Any]:
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
 
     scheme = preset_name_to_scheme(str(recipe.scheme), recipe.targets)
-    scheme.weights = scheme.weights.model_copy(update={"group_size": weight_group_size(recipe), "observer": None})
+    chosen = {"group_size": weight_group_size(recipe), "observer": recipe.observer}
+    if recipe.algorithm is Algorithm.gptq:
+        chosen["actorder"] = recipe.actorder
+    scheme.weights = scheme.weights.model_copy(update=chosen)
     if scheme.input_activations is None:
         packing = CompressionFormat.pack_quantized
     elif scheme.input_activations.type == "float":
         packing = CompressionFormat.float_quantized
     else:
         packing = CompressionFormat.int_quantized
+    scheme.format = packing.value
     described: dict[str, Any] = QuantizationConfig(
         config_groups={"group_0": scheme},
         ignore=recipe.ignore,

@@ -143,4 +143,5 @@ def _gpu(device: Mapping[str, Any]) -> str:
     if not device["before"] or not device["after"]:
         return MISSING
     ends = [device[when][0] for when in ("before", "after")]
-    return " → ".join(f"{end['sm_clock_mhz']} MHz {end['temperature_c']} °C {end['power_w']:.0f} W" for end in ends)
+    units = {"sm_clock_mhz": "MHz", "temperature_c": "°C", "power_w": "W"}
+    return " → ".join(" ".join(f"{_number(end[name])} {unit}" for name, unit in units.items()) for end in ends)

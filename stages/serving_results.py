@@ -14,7 +14,7 @@ from stages.measured import Measured, weighted_sum
 from stages.recommendation import Curve, Mix, Option
 from stages.report_results import Row, TrialRow, read_json
 
-ASSUMED_SHARE = 0.1  # the relative half-interval of a throughput, where no point of its trial was repeated
+ASSUMED_SHARE = 0.1  # the relative half-interval of what was not repeated, where nothing of its trial was
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,26 +75,14 @@ class Served:
     @property
     def latency_s(self) -> dict[str, Measured]:
         """One query at a time, by workload."""
-        points = self.valid("synchronous").items()
-        return {name: found for name, point in points if (found := point.measured("latency_s")) is not None}
+        found = {name: point.document["latency_s"] for name, point in self.valid("synchronous").items()}
+        return _with_intervals({name: (each["median"], each["low"], each["high"]) for name, each in found.items()})
 
     @property
     def requests_per_s(self) -> dict[str, Measured]:
-        """At maximum throughput, by workload.
-
-        A point that was not repeated takes the widest relative interval of those that were.
-        """
-        rates = {name: point.document["requests_per_s"] for name, point in self.valid("throughput").items()}
-        repeated = [
-            (rate["high"] - rate["low"]) / 2 / rate["mean"] for rate in rates.values() if rate["low"] is not None
-        ]
-        share = max(repeated, default=ASSUMED_SHARE)
-        return {
-            name: _measured(rate["mean"], rate["low"], rate["high"])
-            if rate["low"] is not None
-            else Measured(rate["mean"], rate["mean"] * (1 - min(share, 1)), rate["mean"] * (1 + share))
-            for name, rate in rates.items()
-        }
+        """At maximum throughput, by workload."""
+        found = {name: point.document["requests_per_s"] for name, point in self.valid("throughput").items()}
+        return _with_intervals({name: (each["mean"], each["low"], each["high"]) for name, each in found.items()})
 
     @property
     def sync_queries_per_usd(self) -> dict[str, Measured]:
@@ -208,6 +196,16 @@ def _points(trial: TrialRow, inputs: Mapping[str, Path]) -> Iterator[Point]:
     for name, path in inputs.items():
         if name.startswith(prefix):
             yield Point(trial, name.rsplit("/", 1)[1], read_json(path / "point.json"))
+
+
+def _with_intervals(found: Mapping[str, tuple[float, float | None, float | None]]) -> dict[str, Measured]:
+    """What was not repeated takes the widest relative interval of what was."""
+    repeated = [(high - low) / 2 / value for value, low, high in found.values() if low is not None and high is not None]
+    share = min(max(repeated, default=ASSUMED_SHARE), 1.0)
+    return {
+        name: Measured(value, value * (1 - share), value * (1 + share)) if low is None else _measured(value, low, high)
+        for name, (value, low, high) in found.items()
+    }
 
 
 def _measured(value: float, low: float | None, high: float | None) -> Measured:

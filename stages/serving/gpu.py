@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +17,18 @@ _SLOWED = 0x8 | 0x20 | 0x40 | 0x80
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """One GPU at one moment."""
+    """One GPU at one moment; what its driver does not tell is None."""
 
     product: str
     driver: str
-    sm_clock_mhz: int
-    memory_clock_mhz: int
-    temperature_c: int
-    power_w: float
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
     memory_used_mib: float
     memory_free_mib: float
     num_processes: int
-    is_slowed: bool  # by heat or a failing power supply, not by its ordinary power limit
+    is_slowed: bool | None  # by heat or a failing power supply, not by its ordinary power limit
 
 
 def read_gpus(number: int) -> list[GpuState] | None:
@@ -36,7 +36,7 @@ def read_gpus(number: int) -> list[GpuState] | None:
     if number == 0:
         return None
     with _nvml() as nvml:
-        return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]]
+        return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]] or None
 
 
 def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:
@@ -107,18 +107,25 @@ def _handles(nvml: Any) -> list[Any]:
 
 
 def _state(nvml: Any, handle: Any) -> GpuState:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(handle, *arguments)
+        except nvml.NVMLError:  # virtual GPUs and containers may tell less
+            return None
+
+    memory, power_mw = nvml.nvmlDeviceGetMemoryInfo(handle), ask(nvml.nvmlDeviceGetPowerUsage)
+    reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
     return GpuState(
         product=_text(nvml.nvmlDeviceGetName(handle)),
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
-        sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+        temperature_c=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        power_w=None if power_mw is None else power_mw / 1000,
         memory_used_mib=memory.used / _MIB,
         memory_free_mib=memory.free / _MIB,
-        num_processes=len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        is_slowed=bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & _SLOWED),
+        num_processes=len(ask(nvml.nvmlDeviceGetComputeRunningProcesses) or []),
+        is_slowed=None if reasons is None else bool(reasons & _SLOWED),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODEL = "model"  # the name it is served under
 LOAD_TIMEOUT_S = 1800.0
 _CEILING_TOKENS = 128
+_WARM_UP_TOKENS, _WARM_UP_REQUESTS = (32, 8), 3
 _LOWEST_ID = 3  # below lie control tokens
 
 
@@ -99,7 +100,10 @@ def serve(
         ceilings = client_ceilings(client, checkpoint, config.num_clients, work_dir)
         server.wait_until_ready(config.start_timeout_s, f"vLLM with {checkpoint.name}")
         num_ids = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
-        yield Session(server, client, checkpoint, num_ids, ceilings)
+        session = Session(server, client, checkpoint, num_ids, ceilings)
+        # What is made at the first use of a kernel belongs to no point.
+        session.run({"kind": "synchronous"}, _WARM_UP_TOKENS, _WARM_UP_REQUESTS, True, seed=0)
+        yield session
 
 
 def vllm_command(checkpoint: Path, engine: "EngineConfig", config: "ServerConfig", dummy: bool, port: int) -> list[str]:

@@ -10,6 +10,7 @@ from stages.statistics import generator
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
+MIN_STEADY = 3  # values: of fewer a variance says nothing
 _QUANTILES = {"p90": 0.9, "p99": 0.99}
 WARM_UP_METHOD = "MSER: the start whose removal makes the standard error of the rest smallest, at most half"
 
@@ -19,7 +20,8 @@ def num_warm_up(values: Sequence[float]) -> int:
 
     Cutting more shrinks the variance as long as what is cut is unlike the rest, and loses degrees of freedom after.
     """
-    errors = [np.var(values[cut:]) / (len(values) - cut) for cut in range(len(values) // 2 + 1)] if values else []
+    most = min(len(values) // 2, len(values) - MIN_STEADY)
+    errors = [np.var(values[cut:]) / (len(values) - cut) for cut in range(most + 1)]
     return int(np.argmin(errors)) if errors else 0
 
 

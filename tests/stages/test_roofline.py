@@ -1,6 +1,7 @@
 """Bounds from bytes and operations, and a device's ceilings measured here."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from stages.ceilings import CeilingsConfig, ceilings
 from stages.dummy import DummyConfig, dummy
 from stages.quantize import Algorithm, RecipeConfig
 from stages.roofline import least_latency_s, most_requests_per_s, work_of
+from stages.shape import ModelShape
 
 H100 = {"bandwidth_gb_s": 3000.0, "bf16_tflop_s": 800.0, "fp8_tflop_s": 1600.0, "int8_tflop_s": 1600.0}
 SHAPE = {
@@ -90,6 +92,22 @@ def test_a_dummy_checkpoint_has_a_tokenizer_that_counts_bytes(checkpoints):
     assert len(tokenizer) == SHAPE["vocab_size"]
     assert len(tokenizer.encode("nine boats")) == len("nine boats")
     assert tokenizer.decode([SHAPE["vocab_size"] - 1]).strip().isdigit()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields"),
+    [
+        ("w8a8_fp", {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"}),
+        ("w4a16_int", {"algorithm": Algorithm.gptq, "scheme": "W4A16", "group_size": 32, "observer": "mse"}),
+    ],
+)
+def test_a_dummy_checkpoint_is_described_as_a_real_one(quantize_tiny, tiny_model, tmp_path, recipe, fields):
+    real = json.loads((quantize_tiny(**fields) / "config.json").read_text())["quantization_config"]
+    shape = asdict(ModelShape.from_config(tiny_model / "config.json")) | {"vocab_size": 512}
+    dummy(DummyConfig(shape=shape, recipe=RecipeConfig(name=recipe, **fields)), {}, tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert described == {name: real[name] for name in described}
+    assert real.keys() - described.keys() <= {"version", "sparsity_config", "transform_config"}
 
 
 def test_a_dummy_checkpoint_names_its_format_as_llm_compressor_does(checkpoints):

@@ -21,6 +21,7 @@ from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
 from stages.serving.load import LoadClient, answered, answers_per_s, requests_per_s, wave_rates
 from stages.serving.process import Server, free_port
+from stages.serving.prompts import random_prompts
 from stages.serving.session import Session, serve, vllm_command
 from stages.serving.validity import ClientCeiling
 
@@ -248,6 +249,18 @@ def test_each_wave_of_a_load_is_a_repeat():
     assert wave_rates(waves, 3) == [2.0, 2.0, 2.0]
     assert wave_rates(waves[:11], 1) == [11 / 6]
     assert wave_rates(waves[:2], 4) == [1 / 2]  # two answers at one moment make one wave
+
+
+@pytest.mark.parametrize("length", [1, 16, 300])
+def test_prompts_are_as_long_as_asked_and_all_different(tiny_model, length):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = random_prompts(tokenizer, 8, length, seed=1)
+    found = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    assert all(abs(len(ids) - length) <= max(1, 0.02 * length) for ids in found)
+    assert prompts == random_prompts(tokenizer, 8, length, seed=1) != random_prompts(tokenizer, 8, length, seed=2)
+    assert length == 1 or len(set(prompts)) == 8
 
 
 def test_answers_of_another_length_make_a_point_invalid():
