@@ -36,7 +36,8 @@ def composed(*overrides: str) -> Config:
 
 def override_for(option: Path) -> str:
     group, name = option.parts
-    return {"sweep": f"+sweep={name}", "task": f"+task@tasks.{name}={name}"}.get(group, f"{group}={name}")
+    slots = {"task": f"+task@tasks.{name}={name}", "workload": f"+workload@workloads.{name}={name}"}
+    return {"sweep": f"+sweep={name}", **slots}.get(group, f"{group}={name}")
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
