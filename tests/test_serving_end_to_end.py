@@ -82,8 +82,9 @@ def artifacts(directory: Path) -> Path:
 
 
 def serving(directory: Path) -> list[dict[str, object]]:
-    report = load(directory / "results" / "store", "smoke_profile").report_dir()
-    rows: list[dict[str, object]] = pq.read_table(report / "serving.parquet").to_pylist()
+    table = load(directory / "results" / "store", "smoke_profile").serving()
+    assert table is not None
+    rows: list[dict[str, object]] = table.to_pylist()
     return rows
 
 
