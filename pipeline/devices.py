@@ -39,6 +39,11 @@ def device_of(config: Config) -> Device:
 
 def check_workloads(config: Config) -> None:
     """Raise UserError for what can be known to be wrong before any server starts."""
+    if config.engine.pipeline_parallel_size > 1:
+        raise UserError(
+            f"model {config.model.name} is spread over nodes (engine.pipeline_parallel_size), where no server is "
+            "started yet: leave it out of the sweep, or choose serving=none"
+        )
     limit, num_gpus = config.engine.max_model_len, max(config.engine.num_gpus * config.server.replicas, 1)
     for name, workload in config.workloads.items():
         length = workload.prompt_tokens + workload.output_tokens

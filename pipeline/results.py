@@ -55,6 +55,11 @@ class Results:
         """One row per trial and task: n, score, recovery, paired difference, their intervals, checkpoint size."""
         return pq.read_table(self.report_dir() / "summary.parquet")
 
+    def serving(self) -> pa.Table | None:
+        """One row per trial, workload and mode: rates, latencies, costs, validity; None if nothing was served."""
+        path = self.report_dir() / "serving.parquet"
+        return pq.read_table(path) if path.exists() else None
+
     def report_dir(self) -> Path:
         """The directory of the latest report; raises UserError before there is one."""
         found = self.store.find(self.report) if self.report else None

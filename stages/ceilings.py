@@ -38,7 +38,7 @@ def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> M
     if config.on_gpu:
         check_gpus(wait_until_idle(1), config.device, config.driver, config.allow_busy_gpu)
     command = [sys.executable, "-m", "stages.ceilings", "cuda" if config.on_gpu else "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"torch could not measure {config.device}: {last}")

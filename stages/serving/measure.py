@@ -42,7 +42,7 @@ class Measurement:
 
 
 def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
-    """One request after the other, until the latencies are steady."""
+    """One request after the other, until the latencies are steady; then one of the engine without HTTP."""
     from stages.profile import seed_of
 
     load = config.load
@@ -56,9 +56,11 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
     found = distribution(latencies, "latency")
     rate = {"mean": 1 / found["median"], "low": _inverse(found["high"]), "high": _inverse(found["low"])}
     ceiling = session.ceilings[True]
+    direct = session.direct_rate(tokens, 1, seed_of(config, "direct")) if load.direct else None
     reasons = validity.about_client(1 / found["median"], load.output_tokens, ceiling)
+    reasons += validity.about_http(1 / found["median"], direct, load.min_direct_share)
     reasons += validity.about_spread(spread(latencies), load.max_spread, "latencies")
-    return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons)
+    return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons, direct_rate=direct)
 
 
 def throughput(config: "ProfileConfig", session: "Session") -> Measurement:

@@ -16,6 +16,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec nothing may be imported
 _STOP_S = 20.0
 _NUM_LAST_LINES = 4
+# Children import this package from where this process did, wherever they are started.
+_PYTHON_PATH = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 Process = subprocess.Popen[str]
 
@@ -25,7 +27,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path, *, 
     with log.open("ab") as stream:
         return subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": _PYTHON_PATH, **environment},
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else stream,
             stderr=stream,

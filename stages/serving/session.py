@@ -1,7 +1,6 @@
 """What the points of one checkpoint share: its server, the load client, and what that client can do at most."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -135,9 +134,8 @@ def vllm_command(checkpoint: Path, engine: "EngineConfig", config: "ServerConfig
 def client_ceilings(client: LoadClient, tokenizer: Path, num_workers: int, work_dir: Path) -> dict[bool, ClientCeiling]:
     """What the load client reaches against a server that answers at once."""
     port = free_port()
-    command = [sys.executable, "-m", "guidellm", "mock-server", "--port", str(port), "--workers", str(num_workers)]
-    instant = ["--request-latency", "0", "--ttft-ms", "0", "--itl-ms", "0", "--output-tokens", str(_CEILING_TOKENS)]
-    null_server = Server([*command, *instant], {}, work_dir / "null_server.log", port)
+    command = [sys.executable, "-m", "stages.serving.null_server", str(port), str(num_workers), "0"]
+    null_server = Server(command, {}, work_dir / "null_server.log", port)
     try:
         null_server.wait_until_ready(120, "the null server")
         return {stream: _ceiling(client, null_server, tokenizer, num_workers, stream) for stream in (False, True)}
@@ -146,7 +144,7 @@ def client_ceilings(client: LoadClient, tokenizer: Path, num_workers: int, work_
 
 
 def _ceiling(client: LoadClient, null_server: Server, tokenizer: Path, num_workers: int, stream: bool) -> ClientCeiling:
-    num_requests = 100 * num_workers
+    num_requests = 200 * num_workers
     profile = {"kind": "throughput", "max_concurrency": 32 * num_workers}
     load = Load(
         null_server.url, str(tokenizer), profile, 64, _CEILING_TOKENS, num_requests, stream, time.time_ns() % 2**31
@@ -156,9 +154,7 @@ def _ceiling(client: LoadClient, null_server: Server, tokenizer: Path, num_worke
 
 
 def _environment(engine: "EngineConfig") -> dict[str, str]:
-    # The server imports the middleware from where this module is.
-    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    known = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(places)}
+    known = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if not engine.on_gpu and engine.kv_cache_gib is not None:
         known["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
     return known

@@ -18,6 +18,12 @@ from tests.pipeline.test_plan import by_stage, planned, trials_of
 
 SMOKE = "+sweep=smoke_profile"
 H100 = ("+sweep=profile_llama31_8b", "gpu.driver=570.1")
+ONE = ("+sweep=profile_llama31_8b", "sweep.axes.recipe=[bf16]")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return planned(tmp_path_factory.mktemp("plan"), *ONE, "gpu.driver=570.1")
 
 
 def points(plan: Plan) -> set[str]:
@@ -65,16 +71,16 @@ def test_alone_on_the_smallest_node_that_has_the_gpus() -> None:
         "gpu=a100",
     ],
 )
-def test_what_moves_a_clock_makes_another_point(tmp_path: Path, changed: str) -> None:
+def test_what_moves_a_clock_makes_another_point(tmp_path: Path, one: Plan, changed: str) -> None:
     driver = [] if changed.startswith("gpu.driver") else ["gpu.driver=570.1"]
-    assert points(planned(tmp_path, *H100)).isdisjoint(points(planned(tmp_path, H100[0], *driver, changed)))
+    assert points(one).isdisjoint(points(planned(tmp_path, *ONE, *driver, changed)))
 
 
 @pytest.mark.parametrize(
     "same", ["server.num_clients=9", "server.port=8123", "gpu.prices=[{num_gpus: 1, usd_per_hour: 9}]"]
 )
-def test_what_does_not_keeps_it(tmp_path: Path, same: str) -> None:
-    assert points(planned(tmp_path, *H100)) == points(planned(tmp_path, *H100, same))
+def test_what_does_not_keeps_it(tmp_path: Path, one: Plan, same: str) -> None:
+    assert points(one) == points(planned(tmp_path, *ONE, "gpu.driver=570.1", same))
 
 
 def test_more_rates_leave_what_is_measured(tmp_path: Path) -> None:
@@ -120,10 +126,11 @@ def test_a_workload_can_be_chosen(tmp_path: Path) -> None:
         ([SMOKE, "workloads.short.prompt_tokens=9000"], "workload short is 9008 tokens long.*engine.max_model_len=512"),
         ([SMOKE, "gpu.prices=[]"], r"gpu=none has no price: add prices: .* conf/gpu/none.yaml"),
         ([SMOKE, "gpu=h100"], "gpu=h100, but the engine runs on no GPU"),
-        ([H100[0], "gpu=none"], "the engine runs on GPUs, but gpu=none"),
-        ([H100[0]], r"this machine shows no H100: say what the workers have, gpu.driver=VERSION"),
+        ([*ONE, "gpu=none"], "the engine runs on GPUs, but gpu=none"),
+        ([*ONE], r"this machine shows no H100: say what the workers have, gpu.driver=VERSION"),
         ([SMOKE, "model.weights=dummy", "suite=smoke"], "dummy weights, which need a shape and answer no task"),
         ([SMOKE, "model.weights=dummy", "model.shape=null"], "dummy weights, but no shape: give model.shape"),
+        ([*ONE, "gpu.driver=570", "engine.pipeline_parallel_size=2"], "llama31_8b is spread over nodes"),
         ([SMOKE, "serving=none"], "no tasks to evaluate and no workloads to serve: choose suite=NAME or serving=NAME"),
     ],
 )

@@ -46,10 +46,14 @@ def client(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def null_server(tmp_path_factory):
-    """A server that answers 8 tokens, one every 10 ms, until a test kills it."""
+    """A server that answers a token every 10 ms, until a test kills it."""
     port = free_port()
-    command = [sys.executable, "-m", "guidellm", "mock-server", "--port", str(port), "--output-tokens", "8"]
-    server = Server([*command, "--ttft-ms", "20", "--itl-ms", "10"], {}, tmp_path_factory.mktemp("null") / "log", port)
+    server = Server(
+        [sys.executable, "-m", "stages.serving.null_server", str(port), "2", "10"],
+        {},
+        tmp_path_factory.mktemp("null") / "log",
+        port,
+    )
     server.wait_until_ready(120, "the null server")
     yield server
     server.stop()
@@ -66,7 +70,7 @@ def test_every_request_of_a_load_comes_back_with_its_times(null_server, client, 
     assert 5 <= len(requests) <= 6
     assert all(request["output_tokens"] == 8 and request["error"] is None for request in requests)
     assert all(request["start_s"] < request["end_s"] for request in requests)
-    assert all(15 < request["ttft_ms"] < 2000 and 5 < request["itl_ms"] < 500 for request in requests)
+    assert all(9 < request["ttft_ms"] < 2000 and 5 < request["itl_ms"] < 500 for request in requests)
     starts = [request["start_s"] for request in requests]
     assert starts == sorted(starts)
     assert all(before["end_s"] <= after["start_s"] for before, after in itertools.pairwise(requests))
