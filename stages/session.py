@@ -56,6 +56,7 @@ class Shard:
 
     built: Future[Built]
     names: list[str] | None = None
+    is_over: bool = False  # the engine is done with it, well or badly
     answered: Future[Answered] = field(init=False)
 
 
@@ -92,7 +93,7 @@ class Session:
         key = _key(config, data, config.start, config.stop)
         if key not in self._under_way:
             shard = self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
-            shard.answered = self._answerer.submit(self._answer, shard)
+            shard.answered = self._answerer.submit(self._answer_once, shard)
 
     def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
@@ -127,6 +128,12 @@ class Session:
         self.model.tokenize(instance for document in documents for instance in document.instances)
         return Built(built, documents, [_encode(document, self.model) for document in documents])
 
+    def _answer_once(self, shard: Shard) -> Answered:
+        try:
+            return self._answer(shard)
+        finally:
+            shard.is_over = True
+
     def _answer(self, shard: Shard) -> Answered:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
 
@@ -153,7 +160,7 @@ class Session:
     def _begin(self, engine: Overlapping) -> None:
         """Put into the engine what is built, up to the first shard that must have it alone."""
         for shard in list(self._under_way.values()):
-            if shard.names is not None:
+            if shard.is_over or shard.names is not None:
                 continue
             if not shard.built.done() or shard.built.exception() or not _only_writes(shard.built.result()):
                 return

@@ -153,9 +153,12 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
 
 
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path):
+    """And a shard of choices among them, which meets the engine alone, and one that cannot be built, do no harm."""
     shards = [config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in (0, 3, 6)]
+    shards.insert(1, config_of("tabular_iris", 5, 7))
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
     overlapping = Session(session.model, lambda: session.engine, tmp_path, overlaps=True)
+    overlapping.announce(config_of("no_such_task", 0, 3), {})
     for shard in shards:
         overlapping.announce(shard, {})
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
