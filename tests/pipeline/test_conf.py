@@ -31,7 +31,12 @@ def composed(*overrides: str) -> Config:
 
 def override_for(option: Path) -> str:
     group, name = option.parts
-    return {"sweep": f"+sweep={name}", "task": f"+task@tasks.{name}={name}"}.get(group, f"{group}={name}")
+    special = {
+        "sweep": f"+sweep={name}",
+        "task": f"+task@tasks.{name}={name}",
+        "workload": f"+workload@workloads.{name}={name}",
+    }
+    return special.get(group, f"{group}={name}")
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
