@@ -128,14 +128,14 @@ def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
 
 @contextmanager
 def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
-    """Begin to load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
+    """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
 
-    An engine that does not start is an EngineError of the first shard that is asked for.
+    Raises EngineError when the engine does not start.
     """
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
         checkpoint, engine = inputs["checkpoint"], config.engine
         model = _open_model(checkpoint, engine, Path(work_dir))
-        session = Session(model, lambda: open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
+        session = Session(model, open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
         try:
             yield session
         finally:

@@ -1,15 +1,14 @@
 """What the shards of one checkpoint share: the engine with its weights, the tasks built so far, and what is under way.
 
-Three things go on at once: requests are built in one thread, the engine answers in another, and whoever asks for a
-shard scores it.  Shards are built and answered in the order in which they are announced or asked for.
+The next shards are built in a thread of their own while the engine answers this one.  The engine stays in the thread
+that opened it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,22 +55,17 @@ class Shard:
 
     built: Future[Built]
     names: list[str] | None = None
-    is_over: bool = False  # the engine is done with it, well or badly
-    answered: Future[Answered] = field(init=False)
 
 
 class Session:
-    """An engine with one checkpoint, opened by ``open_engine`` in the thread that alone will use it.
-
-    The first shards are built while it opens; if it does not, whoever asks for a shard hears of it.
+    """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
     With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
     still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
     """
 
-    def __init__(
-        self, model: "HarnessModel", open_engine: Callable[[], "Engine"], work_dir: Path, overlaps: bool = False
-    ) -> None:
+    def __init__(self, model: "HarnessModel", engine: "Engine", work_dir: Path, overlaps: bool = False) -> None:
         self.model = model
+        self.engine = engine
         self._work_dir = work_dir
         self._overlaps = overlaps
         self._tasks: dict[str, BuiltTask] = {}
@@ -80,43 +74,29 @@ class Session:
         self._switch_interval_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._builder = ThreadPoolExecutor(1, "builder")
-        self._answerer = ThreadPoolExecutor(1, "engine")
-        self._opened = self._answerer.submit(open_engine)
-
-    @property
-    def engine(self) -> "Engine":
-        """The engine, once it is open.  Raises EngineError when it did not open."""
-        return self._opened.result()
 
     def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
-        """Begin to build and answer a shard that will be asked for."""
+        """Begin to build a shard that will be asked for."""
         key = _key(config, data, config.start, config.stop)
         if key not in self._under_way:
-            shard = self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
-            shard.answered = self._answerer.submit(self._answer_once, shard)
+            self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
 
     def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
         self.announce(config, data)
         key = _key(config, data, config.start, config.stop)
         try:
-            return self._under_way[key].answered.result()
+            return self._answer(self._under_way[key])
         finally:
             del self._under_way[key]
 
     def close(self) -> None:
         """Drop what is under way and close the engine."""
-        with suppress(Exception):
-            self.engine.interrupt()
-        self._builder.shutdown(cancel_futures=True)
-        for shard in self._under_way.values():
-            shard.answered.cancel()
         try:
-            if self._opened.exception() is None:
-                self._answerer.submit(self.engine.close).result()
+            self._builder.shutdown(cancel_futures=True)
         finally:
-            self._answerer.shutdown()
             sys.setswitchinterval(self._switch_interval_s)
+            self.engine.close()
 
     def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
         built = self._task(config, data)
@@ -127,12 +107,6 @@ class Session:
         documents = built.documents(config.start, config.stop)
         self.model.tokenize(instance for document in documents for instance in document.instances)
         return Built(built, documents, [_encode(document, self.model) for document in documents])
-
-    def _answer_once(self, shard: Shard) -> Answered:
-        try:
-            return self._answer(shard)
-        finally:
-            shard.is_over = True
 
     def _answer(self, shard: Shard) -> Answered:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
@@ -149,8 +123,9 @@ class Session:
 
     def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
         """Generations, with the next shards' beside them as soon as those are built."""
+        if shard.names is None:
+            shard.names = self._put(engine, built)
         self._begin(engine)
-        assert shard.names is not None
         while not all(name in self._generations for name in shard.names):
             self._generations.update(engine.advance())
             self._begin(engine)
@@ -160,12 +135,14 @@ class Session:
     def _begin(self, engine: Overlapping) -> None:
         """Put into the engine what is built, up to the first shard that must have it alone."""
         for shard in list(self._under_way.values()):
-            if shard.is_over or shard.names is not None:
+            if shard.names is not None:
                 continue
             if not shard.built.done() or shard.built.exception() or not _only_writes(shard.built.result()):
                 return
-            requests = [item.generation for item in shard.built.result().requests if item.generation is not None]
-            shard.names = engine.begin(requests)
+            shard.names = self._put(engine, shard.built.result())
+
+    def _put(self, engine: Overlapping, built: Built) -> list[str]:
+        return engine.begin([item.generation for item in built.requests if item.generation is not None])
 
     def _task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
         """The task under this prompt config, built once: few-shot examples depend on the documents before."""

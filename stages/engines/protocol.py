@@ -67,9 +67,6 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget what earlier requests left behind, so that the next answers do not depend on them."""
 
-    def interrupt(self) -> None:
-        """Let a call under way in another thread end with EngineError soon; only ``close`` may follow."""
-
     def close(self) -> None:
         """Give back memory, threads and process state, so that another engine can open in this process."""
 

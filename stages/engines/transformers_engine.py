@@ -39,7 +39,6 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._batch_size = config.batch_size
-        self._interrupted = False
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
@@ -88,10 +87,6 @@ class TransformersEngine:
     def reset(self) -> None:
         """Nothing is kept between calls."""
 
-    def interrupt(self) -> None:
-        """Seen between two batches."""
-        self._interrupted = True
-
     def close(self) -> None:
         """Free the model."""
         import gc
@@ -106,8 +101,6 @@ class TransformersEngine:
     def _batches(self, prompts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
         ordered = sorted(prompts, key=len, reverse=True)  # memory runs out at once or never
         for start in range(0, len(ordered), self._batch_size):
-            if self._interrupted:
-                raise EngineError("interrupted")
             yield ordered[start : start + self._batch_size]
 
     def _score(

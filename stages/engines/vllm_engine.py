@@ -11,7 +11,6 @@ Two ways round it, both measured equal to it:
 import hashlib
 import itertools
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -38,7 +37,6 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._process_state = ProcessState(_compile_cache(checkpoint))
-        self._interrupted = threading.Event()
         self._numbers = itertools.count()
         try:
             from vllm import LLM
@@ -107,10 +105,6 @@ class VllmEngine:
         if self._llm.reset_prefix_cache() is False:
             raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
 
-    def interrupt(self) -> None:
-        """Seen between two steps."""
-        self._interrupted.set()
-
     def close(self) -> None:
         """Shut the engine down and restore environment and thread settings; a second call does nothing."""
         if self._llm is None:
@@ -157,8 +151,6 @@ class VllmEngine:
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine; the outputs that are complete, by their requests' names."""
-        if self._interrupted.is_set():
-            raise EngineError("interrupted")
         engine = self._llm.llm_engine
         with _alive():
             if not engine.has_unfinished_requests():

@@ -157,7 +157,7 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path):
     shards = [config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in (0, 3, 6)]
     shards.insert(1, config_of("tabular_iris", 5, 7))
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
-    overlapping = Session(session.model, lambda: session.engine, tmp_path, overlaps=True)
+    overlapping = Session(session.model, session.engine, tmp_path, overlaps=True)
     overlapping.announce(config_of("no_such_task", 0, 3), {})
     for shard in shards:
         overlapping.announce(shard, {})
