@@ -59,6 +59,7 @@ class Shard:
 
 class Session:
     """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
+
     With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
     still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
     """
@@ -101,9 +102,8 @@ class Session:
     def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
         built = self._task(config, data)
         _check_size(config, built.num_docs)
-        metric_facts(
-            built.task, task_roots(config.include_paths), ()
-        )  # refuses what cannot be averaged before it is paid
+        # Refuses what cannot be averaged before it is paid.
+        metric_facts(built.task, task_roots(config.include_paths), ())
         documents = built.documents(config.start, config.stop)
         self.model.tokenize(instance for document in documents for instance in document.instances)
         return Built(built, documents, [_encode(document, self.model) for document in documents])
