@@ -1,6 +1,5 @@
 """The plan: from trials and facts to the DAG of steps.  Pure: no file, clock, environment or network."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
@@ -10,6 +9,8 @@ from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
 from pipeline.profiling import points
 from pipeline.resolve import Facts
+from pipeline.resources import resources_of
+from pipeline.shards import evaluate_config, shard_ranges
 from pipeline.step import (
     CALIBRATE,
     CEILINGS,
@@ -22,7 +23,6 @@ from pipeline.step import (
     GATE,
     PROFILE,
     QUANTIZE,
-    Resources,
     Stage,
     Step,
     StepRef,
@@ -34,7 +34,6 @@ from stages.ceilings import CeilingsConfig
 from stages.compare import CompareConfig
 from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
-from stages.evaluate import EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource
 from stages.quantize import (
     Algorithm,
@@ -176,14 +175,14 @@ def _add_evaluations(
             _step(
                 config,
                 EVALUATE,
-                _evaluate_config(config, task, leaf, known, start, stop),
+                evaluate_config(config, task, leaf, known, start, stop),
                 f"{trial.trial.name}-{leaf}-{start:06d}",
                 inputs,
                 after,
                 trial.trial.name,
                 num_documents=min(stop, num_docs) - start,
             )
-            for start, stop in _shard_ranges(num_docs, task)
+            for start, stop in shard_ranges(num_docs, task)
         ]
         yield leaf, [plan.add(shard) for shard in shards]
 
@@ -204,41 +203,6 @@ def _add_profiles(plan: Plan, trial: TrialPlan, config: Config, device: Device) 
             inputs["throughput"] = trial.profiles[point.after]
         label = f"{name}-{point.name}"
         trial.profiles[point.name] = plan.add(_step(config, PROFILE, point.config, label, inputs, after, name))
-
-
-def _evaluate_config(
-    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, start: int, stop: int
-) -> EvaluateConfig:
-    return EvaluateConfig(
-        task=leaf,
-        prompt=PromptConfig(
-            num_fewshot=task.num_fewshot,
-            apply_chat_template=task.apply_chat_template,
-            fewshot_as_multiturn=task.fewshot_as_multiturn,
-            system_instruction=task.system_instruction,
-            gen_kwargs=task.gen_kwargs,
-            fewshot_seed=task.fewshot_seed,
-        ),
-        overrides=dict(known.overrides[leaf]),
-        start=start,
-        stop=stop,
-        num_docs=known.leaves[leaf],
-        harness=known.harness[leaf],
-        include_paths=config.data.task_paths,
-        engine=config.engine,
-    )
-
-
-def _shard_ranges(num_docs: int, task: TaskConfig) -> list[tuple[int, int]]:
-    """A leaf without data still has a step, one that fails and says why."""
-    return ranges(min(num_docs, task.limit or num_docs), task.shard_size) if num_docs else [(0, 1)]
-
-
-def ranges(num_docs: int, shard_size: int) -> list[tuple[int, int]]:
-    """Half-open document ranges that cover ``num_docs`` documents, as even as ``shard_size`` allows."""
-    num_shards = -(-num_docs // shard_size)
-    bounds = [num_docs * index // num_shards for index in range(num_shards + 1)]
-    return list(itertools.pairwise(bounds))
 
 
 def _add_comparison(
@@ -305,29 +269,6 @@ def _step(
         inputs=inputs or {},
         after=after,
         trial=trial,
-        resources=_resources(config, stage),
+        resources=resources_of(config, stage),
         num_documents=num_documents,
     )
-
-
-def _resources(config: Config, stage: Stage) -> Resources:
-    """What a step occupies: its stage's own share, save what ``cluster.stages`` says of it."""
-    chosen = config.cluster.stages.get(stage.name)
-    said = {} if chosen is None else {name: value for name, value in asdict(chosen).items() if value is not None}
-    return replace(_own_resources(config, stage), **said)
-
-
-def _own_resources(config: Config, stage: Stage) -> Resources:
-    """The engine's share for whatever loads a model, one core for the rest."""
-    engine = config.engine
-    if stage is EVALUATE:
-        return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
-    if stage is PROFILE:
-        num_gpus = engine.num_gpus * config.server.replicas
-        return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)
-    if stage is CEILINGS:
-        return Resources(engine.num_cpus, min(engine.num_gpus, 1), is_alone=True)
-    if stage in (QUANTIZE, GATE, DRIFT):
-        # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
-        return Resources(engine.num_cpus, min(engine.num_gpus, 1))
-    return Resources()

@@ -139,7 +139,10 @@ class Session:
                 continue
             if not shard.built.done() or shard.built.exception() or not _only_writes(shard.built.result()):
                 return
-            shard.names = self._put(engine, shard.built.result())
+            try:
+                shard.names = self._put(engine, shard.built.result())
+            except ConfigError:
+                return  # that shard's own fault, told when it is asked for
 
     def _put(self, engine: Overlapping, built: Built) -> list[str]:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])

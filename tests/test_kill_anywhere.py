@@ -137,18 +137,6 @@ def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
     assert driver(own, *arguments).wait() == 0
 
 
-@pytest.fixture
-def small_disk(own: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    path = own / "small"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
 @pytest.mark.e2e
 def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(own: Path, small_disk: Path) -> None:
     arguments = ["cluster=inline", "tracking=off"]

@@ -1,7 +1,6 @@
 """Every failure class, injected for real: the right class, the right policy, and the rest of the work is done."""
 
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -75,18 +74,6 @@ def test_a_flipped_byte_in_a_checkpoint_never_becomes_a_score(tmp_path: Path) ->
     assert outcomes[other.ref].status is Status.succeeded
     # Moved aside, the checkpoint is missing, so a rerun makes it and its dependants.
     assert run(root, [checkpoint, step, other], run_id="third")[step.ref].status is Status.succeeded
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    yield path
-    subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.parametrize("kind", RunnerKind)

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from pipeline.config import Config, register
 from pipeline.errors import UserError
-from pipeline.plan import Plan, make_plan, ranges
+from pipeline.plan import Plan, make_plan
 from pipeline.resolve import resolve
+from pipeline.shards import ranges
 from pipeline.step import Step
 from pipeline.sweep import Trial, expand
 

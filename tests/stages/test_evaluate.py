@@ -269,12 +269,18 @@ def test_a_shard_that_cannot_be_built_fails_when_it_is_asked_for_and_the_session
         run(bad)
 
 
-def test_a_session_closes_without_finishing_what_was_only_announced(config_of, inputs):
-    with open_session(config_of("quiz_choice"), inputs) as opened:
-        for task in ("quiz_choice", "quiz_letter", "quiz_write"):
-            announce(config_of(task), inputs, opened)
-    with pytest.raises(RuntimeError, match="shutdown"):
-        opened.answered(config_of("quiz_text"), {DATA_SET: inputs[f"data:{DATA_SET}"]})
+def test_a_shard_is_answered_before_the_engine_begins_with_what_was_only_announced(
+    run, config_of, inputs, session, monkeypatch
+):
+    """It can be published the moment it is done."""
+    asked, answer = [], session.engine.loglikelihood
+    monkeypatch.setattr(session.engine, "loglikelihood", lambda requests: asked.append(requests) or answer(requests))
+    shards = [config_of("quiz_choice", start, start + 3) for start in (0, 3, 6)]
+    for shard in shards:
+        announce(shard, inputs, session)
+    for number, shard in enumerate(shards, 1):
+        assert run(shard)[0]["num_documents"] == 3
+        assert len(asked) == number
 
 
 def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
