@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stages.serving.measure import Measurement
     from stages.serving.session import Session
 
-VERSION = 1
+VERSION = 2
 
 
 class ProfileMode(Enum):
@@ -43,8 +43,8 @@ class WorkloadConfig:
     prompt_tokens: int = identity()
     output_tokens: int = identity()
     num_sync_requests: int = identity(10)
-    concurrency: int = identity(256)  # requests in flight at maximum throughput
-    num_runs: int = identity(3)  # waves of so many; one alone has no interval
+    concurrency: int = identity(256)  # requests at once for maximum throughput
+    num_runs: int = identity(3)  # so often; one alone has no interval
     direct: bool = identity(True)  # ask the engine without HTTP as well
     min_direct_share: float = identity(0.85)  # of that; less and HTTP was the limit: the point is not valid
     rate_s: float = identity(30.0)  # how long a rate is held

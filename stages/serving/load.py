@@ -5,7 +5,6 @@ import select
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +83,14 @@ def requests_per_s(requests: Sequence[Request]) -> float:
     return len(done) / duration_s
 
 
-def wave_rates(requests: Sequence[Request], number: int) -> list[float]:
-    """Answers a second in each of ``number`` equal shares of them, in the order they came.
+def sustained_per_s(requests: Sequence[Request]) -> float | None:
+    """Requests a second that came and were answered: the slower of arrivals and answers, each from first to last.
 
-    Requests of one length that start together end together: a share is a wave, and the waves repeat one measurement.
+    On a short run either alone errs: answers bunch behind a slow first one, arrivals do not show a queue that grows.
     """
     done = answered(requests)
-    ends = sorted(request["end_s"] for request in done)
-    start_s = min(request["start_s"] for request in done)
-    counts = [len(ends) * wave // number for wave in range(number + 1)]
-    times = [ends[count - 1] if count else start_s for count in counts]
-    return [
-        (last - first) / (end - start)
-        for (first, last), (start, end) in zip(pairwise(counts), pairwise(times), strict=True)
-        if last > first and end > start
-    ]
-
-
-def answers_per_s(requests: Sequence[Request]) -> float | None:
-    """Answers a second between the first and the last, which a steady stream of requests does not bias by its ends."""
-    ends = sorted(request["end_s"] for request in answered(requests))
-    return (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 2 and ends[-1] > ends[0] else None
+    if len(done) < 3:
+        return None
+    arrivals_s, answers_s = (max(r[name] for r in done) - min(r[name] for r in done) for name in ("start_s", "end_s"))
+    slower_s: float = max(arrivals_s, answers_s)
+    return (len(done) - 1) / slower_s

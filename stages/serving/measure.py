@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stages.serving import validity
-from stages.serving.load import Request, answered, answers_per_s, requests_per_s, wave_rates
+from stages.serving.load import Request, answered, requests_per_s, sustained_per_s
 from stages.serving.steady import WARM_UP_METHOD, distribution, mean_interval, num_warm_up, spread
 from stages.serving.validity import ClientCeiling
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from stages.profile import ProfileConfig
     from stages.serving.session import Session
 
-MAX_WARM_UP_REQUESTS, MAX_WARM_UP_TOKENS = 32, 32
 MIN_RATE_REQUESTS = 10
+WARMED_BEFORE = "the server answered loads of its own before its first point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +64,32 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
 
 
 def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
-    """So many in flight that the engine is full, ``num_runs`` times as many in all; then the engine without HTTP."""
+    """So many at once that the engine is full, until all are answered, ``num_runs`` times; then without HTTP.
+
+    A run begins and ends with an engine that is not full: sustained rates are somewhat higher.
+    """
     from stages.profile import seed_of
 
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
     at_once = {"kind": "throughput", "max_concurrency": load.concurrency}
-    few = load.prompt_tokens, min(load.output_tokens, MAX_WARM_UP_TOKENS)
-    warm_up = session.run(at_once, few, min(load.concurrency, MAX_WARM_UP_REQUESTS), False, seed_of(config, "warm"))
-    requests = session.run(at_once, tokens, load.concurrency * load.num_runs, False, seed_of(config))
-    rates = wave_rates(requests, load.num_runs)
+    runs = [session.run(at_once, tokens, load.concurrency, False, seed_of(config, run)) for run in range(load.num_runs)]
+    requests = [request for run in runs for request in run]
+    rates = [requests_per_s(run) for run in runs]
     session.reset()
     direct = session.direct_rate(tokens, load.concurrency, seed_of(config, "direct")) if load.direct else None
-    mean, ceiling = requests_per_s(requests), session.ceilings[False]
+    mean, ceiling = sum(rates) / len(rates), session.ceilings[False]
     low, high = mean_interval(rates)
-    reasons = validity.about_client(mean, load.output_tokens, ceiling) + validity.about_http(
-        mean, direct, load.min_direct_share
-    )
+    reasons = validity.about_client(mean, load.output_tokens, ceiling)
+    reasons += validity.about_http(mean, direct, load.min_direct_share)
     reasons += validity.about_spread(spread(rates), load.max_spread, "throughputs")
     return Measurement(
         requests,
         answered(requests),
         {"mean": mean, "low": low, "high": high},
         rates,
-        len(warm_up),
-        "shorter requests of their own before the others",
+        0,
+        WARMED_BEFORE,
         ceiling,
         reasons,
         direct_rate=direct,
@@ -105,7 +106,7 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
     requests = session.run({"kind": "poisson", "rate": [asked]}, tokens, number, True, seed_of(config))
     done = answered(requests)
     cut = num_warm_up([request["itl_ms"] or 0.0 for request in done])
-    ceiling, achieved = session.ceilings[True], answers_per_s(requests)
+    ceiling, achieved = session.ceilings[True], sustained_per_s(requests)
     reasons = [] if achieved is None else validity.about_client(achieved, load.output_tokens, ceiling)
     if achieved is None:
         reasons.append(f"{len(done)} answers are too few for a rate")

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 MODEL = "model"  # the name it is served under
 LOAD_TIMEOUT_S = 1800.0
 _CEILING_TOKENS = 128
-_WARM_UP_TOKENS, _WARM_UP_REQUESTS = (32, 8), 3
+_WARM_UP_TOKENS = 32, 8
+_WARM_UP_LOADS: list[tuple[dict[str, Any], int]] = [
+    ({"kind": "synchronous"}, 3),
+    ({"kind": "throughput", "max_concurrency": 32}, 32),
+]
 _LOWEST_ID = 3  # below lie control tokens
 
 
@@ -101,7 +105,8 @@ def serve(
         num_ids = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
         session = Session(server, client, checkpoint, num_ids, ceilings)
         # What is made at the first use of a kernel belongs to no point.
-        session.run({"kind": "synchronous"}, _WARM_UP_TOKENS, _WARM_UP_REQUESTS, True, seed=0)
+        for seed, (profile, num_requests) in enumerate(_WARM_UP_LOADS):
+            session.run(profile, _WARM_UP_TOKENS, num_requests, True, seed)
         yield session
 
 

@@ -19,7 +19,7 @@ from stages.profile import ProfileConfig, ProfileMode, ServerConfig, WorkloadCon
 from stages.serving import validity
 from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
-from stages.serving.load import LoadClient, answered, answers_per_s, requests_per_s, wave_rates
+from stages.serving.load import LoadClient, answered, requests_per_s, sustained_per_s
 from stages.serving.process import Server, free_port
 from stages.serving.prompts import random_prompts
 from stages.serving.session import Session, serve, vllm_command
@@ -243,16 +243,16 @@ def test_failed_requests_are_counted_and_in_no_rate():
     requests = [request(0, 1), request(1, 2), request(2, 2, error="refused"), request(2, 4)]
     assert len(answered(requests)) == 3
     assert requests_per_s(requests) == 3 / 4
-    assert answers_per_s(requests) == 2 / 3
     [reason] = validity.about_requests(requests, 16, 8)
     assert reason == "1 of 4 requests failed; the first: refused"
 
 
-def test_each_wave_of_a_load_is_a_repeat():
-    waves = [request(2 * wave, 2 * wave + 2) for wave in range(3) for _ in range(4)]
-    assert wave_rates(waves, 3) == [2.0, 2.0, 2.0]
-    assert wave_rates(waves[:11], 1) == [11 / 6]
-    assert wave_rates(waves[:2], 4) == [1 / 2]  # two answers at one moment make one wave
+def test_a_rate_is_sustained_when_answers_keep_up_with_arrivals():
+    slow_first = [request(second, max(second, 3) + 1) for second in range(5)]
+    assert sustained_per_s(slow_first) == 4 / 4  # not the 4 answers of one second that came after the first
+    growing_queue = [request(second, 3 * second + 1) for second in range(5)]
+    assert sustained_per_s(growing_queue) == 4 / 12
+    assert sustained_per_s(growing_queue[:2]) is None
 
 
 @pytest.mark.parametrize("length", [1, 16, 300])
