@@ -12,11 +12,13 @@ from stages.serving_results import Point, Served
 _DISTRIBUTIONS = [
     f"{name}_{key}" for name in ("latency_s", "ttft_ms", "itl_ms") for key in ("median", "low", "high", "p90", "p99")
 ]
+_CLOCKS = ["sm_clock_mhz", "temperature_c"]  # of the first GPU, at the end
 _TYPES = {
     pa.string(): ["trial", "model", "recipe", "device", "workload", "mode"],
-    pa.int64(): ["prompt_tokens", "output_tokens", "num_gpus"],
+    pa.int64(): ["prompt_tokens", "output_tokens", "num_gpus", "concurrency", *_CLOCKS],
     pa.float64(): [
         *("usd_per_hour", "requests_per_s", "requests_per_s_low", "requests_per_s_high", "direct_requests_per_s"),
+        "client_requests_per_s",
         *_DISTRIBUTIONS,
         *("queries_per_usd", "roofline_share", "spread"),
     ],
@@ -101,11 +103,14 @@ def _row(served: Served, point: Point, ceilings: Mapping[str, Any]) -> dict[str,
         "prompt_tokens": document["prompt_tokens"],
         "output_tokens": document["output_tokens"],
         "num_gpus": document["num_gpus"],
+        "concurrency": document["concurrency"],
+        **{name: (document["device"]["after"] or [{}])[0].get(name) for name in _CLOCKS},
         "usd_per_hour": served.hourly_usd,
         "requests_per_s": document["requests_per_s"]["mean"],
         "requests_per_s_low": document["requests_per_s"]["low"],
         "requests_per_s_high": document["requests_per_s"]["high"],
         "direct_requests_per_s": document["direct_requests_per_s"],
+        "client_requests_per_s": validity["client_ceiling"]["requests_per_s"],
         **{name: document[name.rpartition("_")[0]][name.rpartition("_")[2]] for name in _DISTRIBUTIONS},
         "queries_per_usd": _queries_per_usd(served, point),
         "roofline_share": roofline_share(point, ceilings),
