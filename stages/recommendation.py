@@ -137,9 +137,9 @@ def find_flips(workload: str, curves: Mapping[str, Curve]) -> list[Flip]:
 
 
 def fastest(curves: Mapping[str, Curve], rate: float) -> Verdict:
-    """The format with the lowest latency at a request rate, among those that may be able to keep up with it."""
+    """The format with the lowest latency at a request rate; none where one may keep up with it or may not."""
     able = {name: curve for name, curve in curves.items() if curve.capacity.high >= rate}
-    if len(able) > 1 and any(curve.capacity.low < rate for curve in able.values()):
+    if any(curve.capacity.low < rate for curve in able.values()):
         return Verdict(None, tuple(able))
     return cheapest({name: curve.latency_at(rate) for name, curve in able.items()})
 

@@ -53,7 +53,7 @@ def significant(value: float | None, digits: int = 3) -> str:
     """With so many significant digits, thousands separated."""
     if value is None:
         return MISSING
-    return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if value >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 
 def _place(served: Served) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def _doubts(point: dict[str, Any]) -> list[str]:
 
 
 def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:#.3g}"
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 def _percent(value: float | None, digits: int) -> str:

@@ -86,6 +86,12 @@ def test_overlapping_curves_never_flip():
     assert find_flips("chat", curves) == []
 
 
+def test_a_rate_that_a_format_may_not_reach_proves_nothing():
+    """Only one format's interval reaches beyond 12 requests/s, and only its upper end does."""
+    unsure = Curve([(1, measured(20, 0.01))], Measured(10, 4, 17))
+    assert find_flips("chat", {"a": curve([(1, 10), (9, 12)], 11), "unsure": unsure}) == []
+
+
 def test_nothing_measured_is_said_so():
     found = recommend([Option("bf16", {}, {}, 1.0, 1.0)], {"chat": 1.0})
     assert found.synchronous.text == found.asynchronous.text == "not measured"

@@ -178,7 +178,7 @@ def test_the_advice_is_the_study_s(write, points):
     advice = write(points).tables[title("which format to serve")]["every workload alike"]
     assert advice[1] == "w4a16_int"
     assert advice[2] == "w8a8_int"
-    assert advice[3].split("; ")[0] == "docstring_generation: w4a16_int below 1 requests/s, w8a8_int above 4"
+    assert advice[3].split("; ")[0] == "docstring_generation: w4a16_int below 1.00 requests/s, w8a8_int above 4.00"
     assert "not enough is measured" in advice[4]  # no task was evaluated
 
 
@@ -210,7 +210,7 @@ def test_rates_within_an_objective(write, points):
     serving = ServingConfig(gpus=SERVING.gpus, gpu_of=SERVING.gpu_of, slo_itl_ms=45)
     table = write(points, serving).tables[title("most queries a second within 45 ms between tokens at p90")]
     column = 1 + WORKLOADS.index("docstring_generation")
-    assert [table[recipe][column] for recipe in RECIPES] == ["1", "4", "1"]
+    assert [table[recipe][column] for recipe in RECIPES] == ["1.00", "4.00", "1.00"]
     assert table["bf16"][1] == "–"
 
 
