@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("results/benchmark_evaluation"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--adapter", type=Path, help="only lm-eval, on this checkpoint; the last line is its scores")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("overrides", nargs="*", help="of the timed command, such as engine=vllm_gpu")
     options = parser.parse_args()
     if options.adapter:
         print(json.dumps(with_adapter(options.adapter, options.data.resolve(), options.share)))
@@ -92,10 +92,10 @@ def run_pipeline(options: argparse.Namespace) -> float:
             f"--config-dir={directory}",
             f"data.mirror={options.data.resolve()}",
         ]
-        command += ["tracking=off", f"store.root={options.root / 'store'}", *options.overrides]
+        command += ["tracking=off", f"store.root={options.root / 'store'}"]
         subprocess.run([*command, "+sweep=checkpoints"], check=True)
         started = time.perf_counter()
-        subprocess.run([*command, "+sweep=six_tasks"], check=True)
+        subprocess.run([*command, "+sweep=six_tasks", *options.overrides], check=True)
         return time.perf_counter() - started
 
 
@@ -118,21 +118,31 @@ def documents(share: int) -> dict[str, dict[str, int]]:
 
 
 def write_sweeps(directory: Path, share: int) -> None:
-    """A sweep that ends with the checkpoints, and the same with tasks."""
-    head = [{"override /model": "smollm2_135m"}, {"override /calibration": "gsm8k_train"}, {"override /suite": "none"}]
-    content: dict[str, Any] = {
-        "defaults": head,
-        "sweep": {
-            "axes": {"recipe": RECIPES},
-            "adjust": [{"when": {"recipe": "w4a16_int"}, "set": ["recipe.group_size=64"]}],
-        },
-        "calibration": {"num_calibration_samples": 16, "max_seq_length": 128},
-        "engine": {"max_model_len": MAX_MODEL_LEN},
-    }
+    """The sweep with its tasks, and one that makes its checkpoints and asks each for a single token."""
     tasks = {task: _task(task, leaves) for task, leaves in documents(share).items()}
+    one = _task("leaderboard_ifeval", {"leaderboard_ifeval": 1}) | {"gen_kwargs": {"max_gen_toks": 1}}
     (directory / "sweep").mkdir()
-    for name, more in (("checkpoints", {}), ("six_tasks", {"tasks": tasks})):
-        text = yaml.safe_dump({**content, "sweep": {"name": name, **content["sweep"]}, **more}, sort_keys=False)
+    for name, engine, asked in (
+        ("checkpoints", "transformers", {"leaderboard_ifeval": one}),
+        ("six_tasks", "vllm_cpu", tasks),
+    ):
+        content = {
+            "defaults": [
+                {"override /model": "smollm2_135m"},
+                {"override /calibration": "gsm8k_train"},
+                {"override /suite": "none"},
+                {"override /engine": engine},
+            ],
+            "sweep": {
+                "name": name,
+                "axes": {"recipe": RECIPES},
+                "adjust": [{"when": {"recipe": "w4a16_int"}, "set": ["recipe.group_size=64"]}],
+            },
+            "calibration": {"num_calibration_samples": 16, "max_seq_length": 128},
+            "engine": {"max_model_len": MAX_MODEL_LEN},
+            "tasks": asked,
+        }
+        text = yaml.safe_dump(content, sort_keys=False)
         (directory / "sweep" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
 
 
