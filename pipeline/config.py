@@ -266,6 +266,10 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     gc: GcConfig = field(default_factory=GcConfig)
 
+    def __post_init__(self) -> None:
+        if self.max_parallel is not None and self.max_parallel < 1:
+            raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
+
 
 SCHEMAS: dict[str, Any] = {
     "model": ModelConfig,

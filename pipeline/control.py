@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from pipeline.step import Step, StepRef
@@ -84,8 +84,10 @@ def budgeted(
 def _spend(
     gpu_hours: float, running: Callable[[], Iterable[Step]], request_stop: RequestStop, done: threading.Event
 ) -> None:
-    meter = GpuMeter()
+    meter, steps = GpuMeter(), list[Step]()
     while not done.wait(SAMPLE_EVERY_S):
-        if meter.sample(running(), time.monotonic()) >= gpu_hours * 3600:
+        with suppress(OSError):  # what ran a moment ago still does
+            steps = list(running())
+        if meter.sample(steps, time.monotonic()) >= gpu_hours * 3600:
             request_stop(f"budget.gpu_hours={gpu_hours:g} is used up")
             return

@@ -105,7 +105,10 @@ class DirectoryStorage:
                 yield Stored(path.parent.name, None if is_set_aside else path.name, str(path), num_bytes)
 
     def remove(self, stored: Stored) -> None:
-        shutil.rmtree(stored.location)
+        path = Path(stored.location)
+        if stored.name is not None:  # a kill midway must not leave an artifact that lacks files
+            path = path.rename(path.with_name(f"{SET_ASIDE}{stored.name}-{uuid.uuid4().hex[:8]}"))
+        shutil.rmtree(path)
 
     def check_writable(self, needed_bytes: int) -> None:
         check_directory(self.local, "store.root=DIR", needed_bytes)

@@ -51,12 +51,19 @@ RETRY = {
 }
 
 
+_NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Libraries that write weights, safetensors among them, raise errors of their own that only quote the system's.
+_NO_DISK_SAID = ("no space left on device", "disk quota exceeded", "os error 28)", "os error 122)")
+
+
 def classify(error: BaseException) -> FailureClass:
     """The failure class of an exception raised by a stage; the machine's troubles count wherever they are wrapped."""
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return FailureClass.oom
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(cause, OSError) and cause.errno in _NO_DISK:
+            return FailureClass.disk
+        if any(said in str(cause).lower() for said in _NO_DISK_SAID):
             return FailureClass.disk
     if isinstance(error, StageError):
         # An engine in a process of its own reports only text.

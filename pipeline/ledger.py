@@ -7,9 +7,11 @@ counts; it never satisfies a look-up.
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from pipeline.step import Step, StepRef
 from pipeline.storage import Storage
 
 NUM_READERS = 16
+# A driver says so often that it lives; one that was silent for longer, or whose clock is off by more, does not.
+HEARTBEAT_S, DEAD_AFTER_S = 30.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,38 @@ class Ledger:
         """Remove the request when the run is over."""
         self._storage.delete(_stop_record(run_id))
 
+    @contextmanager
+    def alive(self, run_id: str) -> Iterator[None]:
+        """Say until the block ends that this run's driver lives: an attempt it began and did not end is under way."""
+        record, over = _run_record(run_id), threading.Event()
+
+        def beat() -> None:
+            while True:
+                with suppress(OSError):  # said again in a moment
+                    self._storage.write(record, f"{time.time():.3f}")
+                if over.wait(HEARTBEAT_S):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with suppress(OSError):
+                self._storage.delete(record)
+
+    def is_alive(self, run_id: str) -> bool:
+        """Whether the driver of a run said so lately."""
+        said_at = self._storage.read(_run_record(run_id))
+        return bool(said_at) and time.time() - float(said_at or 0) < DEAD_AFTER_S
+
     def last_failure(self, ref: StepRef) -> Failure | None:
-        """Why the step is not there, by its latest attempt; None when it was never tried."""
+        """Why the step is not there, by its latest attempt.
+
+        None when it was never tried, is being tried, or succeeded and its artifact was removed since.
+        """
         events = self.events(ref)
         if not events:
             return None
@@ -125,6 +159,8 @@ class Ledger:
             return Failure(FailureClass.upstream, last["message"], log, len(starts))
         if last["event"] == "failed":
             return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
+        if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
+            return None
         return Failure(FailureClass.crash, "the worker died or was stopped during the attempt", log, len(starts))
 
     def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
@@ -145,6 +181,10 @@ def _record(ref: StepRef) -> str:
 
 def _stop_record(run_id: str) -> str:
     return f"ledger/stop-{run_id}"
+
+
+def _run_record(run_id: str) -> str:
+    return f"ledger/run-{run_id}"
 
 
 def _parse(line: str) -> dict[str, Any] | None:

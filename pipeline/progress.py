@@ -133,12 +133,18 @@ class Progress:
         """The steps being worked on; a batch works in order, so only its first open steps are looked at."""
         for waiting in self._waiting.values():
             while waiting:
-                event = self._ended.get(waiting[0].ref) or self._last_event(waiting[0])
+                known = self._ended.get(waiting[0].ref)
+                event = known or self._last_event(waiting[0])
                 if event == "started":
                     yield waiting[0]
                 if event not in ("succeeded", "failed", "skipped"):
                     break
+                if event == "failed" and known is None and not self._has_begun(waiting[1:2]):
+                    break  # it may be tried again
                 self._ended[waiting.pop(0).ref] = event
+
+    def _has_begun(self, steps: Iterable[Step]) -> bool:
+        return any(self._last_event(step) is not None for step in steps)
 
     def _last_event(self, step: Step) -> str | None:
         events = [event for event in self._ledger.events(step.ref) if event.get("run_id") == self._run_id]

@@ -38,6 +38,8 @@ def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
         wanted = "status" if name == "export" else "resubmit"
         if value is not None and mode != wanted:
             raise UserError(f"failures.{name} has no meaning in mode={mode}: use mode={wanted}")
+    if failures["from"] is not None and (failures["class"] or failures["step"]):
+        raise UserError("failures.from takes every step of its file: leave out failures.class and failures.step")
 
 
 def environment(plan: Plan) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
         "plan_fingerprint": plan.fingerprint,
         "environment": last.get("environment") or environment,
         "trials": [_trial_json(trial) for trial in plan.trials.values()],
+        "steps": list(plan.steps),  # what garbage collection must leave, before anything is made of it
         "report": report or last.get("report"),
     }
     store.storage.write(_record_name(plan.name), json.dumps(record, indent=1))

@@ -247,13 +247,15 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
         return done
     except ray.exceptions.RayError as error:
         store, message = context.open_store(), one_line(getattr(error, "cause", None) or error)
-        return [_without_word(step.ref, store, message) for step in batch.steps]
+        return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
 
 
-def _without_word(ref: StepRef, store: Store, message: str) -> Outcome:
-    """The outcome of a step whose batch died for good: what it published counts."""
+def _without_word(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
+    """The outcome of a step whose batch died for good: what it published counts, the rest can be resubmitted."""
     if store.has(ref):
         return Outcome(ref, Status.succeeded)
+    with contextlib.suppress(OSError):
+        Ledger(store.storage).failed(ref, run_id, FailureClass.crash, message)
     return Outcome(ref, Status.failed, FailureClass.crash, message)
 
 
@@ -292,3 +294,13 @@ def _check_fits(batch: Batch, nodes: Sequence[Node]) -> None:
             f"{largest:g}: lower engine.tensor_parallel_size, spread it over nodes with engine.pipeline_parallel_size, "
             "use a larger node, or set cluster.autoscales=true if nodes come when they are asked for"
         )
+    elif not any(_holds(node, resources) for node in nodes):
+        raise UserError(
+            f"{batch.label} needs {resources.num_gpus:g} GPUs and {resources.memory_gib or 0:g} GiB of memory on one "
+            "node, but no node of the cluster has both: lower cluster.stages.*.memory_gib, or set "
+            "cluster.autoscales=true if nodes come when they are asked for"
+        )
+
+
+def _holds(node: Node, resources: Resources) -> bool:
+    return node.num_gpus >= resources.num_gpus and node.memory_gib >= (resources.memory_gib or 0)

@@ -134,7 +134,7 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
     sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
-        with progress.shown(), interruptible(request_stop):
+        with sweep.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
                 return runner.run(work, context, on_done)
     finally:

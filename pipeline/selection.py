@@ -28,10 +28,15 @@ def chosen(plan: Plan, missing: Sequence[Step], only: Sequence[str]) -> list[Ste
 
 
 def failed(missing: Sequence[Step], failures: Mapping[StepRef, Failure], of: Mapping[str, str | None]) -> list[Step]:
-    """The failed steps of the class and name that ``of`` gives, what was skipped because of them, and their needs."""
+    """The failed steps of the class and name that ``of`` gives, what was skipped because of them, and their needs.
+
+    Without class or name also what was skipped because of a step that has been mended since.
+    """
     known = {each.value for each in FailureClass}
     if (wanted_class := of["class"]) is not None and wanted_class not in known:
         raise UserError(f"failures.class={wanted_class}: there are {', '.join(sorted(known))}")
+    if wanted_class is None and of["step"] is None:
+        return with_needs(missing, failures)
     wanted = {
         ref
         for ref, failure in failures.items()
@@ -79,4 +84,7 @@ def _steps_of(trial: TrialPlan, tasks: Sequence[str]) -> Iterator[StepRef]:
         if slot in trial.evaluations:
             yield from (ref for shards in trial.evaluations[slot].values() for ref in shards)
             yield trial.comparisons[slot]
-    yield from (ref for name, ref in trial.profiles.items() if name.split("/")[0] in tasks)
+    points = [ref for name, ref in trial.profiles.items() if name.split("/")[0] in tasks]
+    yield from points
+    if points and trial.ceilings is not None:
+        yield trial.ceilings

@@ -56,7 +56,7 @@ class Mirror:
         client, experiment_id = self._connect()
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, {})
         for trial in self.plan.trials.values():
-            self._write_trial(client, experiment_id, parent.info.run_id, trial)
+            self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
         if report is not None:
             self._write_report(client, parent, report)
         _set_status(client, parent, status)
@@ -81,17 +81,28 @@ class Mirror:
     def _run(self, client: Any, experiment_id: str, key: str, value: str, name: str, tags: Mapping[str, str]) -> Any:
         """The run with this fingerprint, made if there is none."""
         under = f" and tags.`{PARENT_TAG}` = '{tags[PARENT_TAG]}'" if PARENT_TAG in tags else ""
-        found = client.search_runs([experiment_id], f"tags.{key} = '{value}'{under}", max_results=1)
-        if found:
-            return found[0]
-        return client.create_run(experiment_id, run_name=name, tags={key: value, **tags, **_circumstances()})
 
-    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan) -> None:
+        def first() -> Any:
+            order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+            found = client.search_runs([experiment_id], f"tags.{key} = '{value}'{under}", max_results=1, order_by=order)
+            return found[0] if found else None
+
+        if (found := first()) is not None:
+            return found
+        created = client.create_run(experiment_id, run_name=name, tags={key: value, **tags, **_circumstances()})
+        # Another driver may have made one in the same moment: both keep the first.
+        if (kept := first() or created).info.run_id != created.info.run_id:
+            client.delete_run(created.info.run_id)
+        return kept
+
+    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> None:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
         key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
         run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
         present = [ref for ref in trial_refs(trial) if self.store.has(ref)]
         content = fingerprint([list(ref) for ref in present])
+        complete = len(present) == len(trial_refs(trial))
+        _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
         if run.data.tags.get(CONTENT_TAG) == content:
             return
         _log_params(client, run, trial.trial.config)
@@ -100,8 +111,6 @@ class Mirror:
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
-        complete = len(present) == len(trial_refs(trial))
-        _set_status(client, run, "FINISHED" if complete else "RUNNING")
 
     def _log_metrics(self, client: Any, run_id: str, trial: TrialPlan) -> None:
         from mlflow.entities import Metric

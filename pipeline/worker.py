@@ -19,9 +19,11 @@ from pipeline.provenance import provenance
 from pipeline.step import Step, StepRef
 from pipeline.store import Store
 from pipeline.watchdog import Limits, watched
-from stages.errors import CheckpointError, DataError
+from stages.errors import CheckpointError, DataError, StageError
 
 LISTING_PATIENCE_S = 10.0
+# A network file system may go on saying for a minute that what another machine published is not there.
+APPEARS_WITHIN_S, LOOK_EVERY_S = 60.0, 2.0
 NUM_ANNOUNCED = 2  # one to fill the tail of a shard, one to be built meanwhile
 
 
@@ -82,13 +84,15 @@ class _BatchRun:
         self._store = context.open_store(LISTING_PATIENCE_S)
         self._ledger = Ledger(self._store.storage)
         self._checked: dict[StepRef, Path] = {}
+        self._refused: dict[StepRef, StageError] = {}  # inputs that are damaged or not there
+        self._unopened: list[BaseException] = []  # why the session did not open, since it last did
         self._session: Any = None
         self._sessions = ExitStack()
         self._is_smaller = self._ledger.has_seen(batch.steps, FailureClass.oom, context.run_id)
 
     def outcomes(self) -> list[Outcome]:
         with self._sessions:
-            outcomes = [self._noted(self._outcome(step)) for step in self._batch.steps]
+            outcomes = [self._noted(self._outcome_in_any_case(step)) for step in self._batch.steps]
             if self._session is not None:
                 with contextlib.suppress(OSError), self._captured(self._batch.steps[-1]):
                     self._close_session()
@@ -99,6 +103,13 @@ class _BatchRun:
         self._upstream[outcome.ref] = outcome
         return outcome
 
+    def _outcome_in_any_case(self, step: Step) -> Outcome:
+        """A store that cannot be read for a moment costs one step, not those behind it."""
+        try:
+            return self._outcome(step)
+        except Exception as error:
+            return self._failed(step, classify(error), one_line(error))
+
     def _outcome(self, step: Step) -> Outcome:
         if self._store.has(step.ref):
             return Outcome(step.ref, Status.succeeded)
@@ -106,7 +117,7 @@ class _BatchRun:
             return Outcome(step.ref, Status.not_run, message=reason)
         if blocked := self._blocked(step):
             return blocked
-        return self._earlier_failure(step) or self._attempts(step)
+        return self._earlier_failure(step) or self._hopeless(step) or self._attempts(step)
 
     def _blocked(self, step: Step) -> Outcome | None:
         for ref in step.upstream:
@@ -133,6 +144,14 @@ class _BatchRun:
             message = f"set aside: its worker died {self._context.max_attempts} times"
             return self._failed(step, FailureClass.crash, message)
         return None
+
+    def _hopeless(self, step: Step) -> Outcome | None:
+        """A session that never opens is not tried for every step: each start takes a minute of the GPUs."""
+        if not step.stage.sessions or len(self._unopened) < self._context.max_attempts:
+            return None
+        last = self._unopened[-1]
+        message = f"not tried: what it shares with others did not open {len(self._unopened)} times: {one_line(last)}"
+        return self._failed(step, classify(last), message)
 
     def _hung(self, step: Step, since_s: float) -> bool:
         """Whether the watchdog's C-level timer ended it, which leaves no word but writes to the log after the limit."""
@@ -217,7 +236,7 @@ class _BatchRun:
         inputs = {name: self._sound(ref) for name, ref in step.inputs.items()}
         config = (step.stage.smaller(step.config) or step.config) if self._is_smaller else step.config
         if step.stage.sessions and self._session is None:
-            self._session = self._sessions.enter_context(step.stage.open_session(config, inputs))
+            self._session = self._opened(step.stage.open_session(config, inputs))
         if step.stage.sessions:
             self._announce_next(step)
         with self._store.draft(step) as draft:
@@ -232,24 +251,52 @@ class _BatchRun:
             drift = {"drift": list(self._context.drift)} if self._context.drift else {}
             draft.publish(metrics, {**provenance(), **times, **drift})
 
+    def _opened(self, session: contextlib.AbstractContextManager[Any]) -> Any:
+        try:
+            opened = self._sessions.enter_context(session)
+        except Exception as error:
+            self._unopened.append(error)
+            raise
+        self._unopened.clear()
+        return opened
+
     def _announce_next(self, step: Step) -> None:
         """Let the session begin with the steps that will come after this one, unless they cannot run."""
-        if self._ledger.stop_reason(self._context.run_id):
-            return
         behind = itertools.islice(itertools.dropwhile(lambda each: each is not step, self._batch.steps), 1, None)
-        for later in itertools.islice((each for each in behind if not self._store.has(each.ref)), NUM_ANNOUNCED):
-            with contextlib.suppress(OSError):  # whatever is wrong with it is said when it is its turn
-                if not any(self._damage(ref) for ref in later.inputs.values()):
+        with contextlib.suppress(OSError):  # whatever is wrong with one is said when it is its turn
+            if self._ledger.stop_reason(self._context.run_id):
+                return
+            for later in itertools.islice((each for each in behind if not self._store.has(each.ref)), NUM_ANNOUNCED):
+                is_there = all(self._store.has(ref) for ref in later.inputs.values())
+                if is_there and not any(self._damage(ref) for ref in later.inputs.values()):
                     inputs = {name: self._checked[ref] for name, ref in later.inputs.items()}
                     later.stage.announce(later.config, inputs, self._session)
 
     def _sound(self, ref: StepRef) -> Path:
         """The input's directory, its bytes checked: a flipped bit must not become a score."""
+        if ref in self._refused:
+            raise self._refused[ref]
+        kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
+        if not self._appears(ref):
+            self._refused[ref] = kind(f"{ref.short} is not in the store {self._store.url}; run again and it is made")
+            raise self._refused[ref]
         if what := self._damage(ref):
             self._store.set_aside(ref)
-            kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
-            raise kind(f"{ref.short} is damaged ({what}) and was moved aside; run again and it is made again")
+            self._refused[ref] = kind(
+                f"{ref.short} is damaged ({what}) and was moved aside; run again to make it again"
+            )
+            raise self._refused[ref]
         return self._checked[ref]
+
+    def _appears(self, ref: StepRef) -> bool:
+        """Whether the input is there, or comes to be seen from this machine soon."""
+        deadline_s = time.monotonic() + APPEARS_WITHIN_S
+        while ref not in self._checked and not self._store.has(ref):
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(LOOK_EVERY_S)
+            self._store.storage.refresh()
+        return True
 
     def _damage(self, ref: StepRef) -> str | None:
         """What is wrong with an input's bytes; a sound one is digested once by this batch."""

@@ -39,6 +39,11 @@ BAD_INPUT = {
     "misspelt key": (["recipe.grup_size=3"], r"unknown key 'recipe.grup_size'"),
     "misspelt key with ++": (["++recipe.grup_size=3"], r"unknown key 'grup_size' in RecipeConfig"),
     "misspelt top-level key with ++": (["++cluter.address=x"], r"unknown key 'cluter'"),
+    "no batch at all": (["max_parallel=0"], r"max_parallel must be at least 1"),
+    "a file and a class": (
+        ["mode=resubmit", "failures.from=f.json", "failures.class=oom"],
+        r"failures.from takes every step of its file|f.json",
+    ),
     "wrong type": (["engine.max_model_len=long"], r"engine.max_model_len.*|.*'long'"),
     "bad value": (["engine.max_model_len=0"], r"engine.max_model_len must be at least 1"),
     "overridden axis": (["+sweep=smoke", "recipe=bf16"], r"sweep\.axes\.recipe"),

@@ -9,7 +9,7 @@ import pytest
 from pipeline.batches import batches
 from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
-from pipeline.errors import FailureClass
+from pipeline.errors import FailureClass, classify
 from pipeline.ledger import Ledger
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step
@@ -134,3 +134,13 @@ def test_what_kills_or_hangs_a_worker_is_classified_and_the_rest_is_done(tmp_pat
 def _runs(pid_file: Path) -> bool:
     process = psutil.pid_exists(pid := int(pid_file.read_text())) and psutil.Process(pid)
     return bool(process) and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_weights_that_do_not_fit_the_disk_are_no_bug(small_disk: Path) -> None:
+    """safetensors says so with an exception of its own that is no OSError."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with pytest.raises(Exception, match="No space left") as caught:
+        save_file({"weights": np.zeros(2**20, np.float32)}, small_disk / "model.safetensors")
+    assert classify(caught.value) is FailureClass.disk

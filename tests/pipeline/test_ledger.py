@@ -1,7 +1,9 @@
 """The ledger: what happened to a step, told apart by run."""
 
+import time
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,3 +73,31 @@ def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
 
 def test_a_step_that_was_never_tried_has_no_failure(tmp_path: Path) -> None:
     assert Ledger(open_storage(tmp_path)).last_failure(REF) is None
+
+
+def test_an_attempt_of_a_run_that_lives_is_no_failure(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None)
+    with ledger.alive("run"):
+        while not ledger.is_alive("run"):
+            time.sleep(0.01)
+        assert Ledger(open_storage(tmp_path)).last_failure(REF) is None
+    failure = ledger.last_failure(REF)
+    assert failure is not None and failure.failure_class is FailureClass.crash
+
+
+def test_a_driver_that_was_silent_for_long_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None)
+    with ledger.alive("run"):
+        while not ledger.is_alive("run"):
+            time.sleep(0.01)
+        monkeypatch.setattr("pipeline.ledger.DEAD_AFTER_S", -1)
+        assert ledger.last_failure(REF) is not None
+
+
+def test_a_step_whose_artifact_was_removed_did_not_fail(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None)
+    ledger.succeeded(REF, "run", 1.0)
+    assert ledger.last_failure(REF) is None

@@ -1,5 +1,6 @@
 """Which missing steps a run takes, and what GPU time it may spend."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.control import GpuMeter
+from pipeline.batches import Batch
+from pipeline.control import GpuMeter, budgeted
 from pipeline.errors import FailureClass, UserError
-from pipeline.ledger import Failure
+from pipeline.ledger import Failure, Ledger
 from pipeline.plan import Plan
+from pipeline.progress import Progress
 from pipeline.selection import chosen, failed, with_needs
 from pipeline.step import Resources, Step
+from pipeline.storage import open_storage
 from tests.pipeline.fakes import note
 from tests.pipeline.test_plan import planned
 
@@ -95,3 +99,40 @@ def test_gpu_time_is_summed_over_what_is_running_and_what_it_will_take() -> None
 
 def _failure(failure_class: FailureClass) -> Failure:
     return Failure(failure_class, "why", None, 1)
+
+
+def test_what_was_skipped_is_taken_after_its_cause_was_mended() -> None:
+    """A resubmission that is stopped once the failed step is made must not lose those behind it."""
+    mended, behind = note("mended"), note("behind", note("mended"))
+    assert failed([behind], {behind.ref: _failure(FailureClass.upstream)}, ALL) == [behind]
+    assert mended.ref in behind.upstream
+
+
+def test_a_step_between_two_attempts_is_not_done(tmp_path: Path) -> None:
+    """Its second attempt costs GPU time like the first."""
+    ledger, step, behind = Ledger(open_storage(tmp_path)), note("a"), note("b")
+    plan = Plan("test", {}, {step.ref: step, behind.ref: behind})
+    progress = Progress(plan, [step, behind], [Batch((step, behind), ())], ledger, "run")
+    ledger.started(step.ref, "run", None)
+    assert progress.running_steps() == [step]
+    ledger.failed(step.ref, "run", FailureClass.engine, "died")
+    assert progress.running_steps() == []
+    ledger.started(step.ref, "run", None)
+    assert progress.running_steps() == [step]
+    ledger.failed(step.ref, "run", FailureClass.engine, "died")
+    ledger.started(behind.ref, "run", None)
+    assert progress.running_steps() == [behind]
+
+
+def test_a_budget_outlives_a_store_that_cannot_be_read_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.control.SAMPLE_EVERY_S", 0.01)
+    reads = iter([OSError(5, "Input/output error")])
+    stopped = threading.Event()
+
+    def running() -> list[Step]:
+        if trouble := next(reads, None):
+            raise trouble
+        return [note("a", resources=Resources(num_gpus=8))]
+
+    with budgeted(1e-6, running, lambda reason: stopped.set()):
+        assert stopped.wait(5)

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.garbage import collect
 from pipeline.manifest import MANIFEST, file_name
 from pipeline.plan import Plan
+from pipeline.results import save
 from pipeline.store import Store
 from tests.pipeline.fakes import note
 
@@ -232,6 +233,15 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     assert damaged.exists()
     assert recorded.exists()
     assert store.missing([used, from_it]) == []
+
+
+def test_what_a_sweep_will_need_is_no_garbage_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    """A data set that another sweep fetched a moment ago: no manifest names it yet."""
+    path, data = publish(tmp_path, "data"), note("data")
+    store, theirs = Store(tmp_path), note("theirs", data)
+    save(store, Plan("other", {}, {data.ref: data, theirs.ref: theirs}), None)
+    assert collect(store, Plan("mine", {}, {}), delete=True) == []
+    assert path.exists()
 
 
 def test_file_names_are_portable() -> None:

@@ -11,10 +11,10 @@ from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError
 from pipeline.ledger import Ledger
 from pipeline.runner import Outcomes, make_runner
-from pipeline.step import Resources, Step
+from pipeline.step import Resources, Step, StepRef
 from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status
+from pipeline.worker import RunContext, Status, run_batch
 from tests.pipeline.fakes import note, serving
 
 
@@ -161,3 +161,59 @@ def test_work_that_no_node_can_hold_is_refused_before_it_starts(tmp_path: Path) 
     with pytest.raises(UserError, match="needs 4 GPUs"):
         run(tmp_path / "store", [step], RunnerKind.ray)
     assert lines(tmp_path / "calls") == []
+
+
+def test_a_session_that_never_opens_is_not_tried_for_every_step(tmp_path: Path) -> None:
+    root, checkpoint = tmp_path / "store", note("model")
+    shards = [serving(f"s{i}", checkpoint, behaviour="no_session", scratch=str(tmp_path)) for i in range(6)]
+    outcomes = run(root, [checkpoint, *shards])
+    assert lines(tmp_path / "sessions") == ["open"] * 2
+    assert {outcomes[shard.ref].failure_class for shard in shards} == {FailureClass.engine}
+    assert "not tried" in outcomes[shards[-1].ref].message
+    assert "the engine did not start" in outcomes[shards[-1].ref].message
+    assert set(Ledger(open_storage(root)).failures(shards)) == {shard.ref for shard in shards}
+
+
+def test_every_step_behind_a_damaged_input_is_told_what_is_wrong(tmp_path: Path) -> None:
+    root, checkpoint = tmp_path / "store", note("model")
+    run(root, [checkpoint])
+    (Store(root).path(checkpoint.ref) / "note.txt").write_text("lemod")
+    shards = [serving(f"s{i}", checkpoint, scratch=str(tmp_path)) for i in range(4)]
+    outcomes = run(root, shards, run_id="second")
+    assert {outcome.failure_class for outcome in outcomes.values()} == {FailureClass.data}
+    assert all("damaged" in outcome.message for outcome in outcomes.values())
+    assert all(outcome.status is Status.succeeded for outcome in run(root, [checkpoint, *shards], run_id="3").values())
+
+
+def test_an_input_that_this_machine_sees_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system may go on saying for a minute that a directory does not hold what others put there."""
+    first = note("a")
+    second = note("b", first)
+    run(tmp_path, [first])
+    seen, has = iter([False] * 3), Store.has
+    monkeypatch.setattr("pipeline.worker.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(Store, "has", lambda self, ref: has(self, ref) and (ref != first.ref or next(seen, True)))
+    assert run(tmp_path, [second])[second.ref].status is Status.succeeded
+    monkeypatch.setattr("pipeline.worker.APPEARS_WITHIN_S", 0.05)
+    lost = note("c", note("never made"))
+    outcome = run(tmp_path, [lost])[lost.ref]
+    assert outcome.failure_class is FailureClass.data
+    assert "is not in the store" in outcome.message
+
+
+def test_a_store_that_fails_once_costs_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [serving(f"s{i}", note("model"), scratch=str(tmp_path)) for i in range(3)]
+    run(tmp_path / "store", [note("model")])
+    has, troubles = Store.has, iter([OSError(5, "Input/output error")])
+
+    def has_with_trouble(store: Store, ref: StepRef) -> bool:
+        if ref == steps[1].ref and (trouble := next(troubles, None)):
+            raise trouble
+        return has(store, ref)
+
+    [batch] = batches(steps)
+    monkeypatch.setattr(Store, "has", has_with_trouble)
+    outcomes = run_batch(batch, RunContext(tmp_path / "store", "run", max_attempts=2), [])
+    lost = [outcome.ref for outcome in outcomes if outcome.status is not Status.succeeded]
+    assert len(lost) == 1
+    assert list(Ledger(open_storage(tmp_path / "store")).failures(steps)) == lost
