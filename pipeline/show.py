@@ -105,6 +105,10 @@ def finished(
         console.print(_serving_table(pq.read_table(points).to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         console.print(f"note: {note}", highlight=False)
+    for row in rows:
+        if row["num_missing"] or row["num_truncated"]:
+            counts = f"{row['num_missing'] or 0} documents missing, {row['num_truncated'] or 0} cut to fit"
+            console.print(f"note: {row['trial']} {row['task']}: {counts}", highlight=False)
     for trial in report.config.trials:
         if trial.mixed:
             console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)

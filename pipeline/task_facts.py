@@ -55,7 +55,7 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
     leaves = task.leaves or list(num_docs)
     if strange := [leaf for leaf in leaves if leaf not in num_docs]:
         raise UserError(f"task {task.task} has no member {strange[0]!r}; its members: {', '.join(num_docs)[:300]}")
-    _check_num_fewshot(task, leaves, known.get("num_examples", {}))
+    _check_num_fewshot(task, leaves, known.get("num_examples", {}), known.get("num_fewshot", {}))
     uncounted = [leaf for leaf in leaves if num_docs[leaf] is None]
     if uncounted and not sources.is_mirrored:
         raise UserError(
@@ -75,8 +75,12 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
     )
 
 
-def _check_num_fewshot(task: TaskConfig, leaves: Iterable[str], num_examples: Mapping[str, int | None]) -> None:
+def _check_num_fewshot(
+    task: TaskConfig, leaves: Iterable[str], num_examples: Mapping[str, int | None], own: Mapping[str, int | None]
+) -> None:
     for leaf in leaves:
+        if task.num_fewshot and own.get(leaf) == 0:
+            raise UserError(f"task {leaf} is fixed at 0 examples by lm-eval: leave num_fewshot={task.num_fewshot} out")
         pool = num_examples.get(leaf)
         if pool is not None and pool < (task.num_fewshot or 0):
             raise UserError(

@@ -255,7 +255,8 @@ class _BatchRun:
         try:
             opened = self._sessions.enter_context(session)
         except Exception as error:
-            self._unopened.append(error)
+            if classify(error) is FailureClass.engine:  # anything else may be this step's own fault
+                self._unopened.append(error)
             raise
         self._unopened.clear()
         return opened

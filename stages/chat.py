@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-_DATE = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama 3.1's template prints when nobody tells it the date
+DATE = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama 3.1's template prints when nobody tells it the date
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
     """The text of a chat; tokenize it without adding special tokens, the template has written them."""
     text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=_DATE.strftime
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=DATE.strftime
     )
     return str(text)

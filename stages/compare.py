@@ -18,7 +18,7 @@ from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.statistics import generator
 
-VERSION = 2
+VERSION = 3
 
 _LABELS = ("task", "leaf", "metric", "primary")
 

@@ -17,6 +17,8 @@ NORMALIZED = {
     "normalized_low": "score_low",
     "normalized_high": "score_high",
     "base_normalized": "base_score",
+    "paired_normalized": "paired_score",
+    "paired_base_normalized": "paired_base_score",
     "normalized_recovery": "recovery",
     "normalized_recovery_low": "recovery_low",
     "normalized_recovery_high": "recovery_high",

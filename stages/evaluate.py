@@ -20,7 +20,7 @@ from stages.fields import execution, identity
 from stages.harness import BuiltTask
 from stages.nltk_data import provide_nltk_data
 from stages.scoring import Sample, metric_facts, score
-from stages.session import Session, open_engine
+from stages.session import Session, build_task, open_engine
 from stages.task_index import task_roots
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
         checkpoint, engine = inputs["checkpoint"], config.engine
         model = _open_model(checkpoint, engine, Path(work_dir))
+        # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
+        build_task(config, _data(inputs), model, Path(work_dir) / "first")
         session = Session(model, open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
         try:
             yield session
@@ -202,7 +204,7 @@ def _task_facts(
 ) -> dict[str, Any]:
     task, prompt = built.task, config.prompt
     seen = [name for sample in samples for name in sample.metrics]
-    template = session.model.tokenizer.chat_template if prompt.apply_chat_template else None
+    template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
     return {
         "task": config.task,
         "version": task.VERSION,

@@ -41,6 +41,8 @@ SUMMARY_SCHEMA = pa.schema(
         ("interval", _TEXT),
         ("base_score", _SCORE),
         ("num_pairs", _COUNT),
+        ("paired_score", _SCORE),
+        ("paired_base_score", _SCORE),
         ("recovery", _SCORE),
         ("recovery_low", _SCORE),
         ("recovery_high", _SCORE),
@@ -161,22 +163,26 @@ def suite_rows(
     rows: Sequence[Row],
     comparisons: Mapping[tuple[str, str], Comparison],
 ) -> Iterator[Row]:
-    """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing."""
+    """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing.
+
+    A recovery is of the documents that both trials were scored on, as its interval is; the means are of all.
+    """
     by_cell = {(row["trial"], row["task"]): row for row in rows}
     for trial in trials:
         for suite in suites:
             cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
             columns = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
             mean, base_mean = (_mean([cell.get(name) for cell in cells]) for name in columns)
+            paired, paired_base = (_mean([cell.get(f"paired_{name}") for cell in cells]) for name in columns)
             compared = [comparisons.get((trial.name, task)) for task in suite.tasks]
-            low, high = _recovery_interval(compared, columns) if base_mean else NO_INTERVAL
+            low, high = _recovery_interval(compared, columns) if paired_base else NO_INTERVAL
             yield {
                 "trial": trial.name,
                 "suite": suite.name,
                 "normalized": suite.normalized,
                 "mean": mean,
                 "base_mean": base_mean,
-                "recovery": mean / base_mean if mean is not None and base_mean else None,
+                "recovery": paired / paired_base if paired is not None and paired_base else None,
                 "recovery_low": low,
                 "recovery_high": high,
             }

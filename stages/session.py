@@ -117,6 +117,7 @@ class Session:
         if self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
             answers = iter(self._written(shard, built, engine))
         else:
+            self._finish_begun()
             engine.reset()
             answers = iter(self.model.answer(engine, built.requests))
         return Answered(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
@@ -131,6 +132,12 @@ class Session:
             self._begin(engine)
         written = (self._generations.pop(name) for name in shard.names)
         return self.model.assembled(built.requests, iter(()), written)
+
+    def _finish_begun(self) -> None:
+        """Let the engine end what was begun for shards that were not asked for, so that it can be emptied."""
+        begun = [name for shard in self._under_way.values() for name in shard.names or ()]
+        while isinstance(self.engine, Overlapping) and not all(name in self._generations for name in begun):
+            self._generations.update(self.engine.advance())
 
     def _begin(self, engine: Overlapping) -> None:
         """Put into the engine what is built, up to the first shard that must have it alone."""
@@ -151,19 +158,28 @@ class Session:
         """The task under this prompt config, built once: few-shot examples depend on the documents before."""
         key = _key(config, data)
         if key not in self._tasks:
-            rows_dir = self._work_dir / f"rows_{len(self._tasks)}"
-            task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
-            template = self._chat_template(config.prompt)
-            self._tasks[key] = BuiltTask(task, config.prompt, template)
+            self._tasks[key] = build_task(config, data, self.model, self._work_dir / f"rows_{len(self._tasks)}")
         return self._tasks[key]
 
-    def _chat_template(self, prompt: "PromptConfig") -> Callable[..., str] | None:
-        if not prompt.apply_chat_template:
-            return None
-        if self.model.tokenizer.chat_template is None:
-            raise ConfigError("the checkpoint's tokenizer has no chat template; set prompt.apply_chat_template=false")
-        template: Callable[..., str] = self.model.apply_chat_template
-        return template
+
+def build_task(config: "EvaluateConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
+    """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
+    task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
+    return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
+
+
+def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
+    if not prompt.apply_chat_template:
+        return None
+    try:
+        model.tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ConfigError(
+            f"the checkpoint's tokenizer has no chat template to use ({describe(error)}); set "
+            "prompt.apply_chat_template=false"
+        ) from error
+    template: Callable[..., str] = model.apply_chat_template
+    return template
 
 
 def _only_writes(built: Built) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from lm_eval.api.instance import Instance  # noqa: TID253
 from lm_eval.api.model import TemplateLM  # noqa: TID253
 
+from stages.chat import DATE
 from stages.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.errors import ConfigError
 
@@ -109,6 +110,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
+            "strftime_now": DATE.strftime,  # or what was asked yesterday could not be compared with today's
         }
         try:
             text: str = self.tokenizer.apply_chat_template(chat_history, **options)

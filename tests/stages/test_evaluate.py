@@ -1,5 +1,6 @@
 """What evaluate writes, against lm-eval itself on the same documents; and what it refuses, loses and keeps apart."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from stages.engines.protocol import Generation, Score
 from stages.errors import ConfigError, DataError, EngineError
 from stages.evaluate import (
     EngineConfig,
@@ -19,6 +21,7 @@ from stages.evaluate import (
     open_session,
     session_key,
 )
+from stages.session import Session
 
 ENGINE = EngineConfig(kind=EngineKind.transformers, dtype="float32", max_model_len=320, batch_size=4)
 DATA_SET = "quizzes/harbour"
@@ -442,3 +445,69 @@ def test_importing_evaluate_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "set()"
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(session, monkeypatch):
+    monkeypatch.setattr(session.model.tokenizer, "chat_template", DATED)
+    text = session.model.apply_chat_template([{"role": "user", "content": "Which?"}])
+    assert text.startswith("26 Jul 2024<|im_start|>user")
+
+
+def test_a_tokenizer_with_several_templates_uses_the_default_one(run, config_of, session, monkeypatch):
+    own = session.model.tokenizer.chat_template
+    monkeypatch.setattr(session.model.tokenizer, "chat_template", {"default": own, "tool_use": DATED})
+    _, _, facts = run(config_of("quiz_write", stop=2, num_fewshot=0, apply_chat_template=True))
+    assert facts["comparable"]["chat_template_digest"] == hashlib.sha256(own.encode()).hexdigest()
+
+
+class WritingEngine:
+    """vLLM's way of answering side by side: what was begun must be ended before the cache can be emptied."""
+
+    scoring, facts = {}, {}
+
+    def __init__(self):
+        self.begun, self.closed = {}, False
+
+    def begin(self, requests):
+        names = [f"{len(self.begun) + index}" for index in range(len(requests))]
+        self.begun |= dict.fromkeys(names, 3 + 5 * len(self.begun))  # steps that its answer takes
+        return names
+
+    def advance(self):
+        assert any(self.begun.values()), "there is nothing to do"
+        self.begun = {name: max(0, left - 1) for name, left in self.begun.items()}
+        return {name: Generation("text", 1, "stop") for name, left in self.begun.items() if left == 0}
+
+    def reset(self):
+        if any(self.begun.values()):
+            raise EngineError("earlier requests are still running")
+
+    def loglikelihood(self, requests):
+        return [Score(-1.0, False) for _ in requests]
+
+    def generate(self, requests):
+        return [Generation("text", 1, "stop") for _ in requests]
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, config_of, inputs, tmp_path):
+    """Another driver may have published it meanwhile."""
+    data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
+    overlapping = Session(session.model, WritingEngine(), tmp_path, overlaps=True)
+    first, never, choice = (
+        config_of("quiz_write", stop=2),
+        config_of("quiz_write", start=2, stop=4),
+        config_of("quiz_choice", stop=2),
+    )
+    for config in (first, never, choice):
+        overlapping.announce(config, data)
+    for shard in overlapping._under_way.values():
+        shard.built.result()
+    assert len(overlapping.answered(first, data).answers) == 2
+    assert len(overlapping.answered(choice, data).answers) == 2
+    overlapping.close()
