@@ -247,7 +247,7 @@ class Config:
     gpu: GpuConfig = MISSING
     server: ServerConfig = field(default_factory=ServerConfig)
     workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
-    mixes: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> share of queries of each workload
+    mixes: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> share of queries of each workload
     slo: SloConfig = field(default_factory=SloConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
@@ -267,6 +267,10 @@ class Config:
     gc: GcConfig = field(default_factory=GcConfig)
 
     def __post_init__(self) -> None:
+        for name, mix in self.mixes.items():
+            for workload, share in mix.items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
+                    raise ValueError(f"mixes.{name}.{workload} must be a positive share of the queries; got {share!r}")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
 

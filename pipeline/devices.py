@@ -6,6 +6,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.provenance import cpu_model, package_versions
 from stages.cost import usd_per_hour
+from stages.evaluate import EngineKind
 from stages.serving.gpu import read_gpus
 
 
@@ -44,6 +45,13 @@ def check_workloads(config: Config) -> None:
             f"model {config.model.name} is spread over nodes (engine.pipeline_parallel_size), where no server is "
             "started yet: leave it out of the sweep, or choose serving=none"
         )
+    if config.engine.kind is not EngineKind.vllm:
+        raise UserError("workloads are served by vLLM: choose an engine of kind vllm, or serving=none")
+    for name, mix in config.mixes.items():
+        if unknown := [workload for workload in mix if workload not in config.workloads]:
+            raise UserError(
+                f"mixes.{name} names {unknown[0]!r}, which is no workload of the sweep: {', '.join(config.workloads)}"
+            )
     limit, num_gpus = config.engine.max_model_len, max(config.engine.num_gpus * config.server.replicas, 1)
     for name, workload in config.workloads.items():
         length = workload.prompt_tokens + workload.output_tokens
@@ -67,9 +75,9 @@ def _gpu(config: Config, found: list[tuple[str, str]], vllm: str) -> Device:
         raise UserError(
             f"gpu={config.gpu.name} means {wanted}, but this machine has {found[0][0]}: choose gpu=NAME for it"
         )
-    if config.gpu.driver is None:
+    if config.gpu.driver is None or not wanted.startswith("NVIDIA "):
         raise UserError(
-            f"this machine shows no {wanted}: say what the workers have, gpu.driver=VERSION (nvidia-smi prints it), or "
-            "run where the GPU is"
+            f"this machine shows no {wanted}: say what the workers have, gpu.driver=VERSION and gpu.product='NVIDIA "
+            "...' as nvidia-smi --query-gpu=driver_version,name prints them, or run where the GPU is"
         )
     return Device(wanted, config.gpu.driver, vllm)

@@ -55,7 +55,7 @@ def _serving(plan: Plan, config: Config) -> ServingConfig | None:
     return ServingConfig(
         gpus=list(gpus.values()),
         gpu_of={name: each.gpu.name for name, each in served.items()},
-        mixes=config.mixes,
+        mixes={name: {workload: float(share) for workload, share in mix.items()} for name, mix in config.mixes.items()},
         slo_itl_ms=config.slo.itl_ms,
         slo_ttft_ms=config.slo.ttft_ms,
     )
@@ -69,6 +69,7 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         model=config.model.name,
         recipe=config.recipe.name,
         is_base=trial.trial.is_base,
+        base=trial.trial.base,
         notes=_notes(config),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         size_gib=manifest.get("metrics", {}).get("size_gib"),

@@ -33,8 +33,8 @@ class Measured(NamedTuple):
     def over(self, other: "Measured") -> "Measured":
         """The ratio to an independent measurement."""
         value = self.value / other.value
-        below = math.hypot(1 - self.low / self.value, other.high / other.value - 1)
-        above = math.hypot(self.high / self.value - 1, 1 - other.low / other.value)
+        below = math.hypot(1 - self.low / self.value, 1 - other.value / other.high)
+        above = math.hypot(self.high / self.value - 1, other.value / other.low - 1 if other.low > 0 else math.inf)
         return Measured(value, value * max(1 - below, 0.0), value * (1 + above))
 
     def is_below(self, other: "Measured") -> bool:

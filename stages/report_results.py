@@ -66,9 +66,15 @@ class TrialRow:
     model: str = identity()
     recipe: str = identity()
     is_base: bool = identity(False)
+    base: str | None = identity(None, neutral=None)  # the trial that it is compared with
     notes: str | None = identity(None)  # what a reader must know of the model
     mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
     size_gib: float | None = identity(None)
+
+    @property
+    def label(self) -> str:
+        """Its name among the trials of its model: the recipe, and the other axes of the sweep."""
+        return self.name.removeprefix(f"{self.model}/")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -63,7 +63,7 @@ def _place(served: Served) -> tuple[str, str]:
 def _section(
     served: Sequence[Served], serving: ServingConfig, inputs: Mapping[str, Path], rows: Sequence[Row]
 ) -> dict[str, Any]:
-    workloads, recipes = workloads_of(served), [each.trial.recipe for each in served]
+    workloads, recipes = workloads_of(served), [each.trial.label for each in served]
     options = [option_of(each, rows) for each in served]
     mixes = mixes_of(serving, served)
     model, gpu = _place(served[0])
@@ -90,9 +90,10 @@ def _line(served: Served, everything: Sequence[Served], workloads: Sequence[str]
     ratio = reduction_of(served, base) if is_sync else speedup_of(served, base)
     points = {point.workload: point for point in served.points if point.mode == mode}
     per_usd = served.sync_queries_per_usd if is_sync else served.async_queries_per_usd
-    num_shared = len(per_usd.keys() & (base.sync_queries_per_usd if base and is_sync else per_usd).keys())
+    of_base = per_usd if base is None else base.sync_queries_per_usd if is_sync else base.async_queries_per_usd
+    num_shared = len(per_usd.keys() & of_base.keys())
     return {
-        "recipe": served.trial.recipe,
+        "recipe": served.trial.label,
         "gpus": max(int(point.document["num_gpus"]) for point in served.points) or MISSING,
         "ratio": "base" if base is served else number(ratio.value if ratio else None, 2),
         "interval": _interval(ratio),
@@ -118,7 +119,7 @@ def _summary_line(
     tokens_per_s = _tokens_per_s(served, mix)
     scores = {row["task"]: row for row in rows if row["trial"] == served.trial.name}
     return {
-        "recipe": served.trial.recipe,
+        "recipe": served.trial.label,
         "ttft": [_first_token(served, length) for length in FIRST_TOKENS],
         "tokens_per_s": significant(tokens_per_s),
         "tokens_per_usd": significant(None if tokens_per_s is None else tokens_per_s * 3600 / served.hourly_usd),
@@ -164,7 +165,7 @@ def _goodput(served: Sequence[Served], workloads: Sequence[str], serving: Servin
     if not asked:
         return None
     lines = [
-        {"recipe": each.trial.recipe, "cells": [significant(goodput_of(each, name, serving)) for name in workloads]}
+        {"recipe": each.trial.label, "cells": [significant(goodput_of(each, name, serving)) for name in workloads]}
         for each in served
     ]
     return {"objective": " and ".join(asked), "rows": lines}
@@ -182,7 +183,7 @@ def _charts(
         groups = {workload: _bars(served, workload, mode, is_sync) for workload in workloads}
         charts.append({"name": name, "chart": bar_chart(f"{model}: {title}", recipes, groups)})
     for workload in workloads:
-        curves = {each.trial.recipe: curve for each in served if (curve := curve_of(each, workload)) is not None}
+        curves = {each.trial.label: curve for each in served if (curve := curve_of(each, workload)) is not None}
         chart = curve_chart(f"{model}, {workload}: time between tokens against request rate", recipes, curves)
         if chart is not None and any(len(curve.points) > 1 for curve in curves.values()):
             charts.append({"name": f"itl-{workload}", "chart": chart})
@@ -197,7 +198,7 @@ def _bars(served: Sequence[Served], workload: str, mode: str, is_sync: bool) -> 
         if point is not None and value is not None:
             per_usd = (each.sync_queries_per_usd if is_sync else each.async_queries_per_usd).get(workload)
             cell = _cell(point, per_usd, is_sync)
-            found.append((each.trial.recipe, value, f"{cell['value']} {cell['per_usd']}", point.is_valid))
+            found.append((each.trial.label, value, f"{cell['value']} {cell['per_usd']}", point.is_valid))
     return found
 
 

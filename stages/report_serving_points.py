@@ -47,7 +47,7 @@ def why_lines(served: Served) -> dict[str, str]:
     linear = kernels["linear"] or {}
     flash = kernels["flash_attention_version"]
     return {
-        "recipe": served.trial.recipe,
+        "recipe": served.trial.label,
         "linear": "; ".join(f"{scheme}: {kernel}" for scheme, kernel in linear.items()) or "not quantized, or not said",
         "attention": f"{kernels['attention'] or MISSING}{f', FlashAttention {flash:g}' if flash else ''}",
         "graphs": "yes" if kernels["cuda_graphs"] else "no",
@@ -59,13 +59,14 @@ def why_lines(served: Served) -> dict[str, str]:
 def roofline_share(point: Point, ceilings: Mapping[str, Any]) -> float | None:
     """What was achieved of what bytes and operations allow; None at a rate that was set, or without ceilings."""
     work = Work(**point.document["work"])
-    num_gpus = max(int(point.document["num_gpus"]), 1)
+    replicas = int(point.document["replicas"])  # each has its own weights, and its part of the requests
+    num_gpus = max(int(point.document["num_gpus"]) // replicas, 1)
     if point.mode == "synchronous":
         least, found = least_latency_s(work, ceilings, num_gpus), point.document["latency_s"]["median"]
         return least / found if least is not None and found else None
     if point.mode == "throughput":
-        most = most_requests_per_s(work, ceilings, int(point.document["concurrency"]), num_gpus)
-        return point.rate / most if most is not None and point.rate is not None else None
+        most = most_requests_per_s(work, ceilings, max(int(point.document["concurrency"]) // replicas, 1), num_gpus)
+        return point.rate / (most * replicas) if most is not None and point.rate is not None else None
     return None
 
 
@@ -75,7 +76,7 @@ def _line(point: Point, ceilings: Mapping[str, Any]) -> dict[str, str]:
     return {
         "workload": point.workload,
         "mode": point.mode,
-        "recipe": point.trial.recipe,
+        "recipe": point.trial.label,
         "rate": _number(point.rate),
         "direct": _number(document["direct_requests_per_s"]),
         "latency": _three(document["latency_s"]),

@@ -49,11 +49,6 @@ class Point:
         found: float | None = self.document["requests_per_s"]["mean"]
         return found
 
-    def measured(self, name: str) -> Measured | None:
-        """The median of a distribution with its interval; a single number is its own."""
-        found = self.document[name]
-        return None if found["median"] is None else _measured(found["median"], found["low"], found["high"])
-
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -104,7 +99,9 @@ def read_served(trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapp
 
 
 def base_of(served: Served, everything: Sequence[Served]) -> Served | None:
-    """The base of the same model on the same GPU."""
+    """The trial that this one is compared with; else the base of the same model on the same GPU."""
+    if served.trial.base is not None:
+        return next((other for other in everything if other.trial.name == served.trial.base), None)
     same = (other for other in everything if other.trial.model == served.trial.model and other.gpu == served.gpu)
     return next((other for other in same if other.trial.is_base), None)
 
@@ -128,7 +125,7 @@ def speedup_of(served: Served, base: Served | None) -> Measured | None:
 def option_of(served: Served, rows: Sequence[Row]) -> Option:
     """The trial as something to choose."""
     return Option(
-        served.trial.recipe,
+        served.trial.label,
         served.latency_s,
         served.requests_per_s,
         served.hourly_usd,
@@ -159,9 +156,19 @@ def curve_of(served: Served, workload: str) -> Curve | None:
     found = sorted(
         (point.rate, latency)
         for point in served.points
-        if point.workload == workload and point.is_valid and point.rate and (latency := point.measured("itl_ms"))
+        if point.workload == workload and point.is_valid and point.rate and (latency := _itl(point))
     )
     return Curve(found, capacity) if found and capacity is not None else None
+
+
+def _itl(point: Point) -> Measured | None:
+    """Milliseconds between two tokens; what was not repeated is not known exactly."""
+    found = point.document["itl_ms"]
+    return None if found["median"] is None else _with_intervals({"": _three(found)})[""]
+
+
+def _three(found: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
+    return found["median"], found["low"], found["high"]
 
 
 def mixes_of(serving: ServingConfig, served: Sequence[Served]) -> dict[str, Mix]:

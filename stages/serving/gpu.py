@@ -43,7 +43,7 @@ def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | N
     """Their state once nobody is on them, or when patience ends: a server that was just stopped frees memory late."""
     deadline = time.monotonic() + patience_s
     while (states := read_gpus(number)) is not None:
-        if not any(map(_is_busy, states)) or time.monotonic() > deadline:
+        if not any(map(is_busy, states)) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
     return states
@@ -58,7 +58,7 @@ def check_gpus(states: Sequence[GpuState] | None, product: str, driver: str | No
             raise ConfigError(f"the GPU here is {state.product}, not the planned {product}: choose gpu=NAME for it")
         if driver not in (None, state.driver):
             raise ConfigError(f"driver {state.driver} is here, not the planned {driver}: plan again where it runs")
-        if _is_busy(state) and not allow_busy:
+        if is_busy(state) and not allow_busy:
             raise ConfigError(
                 f"{state.product} is busy: {state.num_processes} processes, {state.memory_used_mib:.0f} MiB in use; "
                 "wait until it is free, or set server.allow_busy_gpu=true"
@@ -75,7 +75,8 @@ def check_fits(states: Sequence[GpuState], needed_gib: float, utilization: float
         )
 
 
-def _is_busy(state: GpuState) -> bool:
+def is_busy(state: GpuState) -> bool:
+    """Whether somebody computes there, or holds its memory."""
     return state.num_processes > 0 or state.memory_used_mib > _IDLE_MIB
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.serving import validity
 from stages.serving.load import Request, answered, requests_per_s, sustained_per_s
-from stages.serving.steady import WARM_UP_METHOD, distribution, mean_interval, num_warm_up, spread
+from stages.serving.steady import WARM_UP_METHOD, distribution, max_warm_up, mean_interval, num_warm_up, spread
 from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
@@ -97,7 +97,10 @@ def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
 
 
 def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measurement:
-    """Requests that arrive at random (Poisson) at ``asked`` a second, until the token gaps are steady."""
+    """Requests that arrive at random (Poisson) at ``asked`` a second.
+
+    Answers that ended after the last arrival met a queue that drained, the first ones one that grew: neither counts.
+    """
     from stages.profile import seed_of
 
     load = config.load
@@ -105,14 +108,18 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
     number = max(MIN_RATE_REQUESTS, round(asked * load.rate_s))
     requests = session.run({"kind": "poisson", "rate": [asked]}, tokens, number, True, seed_of(config))
     done = answered(requests)
-    cut = num_warm_up([request["itl_ms"] or 0.0 for request in done])
+    loaded = under_load(done)
+    cut = num_warm_up([request["itl_ms"] for request in loaded])
     ceiling, achieved = session.ceilings[True], sustained_per_s(requests)
     reasons = [] if achieved is None else validity.about_client(achieved, load.output_tokens, ceiling)
-    if achieved is None:
-        reasons.append(f"{len(done)} answers are too few for a rate")
+    if achieved is None or len(loaded) - cut < MIN_RATE_REQUESTS or cut >= max_warm_up(len(loaded)):
+        reasons.append(
+            f"no steady state was found in the {len(loaded)} answers that came while others were asked for: raise "
+            f"rate_s={load.rate_s:g}"
+        )
     return Measurement(
         requests,
-        done[cut:],
+        loaded[cut:],
         {"mean": achieved, "low": None, "high": None},
         [],
         cut,
@@ -121,6 +128,12 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
         reasons,
         asked_rate=asked,
     )
+
+
+def under_load(done: Sequence[Request]) -> list[Request]:
+    """The streamed answers that ended before the last request came."""
+    last_s = max((request["start_s"] for request in done), default=0.0)
+    return [request for request in done if request["end_s"] <= last_s and request["itl_ms"] is not None]
 
 
 def latency_s(requests: Sequence[Request]) -> list[float]:

@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ from stages.errors import ConfigError, EngineError
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec nothing may be imported
 _STOP_S = 20.0
-_NUM_LAST_LINES = 4
+_NUM_ERRORS, _NUM_LAST_LINES, _NUM_KEPT_LINES = 2, 4, 300
+# vLLM ends every failed start with a line that only points back to the cause.
+_ERROR, _NO_CAUSE = re.compile(r"\w(Error|Exception): "), "Engine core initialization failed"
 # Children import this package from where this process did, wherever they are started.
 _PYTHON_PATH = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -64,9 +68,11 @@ class Server:
 
     @property
     def last_lines(self) -> str:
-        """The end of its log, in one line: what it said before it failed."""
+        """What it said before it failed, in one line: the first errors of its log, and how that ends."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return " | ".join(lines[-_NUM_LAST_LINES:]) or "it wrote nothing"
+        errors = [line for line in lines if _ERROR.search(line) and _NO_CAUSE not in line][:_NUM_ERRORS]
+        last = lines[-_NUM_LAST_LINES:]
+        return " | ".join([*(line for line in errors if line not in last), *last]) or "it wrote nothing"
 
     def wait_until_ready(self, timeout_s: float, owner: str) -> None:
         """Wait for its health; raises EngineError with the last lines of the log if it ends or takes too long."""
@@ -85,6 +91,14 @@ class Server:
     def stop(self) -> None:
         """End it and everything it started; a second call does nothing."""
         stop(self._process)
+
+
+def keep_logs(logs: Sequence[Path]) -> None:
+    """Print the ends of logs that are about to be removed to the step's own."""
+    for log in logs:
+        if log.exists():
+            lines = log.read_text(errors="replace").splitlines()[-_NUM_KEPT_LINES:]
+            print(f"--- {log.name}", *lines, sep="\n", file=sys.stderr)
 
 
 def free_port(wanted: int | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import EngineError
 from stages.serving.load import Load, LoadClient, Request, answered, requests_per_s
 from stages.serving.middleware import DIRECT, RESET
-from stages.serving.process import Server, free_port
+from stages.serving.process import Server, free_port, keep_logs
 from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Session:
     client: LoadClient
     tokenizer: Path
     num_ids: int
+    was_busy: bool
     ceilings: Mapping[bool, ClientCeiling]  # by whether answers are streamed
 
     def run(
@@ -86,14 +87,20 @@ class Session:
 
 @contextmanager
 def serve(
-    checkpoint: Path, engine: "EngineConfig", config: "ServerConfig", dummy: bool, work_dir: Path
+    checkpoint: Path,
+    engine: "EngineConfig",
+    config: "ServerConfig",
+    dummy: bool,
+    work_dir: Path,
+    was_busy: bool = False,
 ) -> Iterator[Session]:
-    """Serve ``checkpoint``; ended with everything it started.
+    """Serve ``checkpoint``; ended with everything it started.  ``was_busy``: somebody else was on the GPUs before.
 
     While vLLM loads, which takes a minute, the client's ceilings are measured against a null server.
     """
     port = free_port(config.port)
     with ExitStack() as stack:
+        stack.push(lambda kind, error, trace: keep_logs(sorted(work_dir.glob("*.log"))) if error else None)
         server = Server(
             vllm_command(checkpoint, engine, config, dummy, port), _environment(engine), work_dir / "server.log", port
         )
@@ -103,7 +110,7 @@ def serve(
         ceilings = client_ceilings(client, checkpoint, config.num_clients, work_dir)
         server.wait_until_ready(config.start_timeout_s, f"vLLM with {checkpoint.name}")
         num_ids = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
-        session = Session(server, client, checkpoint, num_ids, ceilings)
+        session = Session(server, client, checkpoint, num_ids, was_busy, ceilings)
         # What is made at the first use of a kernel belongs to no point.
         for seed, (profile, num_requests) in enumerate(_WARM_UP_LOADS):
             session.run(profile, _WARM_UP_TOKENS, num_requests, True, seed)

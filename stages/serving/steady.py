@@ -10,6 +10,7 @@ from stages.statistics import generator
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
+MIN_BOOTSTRAP = 6
 MIN_STEADY = 3  # values: of fewer a variance says nothing
 _QUANTILES = {"p90": 0.9, "p99": 0.99}
 WARM_UP_METHOD = "MSER: the start whose removal makes the standard error of the rest smallest, at most half"
@@ -20,9 +21,13 @@ def num_warm_up(values: Sequence[float]) -> int:
 
     Cutting more shrinks the variance as long as what is cut is unlike the rest, and loses degrees of freedom after.
     """
-    most = min(len(values) // 2, len(values) - MIN_STEADY)
-    errors = [np.var(values[cut:]) / (len(values) - cut) for cut in range(most + 1)]
+    errors = [np.var(values[cut:]) / (len(values) - cut) for cut in range(max_warm_up(len(values)) + 1)]
     return int(np.argmin(errors)) if errors else 0
+
+
+def max_warm_up(num_values: int) -> int:
+    """The most that is ever cut; where all of it is, the end of warm-up was not seen."""
+    return min(num_values // 2, num_values - MIN_STEADY)
 
 
 def distribution(values: Sequence[float | None], label: str) -> dict[str, Any]:
@@ -52,9 +57,14 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def median_interval(values: Any, label: str) -> tuple[float | None, float | None]:
-    """Bootstrap interval of the median; no interval of fewer than three values."""
-    if len(values) < 3:
-        return None, None
+    """Bootstrap interval of the median; of fewer than six values, which it cannot cover, Student's about it.
+
+    No interval of one value.
+    """
+    if len(values) < MIN_BOOTSTRAP:
+        low, high = mean_interval(values)
+        shift = 0.0 if low is None else float(np.median(values) - np.mean(values))
+        return (None, None) if low is None or high is None else (max(low + shift, 0.0), high + shift)
     draws = generator(0, label).choice(np.asarray(values, dtype=float), size=(_NUM_RESAMPLES, len(values)))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])

@@ -67,14 +67,19 @@ def about_spread(relative: float | None, limit: float, what: str) -> list[str]:
     return [f"{what} spread by {relative:.0%}, more than {limit:.0%}"]
 
 
+def about_company(was_busy: bool) -> list[str]:
+    """Whether somebody else was on the GPUs before the server started."""
+    return ["others were on the GPU when the server started (server.allow_busy_gpu)"] if was_busy else []
+
+
 def about_gpus(before: Sequence[GpuState] | None, after: Sequence[GpuState] | None) -> list[str]:
     """Whether the GPUs were slowed down or shared while the point was measured."""
     reasons = []
     for early, late in zip(before or [], after or [], strict=True):
         if early.is_slowed or late.is_slowed:
             reasons.append(f"the GPU was slowed by heat or its power supply ({late.temperature_c} °C)")
-        if late.num_processes > early.num_processes:
-            reasons.append("another process came onto the GPU")
+        if late.num_processes != early.num_processes:
+            reasons.append("another process came onto the GPU, or left it")
     return reasons
 
 

@@ -94,7 +94,8 @@ def table(points: Path) -> str:
     for point in pq.read_table(points).to_pylist():
         by_place.setdefault((point["workload"], point["recipe"]), {})[point["mode"]] = point
     workloads = list(dict.fromkeys(workload for workload, _ in by_place))
-    lines = [_line(modes) for (_, modes) in sorted(by_place.items(), key=lambda item: workloads.index(item[0][0]))]
+    both = {place: modes for place, modes in by_place.items() if {"synchronous", "throughput"} <= modes.keys()}
+    lines = [_line(modes) for _, modes in sorted(both.items(), key=lambda item: workloads.index(item[0][0]))]
     return "\n".join([f"| {' | '.join(_COLUMNS)} |", "|---|---|" + "--:|" * (len(_COLUMNS) - 3) + "---|", *lines])
 
 

@@ -17,8 +17,9 @@ from tests.pipeline.fakes import note, serving
 from tests.pipeline.test_plan import by_stage, planned, trials_of
 
 SMOKE = "+sweep=smoke_profile"
-H100 = ("+sweep=profile_llama31_8b", "gpu.driver=570.1")
-ONE = ("+sweep=profile_llama31_8b", "sweep.axes.recipe=[bf16]")
+PRODUCT = "gpu.product='NVIDIA H100 80GB HBM3'"
+H100 = ("+sweep=profile_llama31_8b", "gpu.driver=570.1", PRODUCT)
+ONE = ("+sweep=profile_llama31_8b", "sweep.axes.recipe=[bf16]", PRODUCT)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_alone_on_the_smallest_node_that_has_the_gpus() -> None:
         "engine.max_num_seqs=32",
         "engine.tensor_parallel_size=2",
         "server.replicas=2",
-        "gpu=a100",
+        "gpu.product='NVIDIA H100 PCIe'",
     ],
 )
 def test_what_moves_a_clock_makes_another_point(tmp_path: Path, one: Plan, changed: str) -> None:
@@ -127,7 +128,10 @@ def test_a_workload_can_be_chosen(tmp_path: Path) -> None:
         ([SMOKE, "gpu.prices=[]"], r"gpu=none has no price: add prices: .* conf/gpu/none.yaml"),
         ([SMOKE, "gpu=h100"], "gpu=h100, but the engine runs on no GPU"),
         ([*ONE, "gpu=none"], "the engine runs on GPUs, but gpu=none"),
-        ([*ONE], r"this machine shows no H100: say what the workers have, gpu.driver=VERSION"),
+        ([*ONE], r"this machine shows no NVIDIA H100 80GB HBM3: say what the workers have, gpu.driver=VERSION"),
+        ([*ONE[:2], "gpu.driver=570"], r"this machine shows no H100: say .* and gpu.product='NVIDIA ...'"),
+        ([SMOKE, "+mixes.chat={shrot: 1}"], r"mixes.chat names 'shrot', which is no workload of the sweep: "),
+        ([SMOKE, "engine=transformers"], "workloads are served by vLLM"),
         ([SMOKE, "model.weights=dummy", "suite=smoke"], "dummy weights, which need a shape and answer no task"),
         ([SMOKE, "model.weights=dummy", "model.shape=null"], "dummy weights, but no shape: give model.shape"),
         ([*ONE, "gpu.driver=570", "engine.pipeline_parallel_size=2"], "llama31_8b is spread over nodes"),

@@ -123,3 +123,18 @@ def test_something_is_always_unbeaten(points):
         min(options, key=lambda o: (o.latency_s["w"].value, -o.queries_per_s["w"].value, -o.recovery.value)).recipe
         in found
     )
+
+
+def test_a_format_that_was_not_measured_is_named_and_leaves_no_winner_by_default():
+    whole = {"chat": measured(1.0, 0.01), "rag": measured(2.0, 0.01)}
+    options = [Option("bf16", whole, whole, 1.0, 1.0), Option("w4a16", {"chat": measured(0.4, 0.01)}, {}, 1.0, 1.0)]
+    found = recommend(options, {"chat": 1.0, "rag": 1.0})
+    assert found.synchronous.best is None
+    assert found.synchronous.text == "not enough evidence: bf16 (not measured: w4a16)"
+    assert recommend(options, {"chat": 1.0}).synchronous.text == "w4a16"
+
+
+def test_the_ratio_to_what_is_hardly_known_has_no_narrow_interval():
+    ratio = Measured.exactly(1.0).over(Measured(1.0, 0.43, 1.57))
+    assert ratio.low == pytest.approx(1 / 1.57)
+    assert ratio.high == pytest.approx(1 / 0.43)

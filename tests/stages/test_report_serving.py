@@ -39,6 +39,7 @@ def point(recipe, workload, mode, *, latency=None, rate=None, itl=None, reasons=
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "num_gpus": 1,
+        "replicas": 1,
         "rate_share": None,
         "asked_requests_per_s": None,
         "requests_per_s": {"mean": rate, "low": None, "high": None}

@@ -20,6 +20,7 @@ from stages.serving import validity
 from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
 from stages.serving.load import LoadClient, answered, requests_per_s, sustained_per_s
+from stages.serving.measure import under_load
 from stages.serving.process import Server, free_port
 from stages.serving.prompts import random_prompts
 from stages.serving.session import Session, serve, vllm_command
@@ -61,7 +62,7 @@ def null_server(tmp_path_factory):
 
 def session_of(server, client, tokenizer):
     ceiling = ClientCeiling(1000.0, 100_000.0)
-    return Session(server, client, tokenizer, 300, {True: ceiling, False: ceiling})
+    return Session(server, client, tokenizer, 300, False, {True: ceiling, False: ceiling})
 
 
 def test_every_request_of_a_load_comes_back_with_its_times(null_server, client, tiny_model):
@@ -290,7 +291,9 @@ def test_heat_and_company_make_a_point_invalid():
     assert validity.about_gpus(None, None) == []
     slowed = validity.about_gpus([H100], [replace(H100, is_slowed=True, temperature_c=91)])
     assert slowed == ["the GPU was slowed by heat or its power supply (91 °C)"]
-    assert validity.about_gpus([H100], [replace(H100, num_processes=1)]) == ["another process came onto the GPU"]
+    assert validity.about_gpus([H100], [replace(H100, num_processes=1)]) == [
+        "another process came onto the GPU, or left it"
+    ]
 
 
 def test_the_server_is_started_as_the_plan_says(tiny_model):
@@ -314,3 +317,31 @@ def test_workloads_that_cannot_be_are_refused():
         WorkloadConfig(prompt_tokens=1, output_tokens=1, concurrency=0)
     with pytest.raises(ValueError, match="rates are shares of the maximum throughput"):
         WorkloadConfig(prompt_tokens=1, output_tokens=1, rates=[20.0])
+
+
+def test_only_answers_under_load_count_at_a_rate():
+    """Two that ended after the last request had come met an emptying queue."""
+    done = [request(0, 2), request(1, 3), request(2, 4), request(3, 5), request(4, 6)]
+    assert under_load(done) == done[:3]
+
+
+def test_the_cause_of_a_failed_start_is_told_and_its_log_kept(tmp_path, tiny_model, capfd, monkeypatch):
+    """vLLM's log ends with a line that points back to the cause, dozens of lines above."""
+    code = (
+        "print('(EngineCore) torch.OutOfMemoryError: CUDA out of memory');"
+        "print('\\n'.join(f'  File {i}' for i in range(30)));"
+        "print('RuntimeError: Engine core initialization failed. See root cause above.'); raise SystemExit(1)"
+    )
+    monkeypatch.setattr("stages.serving.session.vllm_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr("stages.serving.session.client_ceilings", lambda *_: {})
+    with pytest.raises(EngineError, match="CUDA out of memory") as told:
+        with serve(tiny_model, EngineConfig(), ServerConfig(), False, tmp_path):
+            pass
+    assert "\n" not in str(told.value)
+    assert "File 29" in capfd.readouterr().err
+
+
+def test_a_gpu_that_was_busy_before_is_told_with_every_point():
+    assert validity.about_company(False) == []
+    assert validity.about_company(True) == ["others were on the GPU when the server started (server.allow_busy_gpu)"]
+    assert validity.about_gpus([replace(H100, num_processes=2)], [H100]) != []
