@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,18 @@ def mlflow_server(directory: Path, port: int, database: str | None = None) -> su
         str(directory / "served"),
     ]
     return subprocess.Popen([*command, *places], cwd=directory, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_until_it_answers(port: int) -> None:
+    """Wait for an MLflow server: one that is killed while it makes its tables never starts again on what it left."""
+
+    def answers() -> bool:
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return True
+        return False
+
+    wait_for(answers)
 
 
 def mlflow_runs(port: int) -> dict[str, int]:

@@ -19,7 +19,17 @@ from pipeline.ledger import Ledger
 from pipeline.manifest import read_manifest
 from pipeline.step import StepRef
 from pipeline.storage import open_storage
-from tests.sweeping import ROOT, driver, free_port, mlflow_runs, mlflow_server, stop_group, tables, wait_for
+from tests.sweeping import (
+    ROOT,
+    driver,
+    free_port,
+    mlflow_runs,
+    mlflow_server,
+    stop_group,
+    tables,
+    wait_for,
+    wait_until_it_answers,
+)
 
 VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
 
@@ -57,6 +67,7 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
     assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
     chance, port = random.Random(1), free_port()
     server = mlflow_server(own, port)
+    wait_until_it_answers(port)
     arguments = [
         "cluster=existing",
         f"cluster.address={cluster.address}",

@@ -5,14 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.sweeping import driver, free_port, mlflow_runs, mlflow_server, stop_group
+from tests.sweeping import driver, free_port, mlflow_runs, mlflow_server, stop_group, wait_until_it_answers
 
 ACCOUNT = "postgres"  # PostgreSQL refuses to run as root
 
@@ -54,19 +52,9 @@ def test_a_server_that_is_away_changes_nothing_in_the_end(own: Path, database: s
     assert "MLflow was not written" in (own / "driver.log").read_text()
     server = mlflow_server(own, port, database)
     try:
-        _wait_until_it_answers(port)
+        wait_until_it_answers(port)
         for _ in range(2):
             assert driver(own, *arguments, "mode=mirror").wait() == 0, (own / "driver.log").read_text()[-3000:]
             assert mlflow_runs(port) == {"parents": 1, "trials": 4}
     finally:
         stop_group(server, signal.SIGTERM)
-
-
-def _wait_until_it_answers(port: int) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the MLflow server did not start")
