@@ -175,7 +175,14 @@ def _start_local(num_cpus: int | None) -> None:
 
     for attempt in range(1, LOCAL_START_ATTEMPTS + 1):
         try:
-            ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            # "local": never the cluster that somebody else runs on this machine.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
             return
         except Exception as error:
             ray.shutdown()

@@ -88,7 +88,7 @@ def legal_games(draw):
     for _ in range(draw(st.integers(1, 4))):
         a, b = (left.pop(draw(st.integers(0, len(left) - 1))) for _ in range(2))
         legal = [("+", a + b), ("*", a * b)]
-        legal += [("-", a - b)] * (a >= b) + [("/", a // b)] * (b > 0 and a % max(b, 1) == 0)
+        legal += [("-", a - b)] * (a >= b) + [("/", a // max(b, 1))] * (b > 0 and a % max(b, 1) == 0)
         symbol, result = draw(st.sampled_from(legal))
         lines.append((a, symbol, b, result))
         symbols.append(symbol)
