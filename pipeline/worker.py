@@ -24,6 +24,7 @@ from stages.errors import CheckpointError, DataError, StageError
 LISTING_PATIENCE_S = 10.0
 # A network file system may go on saying for a minute that what another machine published is not there.
 APPEARS_WITHIN_S, LOOK_EVERY_S = 60.0, 2.0
+ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is tried twice
 NUM_ANNOUNCED = 2  # one to fill the tail of a shard, one to be built meanwhile
 
 
@@ -147,7 +148,7 @@ class _BatchRun:
 
     def _hopeless(self, step: Step) -> Outcome | None:
         """A session that never opens is not tried for every step: each start takes a minute of the GPUs."""
-        if not step.stage.sessions or len(self._unopened) < self._context.max_attempts:
+        if not step.stage.sessions or len(self._unopened) < max(self._context.max_attempts, ENOUGH_TO_DESPAIR):
             return None
         last = self._unopened[-1]
         message = f"not tried: what it shares with others did not open {len(self._unopened)} times: {one_line(last)}"
