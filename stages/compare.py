@@ -18,7 +18,7 @@ from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.statistics import generator
 
-VERSION = 3
+VERSION = 4
 
 _LABELS = ("task", "leaf", "metric", "primary")
 
@@ -147,10 +147,11 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         "higher_is_better": facts["higher_is_better"],
         "aggregation": aggregation_label(facts["aggregation"]),
     }
+    lower_is_better = facts["higher_is_better"] is False
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
             part = _evidence_of_leaf(comparison, name, metric)
-            yield _Line({**labels, "leaf": name, **row(part, None, config.confidence)}, part)
+            yield _Line({**labels, "leaf": name, **row(part, None, config.confidence, lower_is_better)}, part)
         return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
     normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
@@ -158,7 +159,8 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         normalized = list(_normalized(config, evidence))
     whole = combine(evidence, config.weight_by_size)
     for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
-        yield _Line({**labels, "leaf": leaf, **row(raw, on_scale, config.confidence)}, raw, on_scale)
+        numbers = row(raw, on_scale, config.confidence, lower_is_better)
+        yield _Line({**labels, "leaf": leaf, **numbers}, raw, on_scale)
 
 
 def _normalized(config: CompareConfig, evidence: Sequence[Evidence]) -> Iterator[Evidence]:

@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
         ("num_pairs", _COUNT),  # documents both were scored on; all that follows is of these alone
         ("paired_score", _SCORE),
         ("paired_base_score", _SCORE),
-        ("recovery", _SCORE),
+        ("recovery", _SCORE),  # trial over base, or base over trial where lower is better
         ("recovery_low", _SCORE),
         ("recovery_high", _SCORE),
         ("difference", _SCORE),
@@ -65,10 +65,13 @@ SCHEMA = pa.schema(
 NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
 
 
-def row(evidence: Evidence, normalized: Evidence | None, confidence: float) -> dict[str, Any]:
+def row(
+    evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool = False
+) -> dict[str, Any]:
     """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
-    on_scale = _row(normalized, confidence) if normalized else {}
-    return _row(evidence, confidence) | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
+    on_scale = _row(normalized, confidence, lower_is_better) if normalized else {}
+    found = _row(evidence, confidence, lower_is_better)
+    return found | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
 
 
 def draws_table(raw: Evidence, normalized: Evidence | None) -> pa.Table:
@@ -80,14 +83,14 @@ def draws_table(raw: Evidence, normalized: Evidence | None) -> pa.Table:
     return pa.table({name: pa.array(draws) for name, draws in columns.items()})
 
 
-def _row(evidence: Evidence, confidence: float) -> dict[str, Any]:
+def _row(evidence: Evidence, confidence: float, lower_is_better: bool) -> dict[str, Any]:
     return {
         **_side_columns(evidence.trial, confidence),
         "num_resamples": _num_resamples(evidence),
         "base_n": evidence.base.n if evidence.base else None,
         "base_num_missing": evidence.base.num_missing if evidence.base else None,
         "base_score": evidence.base.score if evidence.base else None,
-        **(_pair_columns(evidence.pairs, confidence) if evidence.pairs else {}),
+        **(_pair_columns(evidence.pairs, confidence, lower_is_better) if evidence.pairs else {}),
     }
 
 
@@ -110,12 +113,15 @@ def _num_resamples(evidence: Evidence) -> int | None:
     return None if draws is None else len(draws)
 
 
-def _pair_columns(pairs: Pairs, confidence: float) -> dict[str, Any]:
+def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dict[str, Any]:
     if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
         return {"num_pairs": pairs.n}
     difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
-    recovery = _ratio(pairs.trial_score, pairs.base_score)
-    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratio_draws(pairs.paired_draws), confidence)
+    # Where lower is better a ratio above 1 must not read as a gain: half as good is 50 % either way.
+    scores, draws = (pairs.trial_score, pairs.base_score), pairs.paired_draws
+    recovery = _ratio(*(reversed(scores) if lower_is_better else scores))
+    ratios = ratio_draws(draws[:, ::-1] if lower_is_better else draws)
+    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, confidence)
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
     return {
         "num_pairs": pairs.n,

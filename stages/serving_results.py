@@ -136,18 +136,15 @@ def option_of(served: Served, rows: Sequence[Row]) -> Option:
 
 
 def recovery_of(trial: TrialRow, rows: Sequence[Row]) -> Measured | None:
-    """Mean recovery of the trial's tasks, upside down where lower is better; None unless all were measured."""
+    """Mean recovery of the trial's tasks; None unless all were measured."""
     own = [row for row in rows if row["trial"] == trial.name]
     if trial.is_base and own:
         return Measured.exactly(1.0)
     if not own or any(row["recovery"] is None for row in own):
         return None
-    return weighted_sum((1 / len(own), _kept(row)) for row in own)
-
-
-def _kept(row: Row) -> Measured:
-    found = _measured(row["recovery"], row["recovery_low"], row["recovery_high"])
-    return found.reciprocal() if row["higher_is_better"] is False else found
+    return weighted_sum(
+        (1 / len(own), _measured(row["recovery"], row["recovery_low"], row["recovery_high"])) for row in own
+    )
 
 
 def curve_of(served: Served, workload: str) -> Curve | None:

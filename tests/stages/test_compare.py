@@ -331,6 +331,18 @@ def test_other_aggregations_are_lm_evals_own(run, write_evaluation):
     assert (found["aggregation"], found["interval"], found["num_resamples"]) == ("f1", "bootstrap", 200)
 
 
+def test_a_worse_perplexity_is_no_recovery(run, write_evaluation):
+    facts = {"ppl,none": {"aggregation": {"name": "mean"}, "higher_is_better": False}}
+    base = [10.0 + index % 5 for index in range(60)]
+    trial = [1.25 * value for value in base]
+    found = run(
+        {"t": write_evaluation("t", {"ppl,none": trial}, facts=facts)},
+        {"t": write_evaluation("t", {"ppl,none": base}, facts=facts)},
+    ).whole
+    assert (found["recovery"], found["recovery_low"], found["recovery_high"]) == pytest.approx((0.8, 0.8, 0.8))
+    assert (found["difference"] > 0, found["verdict"]) == (True, "higher")
+
+
 def test_a_tasks_own_aggregation_is_found_beside_its_yaml(run, write_evaluation, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "utils.py").write_text(

@@ -24,7 +24,7 @@ CARDS = {  # card -> the leaf that stands for it
     "hellaswag": "hellaswag",
     "winogrande": "winogrande",
     "truthfulqa": "truthfulqa_mc2",
-    "ifeval": "leaderboard_ifeval",
+    "ifeval": "ifeval_strict",
     "bbh": "leaderboard_bbh_boolean_expressions",
     "gpqa": "leaderboard_gpqa_main",
     "musr": "leaderboard_musr_murder_mysteries",

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.report import ReportConfig, TrialRow, report
-from stages.serving_results import ServingConfig, recovery_of
+from stages.serving_results import ServingConfig
 from tests.published import GPUS, TABLES, WORKLOADS, recipes, row
 from tests.stages.test_report import Tables
 
@@ -260,10 +260,3 @@ def test_without_profiles_nothing_is_said_of_serving(tmp_path):
     report(ReportConfig(title="not served", trials=TRIALS, tasks=[]), {}, tmp_path)
     assert "serving" not in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "serving.parquet").exists()
-
-
-def test_a_worse_perplexity_is_no_recovery():
-    trial = TrialRow(name="m/q", model="m", recipe="q")
-    row = {"trial": "m/q", "recovery": 1.25, "recovery_low": 1.2, "recovery_high": 1.3, "higher_is_better": False}
-    found = recovery_of(trial, [row])
-    assert found.value == 0.8 and found.low < found.value < found.high
