@@ -16,9 +16,9 @@ from rich.text import Text
 
 from pipeline.batches import Batch
 from pipeline.ledger import Ledger
+from pipeline.outcome import Outcome
 from pipeline.plan import Plan
 from pipeline.step import Step, StepRef
-from pipeline.worker import Outcome
 
 REFRESH_S = 1.0
 SHARED = "(shared)"

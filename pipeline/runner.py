@@ -14,9 +14,10 @@ from pipeline.batches import Batch
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError, one_line
 from pipeline.ledger import Ledger
+from pipeline.outcome import Outcome, RunContext, Status
 from pipeline.step import Resources, StepRef
 from pipeline.store import Store
-from pipeline.worker import Outcome, RunContext, Status, run_batch
+from pipeline.worker import run_batch
 
 Outcomes = dict[StepRef, Outcome]
 OnBatchDone = Callable[[Sequence[Outcome]], None]

@@ -16,6 +16,7 @@ from pipeline.control import BY_USER, budgeted, interruptible
 from pipeline.errors import FailureClass, one_line
 from pipeline.ledger import Failure
 from pipeline.memory import bytes_to_write
+from pipeline.outcome import Outcome, RunContext, Status
 from pipeline.progress import Progress
 from pipeline.reporting import report_step
 from pipeline.resubmission import check_drift, environment, read, recreated
@@ -23,7 +24,7 @@ from pipeline.runner import Outcomes, make_runner
 from pipeline.selection import chosen, failed, with_needs
 from pipeline.step import Step, StepRef
 from pipeline.tracking import Mirror, review_command
-from pipeline.worker import Outcome, RunContext, Status, run_batch
+from pipeline.worker import run_batch
 
 MIRROR_EVERY_S = 60.0
 

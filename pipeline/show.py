@@ -12,11 +12,11 @@ from rich.table import Table
 from pipeline.errors import FailureClass
 from pipeline.ledger import Failure
 from pipeline.memory import gpu_memory
+from pipeline.outcome import Outcome, Status
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import FETCH_DATASET, Step, StepRef
 from pipeline.storage import Stored
 from pipeline.store import Store
-from pipeline.worker import Outcome, Status
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10

@@ -1,7 +1,7 @@
 """A dense copy of a weight-only quantized checkpoint, for a vLLM that has no kernel for packed weights.
 
-vLLM's CPU build unpacks 4-bit weights only on AVX512.  Weight-only kernels multiply by the dequantized weight, so the
-dense copy answers as the format does; it says nothing of its speed or memory.
+vLLM's CPU build multiplies by packed 4-bit weights only on AVX512, and not in float32.  Weight-only kernels multiply by
+the dequantized weight, so the dense copy answers as the format does; it says nothing of its speed or memory.
 """
 
 import json
@@ -11,13 +11,19 @@ from pathlib import Path
 _LEFT_OVER = ("weight_scale", "weight_shape", "weight_packed", "weight_zero_point", "weight_g_idx")
 
 
-def lacks_kernel(checkpoint: Path) -> bool:
-    """Whether this process's vLLM, on a CPU, cannot multiply by the checkpoint's packed weights."""
-    import torch
-
+def lacks_kernel(checkpoint: Path, dtype: str) -> bool:
+    """Whether vLLM, on this CPU, cannot multiply activations of ``dtype`` by the checkpoint's packed weights."""
     config = json.loads((checkpoint / "config.json").read_text())
     is_packed = config.get("quantization_config", {}).get("format") == "pack-quantized"
-    return is_packed and not hasattr(torch.ops._C, "cpu_gemm_wna16")
+    return is_packed and (dtype == "float32" or not _has_kernel())
+
+
+def _has_kernel() -> bool:
+    import torch
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()  # or the answer would depend on what this process ran before
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")
 
 
 def write_dense_copy(checkpoint: Path, out: Path) -> None:

@@ -37,15 +37,15 @@ class VllmEngine:
 
             self._is_cpu = current_platform.is_cpu()
             with TemporaryDirectory(prefix="dense_") as dense_dir:
-                weights = self._loadable(checkpoint, Path(dense_dir))
+                weights = self._loadable(checkpoint, config.dtype, Path(dense_dir))
                 self._llm: Any = LLM(**_llm_arguments(weights, config, self._is_cpu))
         except Exception as error:
             self._process_state.restore()
             raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
         self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
 
-    def _loadable(self, checkpoint: Path, dense_dir: Path) -> Path:
-        if not (self._is_cpu and lacks_kernel(checkpoint)):
+    def _loadable(self, checkpoint: Path, dtype: str, dense_dir: Path) -> Path:
+        if not (self._is_cpu and lacks_kernel(checkpoint, dtype)):
             return checkpoint
         write_dense_copy(checkpoint, dense_dir)
         self.scoring = {

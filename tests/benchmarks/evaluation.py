@@ -232,7 +232,7 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
             max_model_len=MAX_MODEL_LEN, dtype="float32", kv_cache_gib=2, max_num_seqs=64, enforce_eager=True
         )
     )
-    if not on_gpu and lacks_kernel(checkpoint):
+    if not on_gpu and lacks_kernel(checkpoint, config.dtype):
         write_dense_copy(checkpoint, work_dir)
         checkpoint = work_dir
     arguments = _llm_arguments(checkpoint, config, not on_gpu)

@@ -11,11 +11,11 @@ from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, classify
 from pipeline.ledger import Ledger
+from pipeline.outcome import RunContext, Status
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step
 from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
 
 

@@ -6,13 +6,14 @@ import pytest
 
 from pipeline.batches import batches
 from pipeline.errors import UserError
+from pipeline.outcome import RunContext, Status
 from pipeline.plan import Plan
 from pipeline.reporting import report_step
 from pipeline.resolve import resolve
 from pipeline.runner import Node, _whole_node
 from pipeline.selection import chosen
 from pipeline.step import Resources
-from pipeline.worker import RunContext, Status, run_batch
+from pipeline.worker import run_batch
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.test_plan import by_stage, planned, trials_of
 

@@ -11,11 +11,11 @@ from pipeline.batches import batches
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
+from pipeline.outcome import RunContext, Status
 from pipeline.runner import make_runner
 from pipeline.step import Resources, Step
 from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.test_plan import planned
 from tests.sweeping import wait_for

@@ -10,11 +10,12 @@ from pipeline.capture import log_path
 from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError
 from pipeline.ledger import Ledger
+from pipeline.outcome import RunContext, Status
 from pipeline.runner import Outcomes, make_runner
 from pipeline.step import Resources, Step, StepRef
 from pipeline.storage import open_storage
 from pipeline.store import Store
-from pipeline.worker import RunContext, Status, run_batch
+from pipeline.worker import run_batch
 from tests.pipeline.fakes import note, serving
 
 
@@ -191,10 +192,10 @@ def test_an_input_that_this_machine_sees_late_is_waited_for(tmp_path: Path, monk
     second = note("b", first)
     run(tmp_path, [first])
     seen, has = iter([False] * 3), Store.has
-    monkeypatch.setattr("pipeline.worker.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("pipeline.inputs.LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(Store, "has", lambda self, ref: has(self, ref) and (ref != first.ref or next(seen, True)))
     assert run(tmp_path, [second])[second.ref].status is Status.succeeded
-    monkeypatch.setattr("pipeline.worker.APPEARS_WITHIN_S", 0.05)
+    monkeypatch.setattr("pipeline.inputs.APPEARS_WITHIN_S", 0.05)
     lost = note("c", note("never made"))
     outcome = run(tmp_path, [lost])[lost.ref]
     assert outcome.failure_class is FailureClass.data
