@@ -325,6 +325,25 @@ def test_prompts_that_do_not_fit_are_counted_as_truncated(run, config_of):
     assert max(row["num_prompt_tokens"] for row in rows) <= 4 * (ENGINE.max_model_len - 1)
 
 
+def test_a_prompt_to_write_after_that_does_not_fit_is_counted_too(run, config_of, session):
+    config = config_of("quiz_write", system_instruction="Answer slowly. " * 50)
+    metrics, rows, _ = run(config)
+    assert metrics["num_truncated"] == sum(row["truncated"] for row in rows) == NUM_DOCS
+    room = ENGINE.max_model_len - 10  # max_gen_toks of the task
+    assert {row["num_prompt_tokens"] for row in rows} == {2 * room}  # for two repeats
+    assert all(row["error"] is None and len(row["responses"]) == 2 for row in rows)
+
+
+def test_a_document_that_the_chat_template_refuses_is_missing_and_the_shard_lives(run, config_of, session, monkeypatch):
+    own = session.model.tokenizer.chat_template
+    refusing = "{% if 'Which 3' in messages[-1].content %}{{ raise_exception('no threes') }}{% endif %}" + own
+    monkeypatch.setattr(session.model.tokenizer, "chat_template", refusing)
+    metrics, rows, _ = run(config_of("quiz_write", num_fewshot=0, apply_chat_template=True))
+    missing = [row["doc_id"] for row in rows if row["error"] is not None]
+    assert missing == [3] and "no threes" in rows[3]["error"]
+    assert metrics["num_missing"] == 1 and rows[3]["exact_match,first"] is None
+
+
 def test_task_facts_hold_what_makes_two_results_comparable(run, config_of):
     _, rows, facts = run(config_of("quiz_write", 0, 2, gen_kwargs={"max_new_tokens": 6}))
     assert (facts["task"], facts["version"], facts["output_type"]) == ("quiz_write", 2.0, "generate_until")
