@@ -116,6 +116,27 @@ def test_more_memory_than_any_node_has_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_gpus_and_memory_of_different_nodes_are_not_added_up(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    gib = 2**30
+    two = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "num_gpus": 1, "memory": 2 * gib, "include_dashboard": False},
+    )
+    two.add_node(num_cpus=1, memory=8 * gib)
+    runner = make_runner(ClusterConfig(runner=RunnerKind.ray, address=two.address))
+    context = RunContext(tmp_path, "run", max_attempts=2)
+    fitting = note("fitting", resources=Resources(num_gpus=1, memory_gib=1))
+    with pytest.raises(UserError, match=r"needs 1 GPUs and 4 GiB of memory on one node, but no node .* has both"):
+        runner.run(
+            batches([fitting, note("a", resources=Resources(num_gpus=1, memory_gib=4))]), context, lambda _: None
+        )
+    assert Store(tmp_path).find(fitting.ref) is None
+    assert runner.run(batches([fitting]), context, lambda _: None)[fitting.ref].status is Status.succeeded
+    two.shutdown()
+
+
 def test_a_node_that_may_come_is_waited_for_only_when_the_cluster_grows(tmp_path: Path) -> None:
     step = note("a", resources=Resources(num_gpus=16, num_nodes=2))
     with pytest.raises(UserError, match=r"needs 16 GPUs, but the cluster has 0.*autoscales"):

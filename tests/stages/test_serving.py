@@ -15,7 +15,7 @@ import pytest
 
 from stages.errors import ConfigError, EngineError
 from stages.evaluate import EngineConfig
-from stages.profile import ProfileConfig, ProfileMode, ServerConfig, WorkloadConfig, profile
+from stages.profile import ProfileConfig, ProfileMode, ServerConfig, WorkloadConfig, open_session, profile
 from stages.serving import validity
 from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
@@ -91,6 +91,20 @@ def test_a_server_that_dies_voids_the_point(null_server, client, tiny_model, tmp
     with pytest.raises(EngineError, match=r"the server (died|failed)|answered none"):
         _profile_without_reset(config, {"checkpoint": tiny_model}, tmp_path, session)
     assert not (tmp_path / "point.json").exists()
+
+
+def test_another_vllm_than_planned_is_refused_before_a_server_starts(tiny_model):
+    config = ProfileConfig(
+        workload="w",
+        load=WorkloadConfig(prompt_tokens=16, output_tokens=8),
+        mode=ProfileMode.synchronous,
+        engine=EngineConfig(),
+        device="cpu",
+        vllm="0.0.1",
+    )
+    session = open_session(config, {"checkpoint": tiny_model})
+    with pytest.raises(ConfigError, match=r"vLLM .* is here, not the planned 0\.0\.1: plan where"), session:
+        pass
 
 
 def _profile_without_reset(config, inputs, out, session):
