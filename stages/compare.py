@@ -148,6 +148,11 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         "aggregation": aggregation_label(facts["aggregation"]),
     }
     lower_is_better = facts["higher_is_better"] is False
+    if lower_is_better and labels["primary"] and config.is_normalized:
+        raise ConfigError(
+            f"{config.task}: lower is better in {metric}, so guessing cannot be its 0 of 100; drop random_baseline and "
+            "leaf_baselines, or choose another metric"
+        )
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
             part = _evidence_of_leaf(comparison, name, metric)

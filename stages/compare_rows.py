@@ -1,12 +1,11 @@
 """One row of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
 
-import math
 from typing import Any
 
 import pyarrow as pa
 
 from stages.compare_evidence import Evidence, Pairs, Side
-from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, ratio_draws
+from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, recovery_draws, recovery_of
 
 _COUNT, _SCORE = pa.int64(), pa.float64()
 
@@ -69,7 +68,7 @@ def row(
     evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool = False
 ) -> dict[str, Any]:
     """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
-    on_scale = _row(normalized, confidence, lower_is_better) if normalized else {}
+    on_scale = _row(normalized, confidence, False) if normalized else {}
     found = _row(evidence, confidence, lower_is_better)
     return found | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
 
@@ -117,10 +116,8 @@ def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dic
     if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
         return {"num_pairs": pairs.n}
     difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
-    # Where lower is better a ratio above 1 must not read as a gain: half as good is 50 % either way.
-    scores, draws = (pairs.trial_score, pairs.base_score), pairs.paired_draws
-    recovery = _ratio(*(reversed(scores) if lower_is_better else scores))
-    ratios = ratio_draws(draws[:, ::-1] if lower_is_better else draws)
+    recovery = recovery_of(pairs.trial_score, pairs.base_score, lower_is_better)
+    ratios = recovery_draws(pairs.paired_draws, lower_is_better)
     low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, confidence)
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
     return {
@@ -138,12 +135,6 @@ def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dic
         "mcnemar_p": p,
         "verdict": _verdict(*difference, p, confidence),
     }
-
-
-def _ratio(score: float, base_score: float) -> float | None:
-    """None where the base is 0, or so close to it that the ratio is no number."""
-    ratio = score / base_score if base_score else math.inf
-    return ratio if math.isfinite(ratio) else None
 
 
 def _verdict(low: float | None, high: float | None, p: float | None, confidence: float) -> str | None:

@@ -1,7 +1,7 @@
 """The per-document results a comparison reads: shards put together, checked, and paired by document and prompt."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,19 @@ def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
             raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
     columns = _KEY_COLUMNS + list(info["metrics"])
     tables = [_read_samples(f"{label}/{shard}", path / "samples.parquet", columns) for shard, path in shards.items()]
-    documents = pa.concat_tables(tables).sort_by("doc_id").combine_chunks()
+    documents = pa.concat_tables(_of_one_type(tables)).sort_by("doc_id").combine_chunks()
     _check_no_duplicates(label, documents)
     return Leaf(name, documents, info)
+
+
+def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """A shard that could score none of its documents does not know whether their metric is a number or a list."""
+    fields = [(table, field) for table in tables for field in table.schema]
+    known = {field.name: field.type for table, field in fields if table[field.name].null_count < len(table)}
+    return [
+        table.cast(pa.schema([(field.name, known.get(field.name, field.type)) for field in table.schema]))
+        for table in tables
+    ]
 
 
 def _settings(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from stages.report_serving import serving_points, serving_view
 from stages.report_tables import model_sections, overview
 from stages.serving_results import ServingConfig
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from stages.compare_rows import NORMALIZED
 from stages.errors import DataError
 from stages.fields import identity
-from stages.statistics import NO_INTERVAL, Floats, Interval, percentile_interval, ratio_draws
+from stages.statistics import NO_INTERVAL, Floats, Interval, percentile_interval, recovery_draws, recovery_of
 
 Row = dict[str, Any]
 
@@ -171,30 +171,38 @@ def suite_rows(
 ) -> Iterator[Row]:
     """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing.
 
-    A recovery is of the documents that both trials were scored on, as its interval is; the means are of all.
+    A recovery is of the documents that both trials were scored on, as its interval is; the means are of all.  Tasks
+    where higher is better have no mean with those where lower is.
     """
     by_cell = {(row["trial"], row["task"]): row for row in rows}
     for trial in trials:
         for suite in suites:
             cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
+            directions = {cell.get("higher_is_better") is False for cell in cells if cell}
+            if len(directions) > 1:
+                cells = [{}]
+            lower_is_better = directions == {True}
             columns = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
             mean, base_mean = (_mean([cell.get(name) for cell in cells]) for name in columns)
             paired, paired_base = (_mean([cell.get(f"paired_{name}") for cell in cells]) for name in columns)
             compared = [comparisons.get((trial.name, task)) for task in suite.tasks]
-            low, high = _recovery_interval(compared, columns) if paired_base else NO_INTERVAL
+            recovery = recovery_of(paired, paired_base, lower_is_better)
+            low, high = NO_INTERVAL if recovery is None else _recovery_interval(compared, columns, lower_is_better)
             yield {
                 "trial": trial.name,
                 "suite": suite.name,
                 "normalized": suite.normalized,
                 "mean": mean,
                 "base_mean": base_mean,
-                "recovery": paired / paired_base if paired is not None and paired_base else None,
+                "recovery": recovery,
                 "recovery_low": low,
                 "recovery_high": high,
             }
 
 
-def _recovery_interval(compared: Sequence[Comparison | None], columns: Sequence[str]) -> Interval:
+def _recovery_interval(
+    compared: Sequence[Comparison | None], columns: Sequence[str], lower_is_better: bool
+) -> Interval:
     """Of the ratio of means over tasks, each resampled within itself: a suite's composition is fixed and not drawn."""
     known = [comparison for comparison in compared if comparison is not None]
     draws = [found for comparison in known if (found := comparison.draws(columns)) is not None]
@@ -202,7 +210,8 @@ def _recovery_interval(compared: Sequence[Comparison | None], columns: Sequence[
         return NO_INTERVAL
     num_resamples = min(map(len, draws))
     total = np.sum([found[:num_resamples] for found in draws], axis=0)
-    return percentile_interval(ratio_draws(total), min(comparison.document["confidence"] for comparison in known))
+    confidence = min(comparison.document["confidence"] for comparison in known)
+    return percentile_interval(recovery_draws(total, lower_is_better), confidence)
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,14 +143,14 @@ class Session:
     def _begin(self, engine: Overlapping) -> None:
         """Put into the engine what is built, up to the first shard that must have it alone."""
         for shard in list(self._under_way.values()):
-            if shard.names is not None:
-                continue
-            if not shard.built.done() or shard.built.exception() or not _only_writes(shard.built.result()):
+            if not shard.built.done():
                 return
-            try:
+            if shard.names is not None or shard.built.exception():
+                continue
+            if not _only_writes(shard.built.result()):
+                return
+            with suppress(ConfigError):  # that shard's own fault, told when it is asked for
                 shard.names = self._put(engine, shard.built.result())
-            except ConfigError:
-                return  # that shard's own fault, told when it is asked for
 
     def _put(self, engine: Overlapping, built: Built) -> list[str]:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])

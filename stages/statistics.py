@@ -111,9 +111,19 @@ def percentile_interval(draws: Floats, confidence: float) -> Interval:
     return _finite(low), _finite(high)
 
 
-def ratio_draws(draws: Floats) -> Floats:
-    """First column over second of (R, 2) draws; where the second is 0 the ratio has no upper bound."""
-    numerator, denominator = draws.T
+def recovery_of(score: float | None, base_score: float | None, lower_is_better: bool) -> float | None:
+    """Score over the base's, or the reverse: half as good is 50 % either way, and a loss never reads as a gain.
+
+    None where one is missing, or what is divided by is 0 or so close to it that the ratio is no number.
+    """
+    numerator, denominator = (base_score, score) if lower_is_better else (score, base_score)
+    ratio = numerator / denominator if numerator is not None and denominator else math.inf
+    return ratio if math.isfinite(ratio) else None
+
+
+def recovery_draws(draws: Floats, lower_is_better: bool) -> Floats:
+    """The recovery of each of (R, 2) draws, score and base's; where it divides by 0 it has no upper bound."""
+    numerator, denominator = draws.T[::-1] if lower_is_better else draws.T
     ratios = np.full(len(draws), np.inf)
     with np.errstate(over="ignore"):
         np.divide(numerator, denominator, out=ratios, where=denominator != 0)

@@ -188,7 +188,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _window(self, context: list[int], continuation: list[int]) -> Encoded:
         """The last tokens that fit, one place left for the token that vLLM must generate; one stays as context."""
         if not continuation:
-            return Encoded()
+            # It would be certain, and win over every other choice.
+            raise ValueError("a continuation is empty, or the tokenizer merges all of it into its context")
         size = self.max_length - 1
         tokens = tuple((*context, *continuation)[-size:])
         split = max(1, len(tokens) - len(continuation))

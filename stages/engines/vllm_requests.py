@@ -22,7 +22,7 @@ def sampling(request: GenerateRequest) -> "SamplingParams":
             spaces_between_special_tokens=False,
             **options,
         )
-    except ValueError as error:
+    except Exception as error:  # vLLM's own error is a ValueError in some versions only; a wrong type is a TypeError
         raise ConfigError(f"gen_kwargs {options} are not valid: {one_line(error)}") from error
 
 

@@ -7,6 +7,7 @@ that continuations share ends, at the end of their context or later, their next 
 (``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,14 +68,31 @@ def jobs(context: Tokens, continuations: Sequence[Tokens], block_size: int) -> I
 
 
 def _hidden(context: Tokens, longer: Sequence[Tokens], block_size: int) -> dict[Tokens, list[int]]:
-    """Next tokens by what stands before them, where that ends a block which an earlier request leaves cached."""
+    """Next tokens by what stands before them, where that ends a block which an earlier request leaves cached.
+
+    Beyond the context that is a block which two continuations begin with: of one that a single continuation reaches,
+    that one's own request forms the logits.
+    """
     found: dict[Tokens, list[int]] = {}
-    for continuation in longer:
-        for end in range(-len(context) % block_size, len(continuation), block_size):
+    for continuation, num_shared in _shared(longer):
+        stop = min(num_shared + 1, len(continuation))
+        for end in range(-len(context) % block_size, stop, block_size):
             found.setdefault(continuation[:end], []).append(continuation[end])
-    # What only one continuation reaches is not cached before that one, whose own request forms the logits.
     whole = set(longer)
     return {after: labels for after, labels in found.items() if not after or after in whole or len(set(labels)) > 1}
+
+
+def _shared(continuations: Iterable[Tokens]) -> Iterator[tuple[Tokens, int]]:
+    """Each with the number of tokens that it begins with like another one; in time linear in all tokens."""
+    ordered = sorted(continuations)
+    common = [0, *(_num_common(one, other) for one, other in itertools.pairwise(ordered)), 0]
+    for index, continuation in enumerate(ordered):
+        yield continuation, max(common[index : index + 2])
+
+
+def _num_common(one: Tokens, other: Tokens) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _label_jobs(context: Tokens, after: Tokens, labels: Iterable[int]) -> Iterator[Job]:

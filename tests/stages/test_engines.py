@@ -127,8 +127,10 @@ def test_an_answer_that_runs_out_of_tokens_says_so(engine, model):
     assert (answer.num_output_tokens, answer.finish_reason, answer.truncated) == (5, "length", False)
 
 
-def test_an_empty_continuation_is_certain(model):
-    assert model.loglikelihood([scoring("any context", ""), scoring("", "")]) == [(0.0, True), (0.0, True)]
+@pytest.mark.parametrize(("context", "continuation"), [("any context", ""), ("", "")])
+def test_a_continuation_without_a_token_is_no_choice_that_always_wins(model, context, continuation):
+    with pytest.raises(ValueError, match="continuation is empty"):
+        model.encode(scoring(context, continuation))
 
 
 def test_what_does_not_fit_is_cut_on_the_left_and_flagged(model):

@@ -9,7 +9,8 @@ from stages.statistics import (
     generator,
     mcnemar_p,
     percentile_interval,
-    ratio_draws,
+    recovery_draws,
+    recovery_of,
     resample_aggregate,
     resample_means,
     wilson_interval,
@@ -114,9 +115,22 @@ def test_an_aggregation_undefined_on_a_sample_leaves_no_interval():
 
 def test_a_ratio_to_a_base_that_may_be_zero_has_no_upper_end():
     draws = np.column_stack([np.full(100, 0.5), np.r_[np.zeros(10), np.ones(90)]])
-    assert percentile_interval(ratio_draws(draws), 0.95) == (0.5, None)
+    assert percentile_interval(recovery_draws(draws, False), 0.95) == (0.5, None)
 
 
 def test_each_label_has_its_own_stream_and_keeps_it():
     assert generator(0, "a").random() == generator(0, "a").random()
     assert len({generator(0, "a").random(), generator(1, "a").random(), generator(0, "b").random()}) == 3
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100), st.booleans())
+def test_a_loss_is_a_recovery_below_one_whichever_way_is_better(score, base_score, lower_is_better):
+    recovery = recovery_of(score, base_score, lower_is_better)
+    assert recovery == recovery_draws(np.array([[score, base_score]]), lower_is_better)[0]
+    is_loss = score > base_score if lower_is_better else score < base_score
+    assert recovery <= 1 if is_loss else recovery >= 1
+
+
+def test_what_would_divide_by_zero_or_is_missing_has_no_recovery():
+    assert [recovery_of(0.5, 0.0, False), recovery_of(0.0, 0.5, True), recovery_of(None, 0.5, True)] == [None] * 3
+    assert (recovery_of(0.0, 0.5, False), recovery_of(0.5, 0.0, True)) == (0, 0)

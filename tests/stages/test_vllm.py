@@ -2,12 +2,13 @@
 
 import json
 import os
+from concurrent.futures import wait
 
 import pyarrow.parquet as pq
 import pytest
 
 from stages.engines.protocol import GenerateRequest, ScoreRequest
-from stages.errors import EngineError
+from stages.errors import ConfigError, EngineError
 from stages.evaluate import EngineConfig, EngineKind, EvaluateConfig, PromptConfig, evaluate, open_session
 from stages.session import Session
 
@@ -63,15 +64,24 @@ def score_requests(session):
     return [*labels, *longer, *short_context, *whole_text, *whole_blocks, longer[0]]
 
 
-def test_no_prompt_is_asked_twice_because_the_cache_hid_something(session, score_requests, monkeypatch):
-    asked = []
-    run = session.engine._run
-    monkeypatch.setattr(
-        session.engine, "_run", lambda prompts, params: asked.append(len(prompts)) or run(prompts, params)
-    )
+def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_requests, monkeypatch):
+    asked, outputs, run = [], [], session.engine._run
+
+    def observed(prompts, params):
+        asked.append(len(prompts))
+        outputs.extend(run(prompts, params))
+        return outputs[-len(prompts) :] if prompts else []
+
+    monkeypatch.setattr(session.engine, "_run", observed)
     session.engine.reset()
     session.engine.loglikelihood(score_requests)
     assert len(asked) == 2 and asked[1] == 0
+    computed = sum(len(output.prompt_token_ids) - (output.num_cached_tokens or 0) for output in outputs)
+    contexts = {request.context for request in score_requests}
+    continuations = sum(len(request.continuation) for request in set(score_requests))
+    again = session.engine._block_size * len(outputs)  # the block in which the cached part ends
+    whole_prompts = sum(len(request.context + request.continuation) for request in score_requests)
+    assert computed <= sum(map(len, contexts)) + continuations + again < whole_prompts
 
 
 def test_what_is_compiled_is_never_shared_and_what_a_model_class_can_do_always(tmp_path, monkeypatch):
@@ -188,17 +198,33 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
         assert is_greedy == theirs_greedy
 
 
-def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path):
-    """And a shard of choices among them, which meets the engine alone, and one that cannot be built, do no harm."""
-    shards = [config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in (0, 3, 6)]
-    shards.insert(1, config_of("tabular_iris", 5, 7))
+def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monkeypatch):
+    """And a shard of choices among them, which meets the engine alone, and those that cannot be built or asked for."""
+    shards = [
+        config_of("mathador_easy", start, start + 3, gen_kwargs={"max_gen_toks": 24}) for start in range(0, 12, 3)
+    ]
+    shards.insert(3, config_of("tabular_iris", 5, 7))
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
-    overlapping = Session(session.model, session.engine, tmp_path, overlaps=True)
-    overlapping.announce(config_of("no_such_task", 0, 3), {})
-    for shard in shards:
+    engine, was_busy = session.engine, []
+    begin = engine.begin
+
+    def observed(requests):
+        was_busy.append(engine._llm.llm_engine.has_unfinished_requests())
+        return begin(requests)
+
+    monkeypatch.setattr(engine, "begin", observed)
+    overlapping = Session(session.model, engine, tmp_path, overlaps=True)
+    unknown = config_of("no_such_task", 0, 3)
+    refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0, "min_p": 7})
+    for shard in (shards[0], unknown, refused, *shards[1:]):
         overlapping.announce(shard, {})
+    wait(shard.built for shard in overlapping._under_way.values())
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
     assert at_once == alone
+    assert was_busy.count(True) >= 2, "the second and third shard are begun while the first is being written"
+    for shard, says in ((unknown, "unknown to lm-eval"), (refused, "min_p")):
+        with pytest.raises(ConfigError, match=says):
+            overlapping.answered(shard, {})
 
 
 def test_a_dead_engine_gives_no_score(session, score_requests, monkeypatch):

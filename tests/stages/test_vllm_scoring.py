@@ -1,6 +1,7 @@
 """What the prefix cache hides of a continuation is asked for elsewhere: against a cache that behaves as vLLM's does."""
 
 import math
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ class CachingModel:
 
     def __init__(self, block_size, pads):
         self.block_size, self.pads = block_size, pads
-        self.cached, self.num_computed = set(), 0
+        self.cached, self.num_computed, self.num_context_logits = set(), 0, 0
 
     def __call__(self, job):
         prompt, size = job.prompt, self.block_size
@@ -36,8 +37,11 @@ class CachingModel:
         self.cached |= {prompt[:end] for end in range(size, len(prompt) + 1, size)}
         self.num_computed += len(prompt) - num_cached
         rows = [None] + [self.row(prompt[:index], prompt[index]) for index in range(1, len(prompt))]
-        hidden = [None if index == 0 or not self.pads else {} for index in range(num_cached + 1)]
-        visible = [*hidden, *rows[num_cached + 1 :]] if self.pads else rows[num_cached + 1 :]
+        # What the older model runner pads with is whatever was in memory.
+        padding = [None, *({token: SimpleNamespace(logprob=-0.5)} for token in prompt[1 : num_cached + 1])]
+        visible = [*padding, *rows[num_cached + 1 :]] if self.pads else rows[num_cached + 1 :]
+        if job.is_span and len(job.context) >= size:
+            self.num_context_logits += max(0, len(job.context) - num_cached - size)
         greedy = max(range(VOCABULARY), key=lambda token: logprob(prompt, token))
         answer = SimpleNamespace(token_ids=[greedy], logprobs=[self.row(prompt, *job.labels)])
         return SimpleNamespace(
@@ -64,6 +68,7 @@ def test_every_token_is_known_and_no_context_is_computed_twice(context, asked, b
         )
         found = known.score(continuation)
         assert (found.logprob, found.is_greedy) == (pytest.approx(sum(expected)), greedy)
+    assert model.num_context_logits == 0  # beyond the block in which the cached part ends
     # A request computes again at most the block in which the cached part ends, beside its own tokens.
     allowed = len(context) + sum(block_size + len(job.after) for job in asked_of)
     assert model.num_computed <= allowed
@@ -95,3 +100,14 @@ def test_more_labels_than_vllm_takes_are_asked_for_in_several_requests():
     asked = list(jobs((7, 8), [(label,) for label in range(300)], block_size=16))
     assert [len(job.labels) for job in asked] == [128, 128, 44]
     assert {label for job in asked for label in job.labels} == set(range(300))
+
+
+def test_a_long_text_is_asked_for_in_one_request_at_once():
+    """Windows of a perplexity share a context of one token, and nothing else."""
+    windows = [tuple(range(start, start + 30_000)) for start in range(4)]
+    tracemalloc.start()
+    asked = list(jobs((7,), windows, block_size=16))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(job.after) for job in asked] == [30_000] * 4
+    assert peak < 20e6, "memory must be linear in the tokens; all beginnings of all windows took 1 GB"
