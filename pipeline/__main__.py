@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline.bad_input import describe
@@ -26,7 +26,7 @@ from pipeline.plan import make_plan
 from pipeline.resolve import resolve
 from pipeline.resubmission import check_usage, with_overrides_of_file
 from pipeline.store import Store
-from pipeline.sweep import expand
+from pipeline.sweep import expand, shared_config
 
 MIN_WIDTH = 200
 
@@ -58,9 +58,8 @@ def main() -> int:
     def compose_and_execute(composed: DictConfig) -> None:
         # Nothing is raised through Hydra, which would print a preamble of its own.
         try:
-            config = OmegaConf.to_object(composed)
-            assert isinstance(config, Config)
-            ended.append(execute(config, list(HydraConfig.get().overrides.task)))
+            overrides = list(HydraConfig.get().overrides.task)
+            ended.append(execute(shared_config(composed, overrides), overrides))
         except BaseException as error:
             ended.append(error)
 

@@ -89,6 +89,14 @@ class TaskConfig(PromptConfig):
     def __post_init__(self) -> None:
         PromptConfig.__post_init__(self)
         check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
+        for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether it also has a score relative to guessing."""
+        return self.random_baseline is not None or bool(self.leaf_baselines)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -123,6 +131,12 @@ class CompareSettings:
     confidence: float = 0.95
     num_resamples: int = 10_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"compare.confidence must lie between 0 and 1; got {self.confidence}")
+        if self.num_resamples < 100:
+            raise ValueError(f"compare.num_resamples must be at least 100; got {self.num_resamples}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -212,6 +226,10 @@ class BudgetConfig:
     """A run stops before it has used so many hours of GPUs, counting each GPU a batch holds."""
 
     gpu_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu_hours is not None and self.gpu_hours <= 0:
+            raise ValueError(f"budget.gpu_hours must be more than 0, or null for no limit; got {self.gpu_hours}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -32,6 +32,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
     configs = [trial.config for trial in trials]
     for config in configs:
         _check_has_work(config)
+        _check_suites(config)
     data = configs[0].data
     _check_data(data)
     models = {config.model.name: _model(config.model, cache_dir) for config in configs}
@@ -45,6 +46,21 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
     }
     devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
     return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets, devices)
+
+
+def _check_suites(config: Config) -> None:
+    for name, suite in config.suites.items():
+        if unknown := [task for task in suite.tasks if task not in config.tasks]:
+            raise UserError(
+                f"suites.{name} names {', '.join(unknown)}, but the sweep's tasks are {', '.join(config.tasks)}: add "
+                f"the task, or take it out of suites.{name}.tasks"
+            )
+        raw = [task for task in suite.tasks if not config.tasks[task].is_normalized]
+        if suite.normalized and raw:
+            raise UserError(
+                f"suites.{name} averages normalized scores, but {', '.join(raw)} says not what guessing scores: give "
+                "the task a random_baseline or leaf_baselines"
+            )
 
 
 def _check_has_work(config: Config) -> None:

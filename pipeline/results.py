@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,8 @@ from pipeline.manifest import file_name
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import StepRef
 from pipeline.store import Store
+
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +71,25 @@ class Results:
 
     def comparison(self, trial: str, task: str) -> pa.Table | None:
         """Every metric of a task, per leaf and for the whole; None while the step has no result."""
-        found = self.store.find(self.trials[trial].comparisons[task])
+        found = self.store.find(_named(_named(self.trials, "trial", trial).comparisons, "task", task))
         return None if found is None else pq.read_table(found / "comparison.parquet")
 
     def samples(self, trial: str, task: str) -> pa.Table:
         """One row per document of what is evaluated so far, with the column ``leaf`` in front."""
         tables = [
             table.add_column(0, "leaf", pa.array([leaf] * table.num_rows, pa.string()))
-            for leaf, shards in self.trials[trial].evaluations[task].items()
+            for leaf, shards in _named(_named(self.trials, "trial", trial).evaluations, "task", task).items()
             for ref in shards
             if (found := self.store.find(ref)) is not None
             for table in [pq.read_table(found / "samples.parquet")]
         ]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def _named(found: Mapping[str, Named], kind: str, name: str) -> Named:
+    if name not in found:
+        raise UserError(f"there is no {kind} {name!r}; there are: {', '.join(found) or 'none'}")
+    return found[name]
 
 
 def load(root: str | Path, name: str, cache: Path | None = None) -> Results:

@@ -5,8 +5,11 @@ Ray is imported where it is used: plans and reruns with nothing to do must not w
 
 import contextlib
 import os
+import signal
+import socket
+import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,6 +29,7 @@ LOCAL_START_ATTEMPTS = 3
 # More would only lengthen every look at what is ready; workers never wait for the driver with so many in hand.
 MAX_IN_FLIGHT = 1000
 GIB = 2**30
+CONNECT_WITHIN_S = 20.0
 POLL_S = 1.0  # how soon a request to stop is seen
 
 
@@ -73,7 +77,8 @@ class RayRunner:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
 
-        self._connect()
+        with _own_signals():
+            self._connect()
         _silence_deaths()
         try:
             nodes = _nodes()
@@ -91,8 +96,9 @@ class RayRunner:
             _start_local(self._cluster.num_cpus)
             return
         try:
+            _check_answers(self._cluster.address)
             ray.init(address=self._cluster.address, log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
+        except OSError as error:
             raise UserError(
                 f"cluster.address={self._cluster.address}: no Ray cluster there ({one_line(error)})"
             ) from None
@@ -157,6 +163,24 @@ class _Submission:
             if self._num_before[behind] == 0:
                 self._ready.append(behind)
         on_done(done)
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself goes on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts, and then a driver that Slurm ends says nothing."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _not_run(batch: Batch, reason: str) -> list[Outcome]:

@@ -17,6 +17,7 @@ from pipeline.plan import Plan, TrialPlan
 from pipeline.step import FETCH_DATASET, Step, StepRef
 from pipeline.storage import Stored
 from pipeline.store import Store
+from stages.report_results import FailureRow
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
@@ -37,8 +38,8 @@ def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
         f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(missing):,} to run), "
         f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
     )
-    for name, tasks in _missing_data(plan).items():
-        console.print(f"[red]missing[/] data set {name}: {', '.join(tasks)} cannot be scored", highlight=False)
+    for name, readers in _missing_data(plan).items():
+        console.print(f"[red]missing[/] data set {name}: {', '.join(readers)} cannot be had", highlight=False)
     console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
 
@@ -115,13 +116,17 @@ def finished(
     causes_first = sorted(report.config.failures, key=lambda failure: failure.status == "skipped")
     for failure in causes_first[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
-        console.print(f"[red]{label}[/] {failure.step} {escape(failure.trial or '')}: {escape(failure.message)}")
+        console.print(f"[red]{label}[/] {escape(_place(failure))}: {escape(failure.message)}")
     logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
     for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
     if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
         console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
     console.print(f"{num_run} steps run")
+
+
+def _place(failure: FailureRow) -> str:
+    return " ".join(part for part in (failure.step, failure.trial) if part)
 
 
 def where(console: Console, report_dir: Path, review: str | None) -> None:
@@ -181,14 +186,20 @@ def _trial_cells(plan: Plan, trial: TrialPlan) -> list[str]:
 
 
 def _missing_data(plan: Plan) -> dict[str, list[str]]:
-    """Data sets that the mirror lacks, and the tasks that read them."""
+    """Data sets that the mirror lacks, and the tasks and calibrations that read them."""
     found: dict[str, dict[str, None]] = {}
     for trial in plan.trials.values():
-        for slot, leaves in trial.evaluations.items():
-            inputs = {ref for refs in leaves.values() for shard in refs for ref in plan.steps[shard].inputs.values()}
+        readers = {
+            slot: [shard for refs in leaves.values() for shard in refs] for slot, leaves in trial.evaluations.items()
+        }
+        drift = plan.steps[trial.drift].inputs["text"] if trial.drift else None
+        texts = {"the calibration": trial.calibration, "the drift text": drift}
+        readers |= {f"{name} of {trial.trial.name}": [ref] for name, ref in texts.items() if ref is not None}
+        for reader, steps in readers.items():
+            inputs = {ref for step in steps for ref in plan.steps[step].inputs.values()}
             for source in (plan.steps[ref].config for ref in inputs if ref.stage == FETCH_DATASET.name):
                 if source.mirror_path is not None and source.digest is None:
-                    found.setdefault(source.repo_id, {})[slot] = None
+                    found.setdefault(source.repo_id, {})[reader] = None
     return {name: list(found[name]) for name in sorted(found)}
 
 

@@ -3,11 +3,12 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config import AdjustmentConfig, Config, SweepConfig
@@ -30,6 +31,13 @@ class Trial:
     @property
     def is_base(self) -> bool:
         return self.base == self.name
+
+
+def shared_config(composed: DictConfig, cli: Sequence[str]) -> Config:
+    """What ``cli`` composes to without any point: a field of a group that is an axis is said of the points alone."""
+    axes = composed.sweep.axes
+    kept = [text for text in cli if not _is_of_axis(text, axes)]
+    return _as_config(composed if len(kept) == len(cli) else compose("config", overrides=kept))
 
 
 def expand(cli: Sequence[str], shared: Config) -> list[Trial]:
@@ -66,6 +74,7 @@ class _Expansion:
 
     def __init__(self, cli: Sequence[str], shared: Config) -> None:
         _refuse_overridden_axes(cli, shared.sweep)
+        _check_grid(shared.sweep)
         self._sweep = shared.sweep
         self._shared = shared
         self._trials: dict[str, Trial] = {}
@@ -155,17 +164,26 @@ def _reaching(cli: Sequence[str], overrides: Sequence[str], sweep: SweepConfig) 
     """The command line's overrides that reach a point.
 
     ``recipe.group_size=32`` in a sweep over recipes means those recipes that have groups: an override of one field of
-    a group that is an axis passes over the points where the field is null, unless it is null at every point.
+    a group that is an axis passes over the points where the field is null, unless it is null at every point, and over
+    the base recipe, of which nothing can be said.
     """
-    partial = [text for text in cli if _key(text).split(".")[0] in sweep.axes and "." in _key(text)]
+    partial = [text for text in cli if _is_of_axis(text, sweep.axes)]
     others = [text for text in cli if text not in partial]
     return [text for text in cli if text not in partial or _reaches(text, [*overrides, *others], others, sweep)]
+
+
+def _is_of_axis(override: str, axes: Container[str]) -> bool:
+    group, _, field = _key(override).partition(".")
+    return bool(field) and group in axes
 
 
 def _reaches(override: str, here: list[str], others: list[str], sweep: SweepConfig) -> bool:
     key = _key(override)
     group = key.split(".")[0]
-    if OmegaConf.select(compose("config", overrides=here), key) is not None:
+    composed = compose("config", overrides=here)
+    if group == "recipe" and composed.recipe.algorithm is Algorithm.none:
+        return False
+    if OmegaConf.select(composed, key) is not None:
         return True
     options = (compose("config", overrides=[*others, f"{group}={option}"]) for option in sweep.axes[group])
     return all(OmegaConf.select(option, key) is None for option in options)
@@ -194,6 +212,26 @@ def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:
             raise UserError(
                 f"{axis} is an axis of sweep {sweep.name!r}: override the axis itself, 'sweep.axes.{axis}=[...]'"
             )
+
+
+def _check_grid(sweep: SweepConfig) -> None:
+    for axis, values in sweep.axes.items():
+        if not values:
+            raise UserError(f"sweep {sweep.name!r}: axis {axis} has no values; give it some or drop the axis")
+    for rule in sweep.adjust:
+        for axis, value in rule.when.items():
+            if axis not in sweep.axes:
+                axes = ", ".join(sweep.axes) or "none"
+                raise UserError(
+                    f"sweep {sweep.name!r} adjusts where {axis} is {value!r}, but that is no axis; its axes are {axes}"
+                )
+            # A value that the command line took out of the axis is no mistake; one that never was an option is.
+            options = GlobalHydra.instance().config_loader().get_group_options(axis) if "." not in axis else []
+            if options and value not in options and value not in sweep.axes[axis]:
+                raise UserError(
+                    f"sweep {sweep.name!r} adjusts where {axis} is {value!r}, but conf/{axis}/ has no such file; there "
+                    f"are {', '.join(name for name in options if not name.endswith('_schema'))}"
+                )
 
 
 def _refuse_duplicates(trials: list[Trial], sweep_name: str) -> None:

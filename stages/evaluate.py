@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import DataError
 from stages.fields import execution, identity
+from stages.gen_kwargs import KNOWN_NAMES
 from stages.harness import BuiltTask
 from stages.nltk_data import provide_nltk_data
 from stages.scoring import Sample, metric_facts, score
@@ -89,6 +90,8 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
+        if unknown := sorted(set(self.gen_kwargs) - set(KNOWN_NAMES)):
+            raise ValueError(f"gen_kwargs {', '.join(unknown)} are unknown; there are {', '.join(KNOWN_NAMES)}")
 
 
 @dataclass(kw_only=True, slots=True)

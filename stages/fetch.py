@@ -135,7 +135,7 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
         if not any(_files(Path(config.mirror_path))):
             raise DataError(
                 f"the mirror lacks the data set {config.repo_id}: put it at {config.mirror_path} in the hub's layout, "
-                "or drop the tasks that read it"
+                "or drop the tasks or the calibration that read it"
             )
         _copy_files(Path(config.mirror_path), list(_files(Path(config.mirror_path))), out)
         _check_digest(out, config.digest, f"data set {config.repo_id}")

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, DataError, StageError
+from stages.gen_kwargs import LENGTH_NAMES
 from stages.task_index import Entry, build_index
 
 if TYPE_CHECKING:
     from stages.evaluate import PromptConfig
-
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +238,6 @@ def _merge_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
     if task.get_config("output_type") != "generate_until" or not gen_kwargs:
         return
     merged = dict(task.get_config("generation_kwargs") or {})
-    if any(name in gen_kwargs for name in _LENGTH_NAMES):
-        merged = {key: value for key, value in merged.items() if key not in _LENGTH_NAMES}
+    if any(name in gen_kwargs for name in LENGTH_NAMES):
+        merged = {key: value for key, value in merged.items() if key not in LENGTH_NAMES}
     task.set_config(key="generation_kwargs", value=merged | dict(gen_kwargs))

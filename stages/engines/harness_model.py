@@ -17,12 +17,9 @@ from lm_eval.api.model import TemplateLM  # noqa: TID253
 from stages.chat import DATE
 from stages.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.errors import ConfigError
+from stages.gen_kwargs import KNOWN_NAMES, SAMPLING_NAMES
 
 _DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
-_SAMPLING_NAMES = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
-)  # fmt: skip
-_IGNORED_NAMES = {"do_sample", "until", "max_gen_toks", "num_beams", "use_cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +234,13 @@ def _option(add_special_tokens: bool | None) -> dict[str, bool]:
 
 def _sampling(options: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     """Empty for greedy decoding, which is what lm-eval means by no ``do_sample`` and no temperature."""
-    unknown = options.keys() - _IGNORED_NAMES - set(_SAMPLING_NAMES)
+    unknown = options.keys() - set(KNOWN_NAMES)
     if unknown or int(options.get("num_beams", 1)) != 1:
         raise ConfigError(
             f"gen_kwargs {sorted(unknown) or 'num_beams'} are not supported; use do_sample, max_gen_toks, until, "
-            f"{', '.join(_SAMPLING_NAMES)}"
+            f"{', '.join(SAMPLING_NAMES)}"
         )
-    given = {name: options[name] for name in _SAMPLING_NAMES if options.get(name) is not None}
+    given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) is not None}
     penalties = {name: value for name, value in given.items() if name.endswith("penalty")}
     if not options["do_sample"]:
         return (("temperature", 0.0), *sorted(penalties.items())) if penalties else ()

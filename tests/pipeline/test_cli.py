@@ -72,6 +72,36 @@ BAD_INPUT = {
     ),
     "a resubmission that is a run": (["+sweep=smoke", "failures.class=oom"], r"failures\.class.*mode=resubmit"),
     "an export of nothing": (["+sweep=smoke", "mode=plan", "failures.export=x"], r"failures\.export.*mode=status"),
+    "a limit of nothing": (["+sweep=smoke", "tasks.mathador.limit=-1"], r"task mathador: limit must be at least 1"),
+    "a shard of nothing": (["+sweep=smoke", "tasks.mathador.shard_size=0"], r"shard_size must be at least 1"),
+    "a confidence in per cent": (["+sweep=smoke", "compare.confidence=95"], r"compare.confidence must lie between"),
+    "an axis without values": (["+sweep=smoke", "sweep.axes.recipe=[]"], r"axis recipe has no values"),
+    "a budget of nothing": (["+sweep=smoke", "budget.gpu_hours=-1"], r"budget.gpu_hours must be more than 0"),
+    "an unknown generation argument": (
+        ["+sweep=smoke", "+tasks.tabular.gen_kwargs.max_gen_tok=5"],
+        r"gen_kwargs max_gen_tok are unknown; there are .*max_gen_toks",
+    ),
+    "a wrong type deep inside": (
+        ["+sweep=smoke", "tasks.mathador.limit=abc"],
+        r"error: tasks.mathador.limit: Value 'abc'",
+    ),
+    "a sweep without its plus": (["sweep=smoke"], r"a sweep is chosen with \+sweep=NAME"),
+    "a suite beside the sweep's own tasks": (
+        ["+sweep=smoke", "suite=leaderboard_v2"],
+        r"tasks.mathador has settings but names no task.*use a sweep without it",
+    ),
+    "a suite that lost a task": (
+        ["+sweep=leaderboards", "~tasks.winogrande"],
+        r"suites.leaderboard_v1 names winogrande, but the sweep's tasks are",
+    ),
+    "a normalized suite of a raw task": (
+        ["+sweep=leaderboards", "tasks.ifeval.random_baseline=null"],
+        r"suites.leaderboard_v2 averages normalized scores, but ifeval says not what guessing scores",
+    ),
+    "a cluster that is not there": (
+        ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1"],
+        r"cluster.address=127.0.0.1:1: no Ray cluster there",
+    ),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 
@@ -122,6 +152,49 @@ def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("+sweep=smoke", "mode=why")
     assert code == 0
     assert "nothing like it is in the store" in out
+
+
+@pytest.mark.parametrize(
+    ("adjustment", "says"),
+    [
+        ("{recipee: w8a8_fp}", r"adjusts where recipee is 'w8a8_fp', but that is no axis; its axes are recipe"),
+        ("{recipe: w8a8_fpp}", r"adjusts where recipe is 'w8a8_fpp', but conf/recipe/ has no such file.*w8a8_fp"),
+        ("[", r"a config file is not YAML: .*mine.yaml"),
+    ],
+)
+def test_a_mistake_in_a_sweep_of_ones_own_is_refused(run, tmp_path: Path, adjustment: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    import re
+
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /suite: none\n"
+        "sweep:\n  name: mine\n  axes:\n    recipe: [bf16, w8a8_fp]\n"
+        f"  adjust:\n    - when: {adjustment}\n      set: [calibration.num_calibration_samples=4]\n"
+        "tasks:\n  iris: {task: tabular_iris, limit: 5}\n"
+    )
+    code, _, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert re.search(says, err), err
+
+
+def test_an_adjustment_for_a_value_that_was_taken_out_of_its_axis_is_no_mistake(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_fp]", "mode=plan")
+    assert code == 0, err
+    assert "2 trials" in out
+
+
+def test_a_field_that_the_base_recipe_cannot_have_reaches_the_others(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("+sweep=smoke", "recipe.smoothing_strength=0.7", "sweep.axes.recipe=[w8a8_int]", "mode=plan")
+    assert code == 0, err
+    assert "2 trials" in out
+
+
+def test_a_plan_names_the_data_that_a_calibration_lacks(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mirror").mkdir()
+    code, out, err = run("+sweep=smoke", "calibration=open_platypus", f"data.mirror={tmp_path / 'mirror'}", "mode=plan")
+    assert code == 0, err
+    assert "missing data set garage-bAInd/Open-Platypus: the calibration of smollm2_135m/" in out
 
 
 def test_a_sweep_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
