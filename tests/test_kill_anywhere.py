@@ -149,6 +149,18 @@ def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
 
 
 @pytest.mark.e2e
+def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path) -> None:
+    """As Slurm tells it when the time is over; Ray takes the signal for itself when it starts."""
+    arguments = ["cluster.num_cpus=2", "store.root=store", "tracking=off"]
+    sweep = driver(own, *arguments, sleep_s=0.2)
+    wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait() == 130
+    assert "stopped; the same command goes on where it was" in (own / "driver.log").read_text()
+    assert driver(own, *arguments).wait() == 0
+
+
+@pytest.mark.e2e
 def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(own: Path, small_disk: Path) -> None:
     arguments = ["cluster=inline", "tracking=off"]
     reference = own / "reference"
