@@ -74,11 +74,14 @@ class Side:
     baseline: float | None = None  # of a normalized side: score and draws are relative to it
 
     def interval(self, confidence: float) -> Interval:
-        """Wilson's for a share of right documents, the bootstrap's percentiles otherwise."""
+        """Wilson's for a share of right documents, else the bootstrap's percentiles.
+
+        Documents that all score alike tell the bootstrap nothing: it would call four wrong answers a certain 0.
+        """
         if self.score is None or self.draws is None:
             return NO_INTERVAL
         if self.num_right is None:
-            return percentile_interval(self.draws, confidence)
+            return NO_INTERVAL if np.ptp(self.draws) == 0 else percentile_interval(self.draws, confidence)
         low, high = wilson_interval(self.num_right, self.n, confidence)
         if self.baseline is None or low is None or high is None:
             return low, high

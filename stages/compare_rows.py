@@ -102,7 +102,7 @@ def _side_columns(side: Side, confidence: float) -> dict[str, Any]:
         "score": side.score,
         "score_low": low,
         "score_high": high,
-        "interval": None if side.score is None else "bootstrap" if side.num_right is None else "wilson",
+        "interval": None if low is None else "bootstrap" if side.num_right is None else "wilson",
     }
 
 

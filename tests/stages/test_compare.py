@@ -209,8 +209,11 @@ def test_a_group_is_the_mean_that_lm_eval_makes_of_it(run, write_evaluation, lea
     means, sizes = [sum(scores) / len(scores) for scores in leaves], [len(scores) for scores in leaves]
     assert result.whole["score"] == pytest.approx(aggregate_subtask_metrics(means, sizes, weight_by_size))
     assert result.whole["n"] == sum(sizes)
-    assert result.whole["score_low"] <= result.whole["score"] + 1e-12
-    assert result.whole["score"] <= result.whole["score_high"] + 1e-12
+    low, high = result.whole["score_low"], result.whole["score_high"]
+    if low is None:  # resampling within each leaf can tell nothing
+        assert all(len(set(scores)) == 1 for scores in leaves) and result.whole["interval"] is None
+    else:
+        assert low <= result.whole["score"] + 1e-12 and result.whole["score"] <= high + 1e-12
     assert [row["leaf"] for row in result.rows] == [*trial, None]
     assert [row["score"] for row in result.rows[:-1]] == means
 
@@ -329,6 +332,12 @@ def test_other_aggregations_are_lm_evals_own(run, write_evaluation):
     assert (found["score"], found["base_score"]) == pytest.approx((f1_score(trial), f1_score(base)))
     assert found["difference_low"] < found["difference"] < found["difference_high"]
     assert (found["aggregation"], found["interval"], found["num_resamples"]) == ("f1", "bootstrap", 200)
+
+
+def test_documents_that_all_score_alike_have_no_interval_that_pretends_to_be_exact(run, write_evaluation):
+    partial, nothing = (run({"t": write_evaluation("t", [value] * 4)}).whole for value in (0.5, 0.0))
+    assert (partial["score"], partial["score_low"], partial["score_high"]) == (0.5, None, None)
+    assert nothing["interval"] == "wilson" and nothing["score_high"] > 0.3
 
 
 def test_a_worse_perplexity_is_no_recovery(run, write_evaluation):
