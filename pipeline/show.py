@@ -39,7 +39,7 @@ def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
         f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
     )
     for name, readers in _missing_data(plan).items():
-        console.print(f"[red]missing[/] data set {name}: {', '.join(readers)} cannot be had", highlight=False)
+        console.print(f"[red]missing[/] data set {name}: no results for {', '.join(readers)}", highlight=False)
     console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
 

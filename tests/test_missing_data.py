@@ -79,7 +79,7 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.e2e
 def test_missing_data_costs_only_the_tasks_that_read_it_a_line_each(lab: Path) -> None:
     planned = run(lab, "mode=plan")
-    assert "missing data set lab/away: declared, by_name cannot be scored" in planned.stdout, planned.stderr
+    assert "missing data set lab/away: no results for declared, by_name" in planned.stdout, planned.stderr
     ended = run(lab)
     assert ended.returncode == 1, ended.stderr
     failed = [line for line in ended.stdout.splitlines() if line.startswith("failed (data)")]

@@ -194,7 +194,7 @@ def test_a_plan_names_the_data_that_a_calibration_lacks(run, tmp_path: Path) -> 
     (tmp_path / "mirror").mkdir()
     code, out, err = run("+sweep=smoke", "calibration=open_platypus", f"data.mirror={tmp_path / 'mirror'}", "mode=plan")
     assert code == 0, err
-    assert "missing data set garage-bAInd/Open-Platypus: the calibration of smollm2_135m/" in out
+    assert "missing data set garage-bAInd/Open-Platypus: no results for the calibration of smollm2_135m/" in out
 
 
 def test_a_sweep_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
