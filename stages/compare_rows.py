@@ -64,9 +64,7 @@ SCHEMA = pa.schema(
 NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
 
 
-def row(
-    evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool = False
-) -> dict[str, Any]:
+def row(evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool) -> dict[str, Any]:
     """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
     on_scale = _row(normalized, confidence, False) if normalized else {}
     found = _row(evidence, confidence, lower_is_better)

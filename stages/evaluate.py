@@ -27,7 +27,7 @@ from stages.task_index import task_roots
 if TYPE_CHECKING:
     from stages.engines.harness_model import HarnessModel
 
-VERSION = 1
+VERSION = 2
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 

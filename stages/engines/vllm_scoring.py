@@ -110,11 +110,12 @@ class Known:
 
     def add(self, job: Job, output: Any) -> None:
         """Read what vLLM returned.  Raises EngineError for what is not a number."""
-        places = list(self._walk(job.after))
+        *before, behind = self._nodes_of(job.after)
         if job.labels:
-            self._add_labels(self._node(job.after), job.labels, output.outputs[0])
+            self._add_labels(behind, job.labels, output.outputs[0])
         if not job.is_span:
             return
+        places = list(zip(before, job.after, strict=True))
         # Counted from the end: vLLM's newer model runner leaves out the rows of cached tokens, the older one pads them.
         rows = (output.prompt_logprobs or [])[-len(places) :]
         num_hidden = (output.num_cached_tokens or 0) + 1 - len(job.context)
@@ -125,7 +126,8 @@ class Known:
 
     def score(self, continuation: Tokens) -> Score | None:
         """None where the cache hid a token that no other request showed."""
-        found = [self._scores.get(place) for place in self._walk(continuation)]
+        nodes = self._nodes_of(continuation)
+        found = [self._scores.get(place) for place in zip(nodes, continuation, strict=False)]
         known = [score for score in found if score is not None]
         if len(known) < len(found):
             return None
@@ -139,18 +141,12 @@ class Known:
             is_greedy = label == written or (written in row and row[label].logprob >= row[written].logprob)
             self._scores.setdefault((node, label), Score(score.logprob, is_greedy))
 
-    def _walk(self, tokens: Tokens) -> Iterator[tuple[int, int]]:
-        """(what stands before it, token) of each token."""
-        node = 0
+    def _nodes_of(self, tokens: Tokens) -> list[int]:
+        """What stands before each token, and behind the last."""
+        nodes = [0]
         for token in tokens:
-            yield node, token
-            node = self._nodes.setdefault((node, token), len(self._nodes) + 1)
-
-    def _node(self, tokens: Tokens) -> int:
-        node = 0
-        for token in tokens:
-            node = self._nodes[node, token]
-        return node
+            nodes.append(self._nodes.setdefault((nodes[-1], token), len(self._nodes) + 1))
+        return nodes
 
 
 def _score(row: Mapping[int, Any], token: int) -> Score:
