@@ -7,10 +7,10 @@ import pytest
 from pipeline.batches import batches
 from pipeline.errors import UserError
 from pipeline.outcome import RunContext, Status
+from pipeline.placement import Node, whole_node
 from pipeline.plan import Plan
 from pipeline.reporting import report_step
 from pipeline.resolve import resolve
-from pipeline.runner import Node, _whole_node
 from pipeline.selection import chosen
 from pipeline.step import Resources
 from pipeline.worker import run_batch
@@ -58,9 +58,9 @@ def test_the_points_of_a_checkpoint_share_one_server_that_has_its_node_to_itself
 
 def test_alone_on_the_smallest_node_that_has_the_gpus() -> None:
     nodes = [Node(64, 8, 500), Node(16, 2, 100), Node(8, 0, 50)]
-    assert _whole_node(Resources(num_gpus=1, is_alone=True), nodes) == Resources(16, 2, is_alone=True)
-    assert _whole_node(Resources(num_gpus=4, is_alone=True), nodes) == Resources(64, 8, is_alone=True)
-    assert _whole_node(Resources(num_gpus=9, is_alone=True), nodes) == Resources(num_gpus=9, is_alone=True)
+    assert whole_node(Resources(num_gpus=1, is_alone=True), nodes) == Resources(16, 2, is_alone=True)
+    assert whole_node(Resources(num_gpus=4, is_alone=True), nodes) == Resources(64, 8, is_alone=True)
+    assert whole_node(Resources(num_gpus=9, is_alone=True), nodes) == Resources(num_gpus=9, is_alone=True)
 
 
 @pytest.mark.parametrize(
