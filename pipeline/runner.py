@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.batches import Batch
-from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.connection import connect
 from pipeline.errors import FailureClass, one_line
+from pipeline.execution_config import ClusterConfig, RunnerKind
 from pipeline.ledger import Ledger
 from pipeline.outcome import Outcome, RunContext, Status
 from pipeline.placement import GIB, Node, check_fits, cluster_nodes, placement_group_of, whole_node

@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline import results, show
 from pipeline.batches import Batch, batches
-from pipeline.config import Verify
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, Sweep
 from pipeline.control import BY_USER, budgeted, interruptible
 from pipeline.errors import FailureClass, one_line
+from pipeline.execution_config import Verify
 from pipeline.ledger import Failure
 from pipeline.memory import bytes_to_write
 from pipeline.outcome import Outcome, RunContext, Status

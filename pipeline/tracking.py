@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.capture import log_path
-from pipeline.config import Config, TrackingConfig
+from pipeline.config import Config
+from pipeline.execution_config import TrackingConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.plan import Plan, TrialPlan
 from pipeline.provenance import git_state, package_versions

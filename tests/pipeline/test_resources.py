@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.batches import batches
-from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import UserError
+from pipeline.execution_config import ClusterConfig, RunnerKind
 from pipeline.ledger import Ledger
 from pipeline.outcome import RunContext, Status
 from pipeline.runner import make_runner

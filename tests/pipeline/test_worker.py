@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.batches import batches
 from pipeline.capture import log_path
-from pipeline.config import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass, UserError
+from pipeline.execution_config import ClusterConfig, RunnerKind
 from pipeline.ledger import Ledger
 from pipeline.outcome import RunContext, Status
 from pipeline.runner import Outcomes, make_runner

@@ -1,0 +1,105 @@
+"""Where and how a plan is carried out: cluster, store, budget, tracking.  None of it is part of what a result is."""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+
+class Verify(Enum):
+    """How the store is looked at: each artifact's manifest, or every byte it lists."""
+
+    quick = "quick"
+    full = "full"
+
+
+class RunnerKind(Enum):
+    """Where steps run: on Ray, or one after the other in this process."""
+
+    ray = "ray"
+    inline = "inline"
+
+
+@dataclass(kw_only=True, slots=True)
+class ResourceConfig:
+    """What one step of a stage occupies; null keeps the stage's own.  Taking more ``memory_gib`` ends the step."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    memory_gib: float | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where steps run.  ``address`` null starts a local Ray; ``stages`` overrides the resources of a stage by name.
+
+    ``replicas`` engines serve each checkpoint, its shards spread over them.  ``autoscales``: nodes come when they are
+    asked for, so what fits no node of today is not refused.  ``timeout_s``: the longest a step of a stage may take; the
+    default for stages that are not named is under ``default``.  A step is tried ``max_attempts`` times in a run, after
+    ``back_off_s`` that doubles each time, where another attempt may mend it.
+    """
+
+    runner: RunnerKind = RunnerKind.ray
+    address: str | None = None
+    num_cpus: int | None = None
+    autoscales: bool = False
+    replicas: int = 1
+    max_attempts: int = 2
+    back_off_s: float = 5.0
+    timeout_s: dict[str, float] = field(default_factory=lambda: {"default": 4 * 3600.0, "quantize": 24 * 3600.0})
+    # Each a ResourceConfig; typed by hand, because OmegaConf takes no new entry of a typed mapping from a command line.
+    stages: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stages = {name: _resource_config(f"cluster.stages.{name}", value) for name, value in self.stages.items()}
+        for name in ("replicas", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.{name} must be at least 1; got {getattr(self, name)}")
+
+
+def _resource_config(name: str, value: Any) -> ResourceConfig:
+    if isinstance(value, ResourceConfig):
+        return value
+    known = {each.name for each in fields(ResourceConfig)}
+    if not isinstance(value, dict) or not value.keys() <= known:
+        raise ValueError(f"{name} must be a mapping with keys among {', '.join(sorted(known))}; got {value!r}")
+    return ResourceConfig(**value)
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreConfig:
+    """Where artifacts are kept.  ``verify=full`` digests every artifact of the plan again.
+
+    ``root``: a directory that every worker can reach, or a URL of object storage (``s3://bucket/prefix``), which each
+    machine reads through its own directory ``cache``.
+    """
+
+    root: str = "results/store"
+    cache: str = "results/cache"
+    verify: Verify = Verify.quick
+
+
+@dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """A run stops before it has used so many hours of GPUs, counting each GPU a batch holds."""
+
+    gpu_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu_hours is not None and self.gpu_hours <= 0:
+            raise ValueError(f"budget.gpu_hours must be more than 0, or null for no limit; got {self.gpu_hours}")
+
+
+@dataclass(kw_only=True, slots=True)
+class GcConfig:
+    """``mode=gc`` lists what no sweep of the store refers to; ``delete`` removes it."""
+
+    delete: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """The MLflow server to mirror into; null keeps SQLite and artifacts beside the store."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
