@@ -71,6 +71,10 @@ class Ledger:
     def skipped(self, ref: StepRef, run_id: str, cause: str) -> None:
         self._append(ref, event="skipped", run_id=run_id, message=cause)
 
+    def stopped(self, ref: StepRef, run_id: str) -> None:
+        """Record that the user ended an attempt: it says nothing against the step."""
+        self._append(ref, event="stopped", run_id=run_id)
+
     def events(self, ref: StepRef) -> list[dict[str, Any]]:
         """Every event of a step, oldest first; a line torn by a kill is passed over."""
         return [event for line in self._storage.lines(_record(ref)) if (event := _parse(line))]
@@ -148,7 +152,7 @@ class Ledger:
     def last_failure(self, ref: StepRef) -> Failure | None:
         """Why the step is not there, by its latest attempt.
 
-        None when it was never tried, is being tried, or succeeded and its artifact was removed since.
+        None when it was never tried, is being tried, was stopped, or succeeded and its artifact was removed since.
         """
         events = self.events(ref)
         if not events:
@@ -159,9 +163,9 @@ class Ledger:
             return Failure(FailureClass.upstream, last["message"], log, len(starts))
         if last["event"] == "failed":
             return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
-        if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
+        if last["event"] in ("succeeded", "stopped") or self.is_alive(last["run_id"]):
             return None
-        return Failure(FailureClass.crash, "the worker died or was stopped during the attempt", log, len(starts))
+        return Failure(FailureClass.crash, "the worker died during the attempt", log, len(starts))
 
     def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
         """Why each of these steps is not there; steps that were never tried are left out."""

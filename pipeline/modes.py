@@ -13,12 +13,15 @@ from pipeline.garbage import collect
 from pipeline.ledger import Failure
 from pipeline.resubmission import environment, export
 from pipeline.running import mirror_of, publish_report, resubmit, run
+from pipeline.selection import chosen
 from pipeline.step import Step, StepRef
 
 
 def plan(sweep: Sweep) -> int:
     """Print trials, steps to run and to reuse, evaluations and memory; touches nothing."""
-    show.plan(sweep.console, sweep.plan, {step.ref for step in sweep.store.missing(sweep.plan.steps.values())})
+    missing = sweep.store.missing(sweep.plan.steps.values())
+    to_run = chosen(sweep.plan, missing, sweep.config.only)
+    show.plan(sweep.console, sweep.plan, {step.ref for step in missing}, {step.ref for step in to_run})
     return SUCCESS
 
 

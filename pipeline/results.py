@@ -21,6 +21,7 @@ from pipeline.manifest import file_name
 from pipeline.plan import Plan, TrialPlan
 from pipeline.step import StepRef
 from pipeline.store import Store
+from stages.report_results import SUITES_SCHEMA
 
 Named = TypeVar("Named")
 
@@ -57,6 +58,10 @@ class Results:
         """One row per trial and task: n, score, recovery, paired difference, their intervals, checkpoint size."""
         return pq.read_table(self.report_dir() / "summary.parquet")
 
+    def suites(self) -> pa.Table:
+        """One row per trial and suite: its mean and recovery, null where a member is missing."""
+        return read_suites(self.report_dir())
+
     def serving(self) -> pa.Table | None:
         """One row per trial, workload and mode: rates, latencies, costs, validity; None if nothing was served."""
         path = self.report_dir() / "serving.parquet"
@@ -84,6 +89,12 @@ class Results:
             for table in [pq.read_table(found / "samples.parquet")]
         ]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def read_suites(report_dir: Path) -> pa.Table:
+    """The means of the suites in a report, as ``SUITES_SCHEMA`` says."""
+    rows = json.loads((report_dir / "summary.json").read_text())["suites"]
+    return pa.Table.from_pylist(rows, schema=SUITES_SCHEMA)
 
 
 def _named(found: Mapping[str, Named], kind: str, name: str) -> Named:

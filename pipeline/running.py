@@ -5,6 +5,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,11 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
         with sweep.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
                 return runner.run(work, context, on_done)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            for step in progress.running_steps():
+                sweep.ledger.stopped(step.ref, run_id)
+        raise
     finally:
         sweep.ledger.clear_stop(run_id)
 

@@ -14,6 +14,7 @@ from pipeline.ledger import Failure
 from pipeline.memory import gpu_memory
 from pipeline.outcome import Outcome, Status
 from pipeline.plan import Plan, TrialPlan
+from pipeline.results import read_suites
 from pipeline.step import FETCH_DATASET, Step, StepRef
 from pipeline.storage import Stored
 from pipeline.store import Store
@@ -23,19 +24,20 @@ NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
 
 
-def plan(console: Console, plan: Plan, missing: set[StepRef]) -> None:
-    """Trials with their memory, then steps by stage."""
+def plan(console: Console, plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> None:
+    """Trials with their memory, then steps by stage: those that ``only`` leaves out are in neither number."""
     trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations")
     for trial in plan.trials.values():
         trials.add_row(*_trial_cells(plan, trial))
     console.print(trials)
     stages = _table("stage", "to run", "to reuse")
     for stage, steps in _by_stage(plan).items():
-        to_run = sum(step.ref in missing for step in steps)
-        stages.add_row(stage, f"{to_run:,}", f"{len(steps) - to_run:,}")
+        num_to_run = sum(step.ref in to_run for step in steps)
+        num_present = sum(step.ref not in missing for step in steps)
+        stages.add_row(stage, f"{num_to_run:,}", f"{num_present:,}")
     console.print(stages)
     console.print(
-        f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(missing):,} to run), "
+        f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(to_run):,} to run), "
         f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
     )
     for name, readers in _missing_data(plan).items():
@@ -102,6 +104,8 @@ def finished(
         table.add_row(*_summary_cells(row))
     if rows:
         console.print(table)
+    if suites := read_suites(store.path(report.ref)).to_pylist():
+        console.print(_suites_table(suites, interval))
     if (points := store.path(report.ref) / "serving.parquet").exists():
         console.print(_serving_table(pq.read_table(points).to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
@@ -134,6 +138,18 @@ def where(console: Console, report_dir: Path, review: str | None) -> None:
     console.print(f"report: {report_dir / 'report.html'}", soft_wrap=True, highlight=False)
     if review is not None:
         console.print(f"review: {review}", soft_wrap=True, highlight=False)
+
+
+def _suites_table(suites: Sequence[Mapping[str, object]], interval: str) -> Table:
+    table = _table("trial", "suite", "mean", "recovery", interval)
+    for suite in suites:
+        table.add_row(
+            *(str(suite[name]) for name in ("trial", "suite")),
+            _number(suite["mean"], "{:.2f}" if suite["normalized"] else "{:.4f}"),
+            _number(suite["recovery"], "{:.2%}"),
+            _interval(suite["recovery_low"], suite["recovery_high"], "{:.2%}"),
+        )
+    return table
 
 
 def _serving_table(points: Sequence[Mapping[str, object]]) -> Table:

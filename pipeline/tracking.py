@@ -7,7 +7,7 @@ twice changes nothing, and mirroring after the server was away catches up.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,10 +19,12 @@ from pipeline.execution_config import TrackingConfig
 from pipeline.fingerprint import fingerprint
 from pipeline.plan import Plan, TrialPlan
 from pipeline.provenance import git_state, package_versions
+from pipeline.results import read_suites
 from pipeline.step import StepRef
 from pipeline.store import Store
 
-PLAN_TAG, TRIAL_TAG, CONTENT_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "content", "mlflow.parentRunId"
+PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
+CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
 MAX_PARAMS_A_CALL = 100
 TASK_METRICS = (
     "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing",
@@ -56,8 +58,10 @@ class Mirror:
         """Bring MLflow up to date with the store; raises what the MLflow client raises."""
         client, experiment_id = self._connect()
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, {})
+        suites = read_suites(report).to_pylist() if report is not None else []
         for trial in self.plan.trials.values():
-            self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
+            run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
+            self._write_suites(client, run, trial, [row for row in suites if row["trial"] == trial.trial.name])
         if report is not None:
             self._write_report(client, parent, report)
         _set_status(client, parent, status)
@@ -96,7 +100,7 @@ class Mirror:
             client.delete_run(created.info.run_id)
         return kept
 
-    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> None:
+    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> Any:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
         key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
         run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
@@ -105,18 +109,32 @@ class Mirror:
         complete = len(present) == len(trial_refs(trial))
         _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
         if run.data.tags.get(CONTENT_TAG) == content:
-            return
+            return run
         _log_params(client, run, trial.trial.config)
-        self._log_metrics(client, run.info.run_id, trial)
+        self._log_metrics(client, run.info.run_id, trial, trial_metrics(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
+        return run
 
-    def _log_metrics(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+    def _write_suites(self, client: Any, run: Any, trial: TrialPlan, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The report's means of a trial: a suite is not the trial's own, so its tag is another one."""
+        values = {
+            f"suite/{row['suite']}/{name}": row[name]
+            for row in rows
+            for name in ("mean", "recovery")
+            if row[name] is not None
+        }
+        content = fingerprint(values)
+        if values and run.data.tags.get(SUITES_TAG) != content:
+            self._log_metrics(client, run.info.run_id, trial, values)
+            client.set_tag(run.info.run_id, SUITES_TAG, content)
+
+    def _log_metrics(self, client: Any, run_id: str, trial: TrialPlan, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        values, ended_s = trial_metrics(self.store, trial), last_ended_s(self.store, trial)
+        ended_s = last_ended_s(self.store, trial)
         # The time is the artifacts' own: the same values written again are the same rows.
         metrics = [Metric(key, value, int(ended_s * 1000), 0) for key, value in values.items()]
         if metrics:

@@ -57,6 +57,19 @@ SUMMARY_SCHEMA = pa.schema(
     ]
 )
 
+SUITES_SCHEMA = pa.schema(
+    [
+        ("trial", _TEXT),
+        ("suite", _TEXT),
+        ("normalized", pa.bool_()),
+        ("mean", _SCORE),  # of scores, or of normalized scores, up to 100
+        ("base_mean", _SCORE),
+        ("recovery", _SCORE),
+        ("recovery_low", _SCORE),
+        ("recovery_high", _SCORE),
+    ]
+)
+
 
 @dataclass(kw_only=True, slots=True)
 class TrialRow:
@@ -169,7 +182,7 @@ def suite_rows(
     rows: Sequence[Row],
     comparisons: Mapping[tuple[str, str], Comparison],
 ) -> Iterator[Row]:
-    """The plain mean of a suite's tasks for every trial, and its recovery; null if a member is missing.
+    """Rows of SUITES_SCHEMA: plain means of the suites' tasks, and their recoveries; null if a member is missing.
 
     A recovery is of the documents that both trials were scored on, as its interval is; the means are of all.  Tasks
     where higher is better have no mean with those where lower is.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.results import load
+
 ROOT = Path(__file__).parents[1]
 OWN_SWEEP = """\
 # @package _global_
@@ -32,6 +34,7 @@ engine: {dtype: float32, max_model_len: 512, batch_size: 4}
 tasks:
   iris: {task: tabular_iris, num_docs: {tabular_iris: 120}, limit: 10, num_fewshot: 0, shard_size: 4}
   game: {task: mathador, num_docs: {mathador: 1000}, limit: 3, num_fewshot: 0, gen_kwargs: {max_gen_toks: 8}}
+suites: {both: {tasks: [iris, game]}}
 """
 
 
@@ -83,6 +86,8 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     for expected in ("tiny/bf16", "tiny/w8a8_fp", "tiny/w8a8_int", "tiny/w4a16_int", "iris", "game", "report.html"):
         assert expected in first.stdout
+    for name, mean in suite_means(tiny).items():
+        assert re.search(rf"{name}\s+both\s+{mean:.4f}", first.stdout)
     before = table(tiny)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
 
@@ -170,6 +175,17 @@ def rows(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("tiny/")]
 
 
+def suite_means(directory: Path) -> dict[str, float]:
+    """Of the two tasks' scores, as the table of results has them; the reader of suites says the same."""
+    results = load(directory / "results" / "store", "tiny")
+    scores: dict[str, list[float]] = {}
+    for row in results.summary().to_pylist():
+        scores.setdefault(row["trial"], []).append(row["score"])
+    means = {name: sum(both) / 2 for name, both in scores.items()}
+    assert {row["trial"]: row["mean"] for row in results.suites().to_pylist()} == pytest.approx(means)
+    return means
+
+
 def mlflow_runs(directory: Path) -> dict[str, int]:
     import mlflow
 
@@ -182,4 +198,6 @@ def mlflow_runs(directory: Path) -> dict[str, int]:
     trials = [run for run in runs if run not in parents]
     compared = [run for run in trials if run.data.params["recipe"] != "bf16"]
     assert all("iris/recovery" in run.data.metrics for run in compared)
+    found = {run.info.run_name: run.data.metrics["suite/both/mean"] for run in trials}
+    assert found == pytest.approx(suite_means(directory))
     return {"parents": len(parents), "trials": len(trials)}

@@ -157,6 +157,9 @@ def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path
     sweep.send_signal(signal.SIGTERM)
     assert sweep.wait() == 130
     assert "stopped; the same command goes on where it was" in (own / "driver.log").read_text()
+    (own / "driver.log").unlink()
+    assert driver(own, *arguments, "mode=status").wait() == 0
+    assert "crash" not in (own / "driver.log").read_text(), "a step that the user stopped has not failed"
     assert driver(own, *arguments).wait() == 0
 
 

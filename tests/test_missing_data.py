@@ -1,6 +1,7 @@
 """A sweep names the data that its mirror lacks and scores the rest; too many examples are refused before it starts."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,8 @@ def test_missing_data_costs_only_the_tasks_that_read_it_a_line_each(lab: Path) -
     rows = {row["task"]: row for row in load(lab / "results" / "store", "tiny").summary().to_pylist()}
     assert (rows["whole"]["n"], rows["whole"]["status"]) == (6, "measured")
     assert [rows[task]["score"] for task in ("declared", "by_name", "parts")] == [None] * 3
+    assert re.search(r"^tiny/bf16 +rest +\d\.\d{4} ", ended.stdout, re.MULTILINE)
+    assert re.search(r"^tiny/bf16 +both +– ", ended.stdout, re.MULTILINE)
 
 
 def test_more_examples_than_there_are_is_bad_input(lab: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: bad input gives one line that names the fix, exit code 2, and nothing is started."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -146,6 +147,17 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
     for expected in ("smollm2_135m/w4a16_int", "4 trials", "evaluations", "GiB/GPU"):
         assert expected in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ignore[no-untyped-def]
+    def to_run(*arguments: str) -> dict[str, int]:
+        _, out, _ = run("+sweep=smoke", "mode=plan", *arguments)
+        return {stage: int(number) for stage, number in re.findall(r"^(\w+) +(\d+) +0$", out, re.MULTILINE)}
+
+    whole, part = to_run(), to_run("only=[*/bf16,tabular]")
+    assert whole["quantize"] == 3
+    assert (part["quantize"], part["fetch_model"], part["compare"]) == (0, 1, 1)
+    assert 0 < part["evaluate"] < whole["evaluate"] / 4
 
 
 def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
