@@ -40,7 +40,11 @@ class EngineKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
-    """One open engine.  ``kv_cache_gib`` is read by vLLM's CPU build, ``batch_size`` by the transformers engine."""
+    """One open engine.  ``batch_size`` is read by the transformers engine, ``kv_cache_gib`` by vLLM.
+
+    Without ``kv_cache_gib`` vLLM takes what it finds free up to ``gpu_memory_utilization``, which is only right for an
+    engine that has its GPU alone.
+    """
 
     kind: EngineKind = identity(EngineKind.vllm)
     dtype: str = identity("bfloat16")

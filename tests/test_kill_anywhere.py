@@ -23,6 +23,7 @@ from tests.sweeping import (
     ROOT,
     driver,
     free_port,
+    make_sweep,
     mlflow_runs,
     mlflow_server,
     stop_group,
@@ -32,6 +33,14 @@ from tests.sweeping import (
 )
 
 VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tables of a sweep that nothing disturbs."""
+    own = make_sweep(tmp_path_factory.mktemp("undisturbed"))
+    assert driver(own, "cluster=inline", "store.root=store", "tracking=off").wait() == 0
+    return tables(own / "store")
 
 
 @pytest.fixture
@@ -61,10 +70,8 @@ def started_again(store: Path) -> list[str]:
 
 
 @pytest.mark.e2e
-def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
+def test_kill_anything_at_random_moments(own: Path, reference: dict[str, bytes], cluster: Any) -> None:
     """A driver, a worker, a node and the tracking server are killed in turn while one sweep runs to its end."""
-    reference = own / "reference"
-    assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
     chance, port = random.Random(1), free_port()
     server = mlflow_server(own, port)
     wait_until_it_answers(port)
@@ -109,7 +116,7 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
     for _ in range(2):  # the last driver may be dead; the one after it finds nothing to do but clean up
         code = driver(own, *arguments).wait()
     assert code == 0, (own / "driver.log").read_text()[-4000:]
-    assert tables(own / "store") == tables(reference)
+    assert tables(own / "store") == reference
     assert not started_again(own / "store")
     assert not list((own / "store").glob("*/.draft-*"))
     assert not list((own / "store" / "ledger").glob("stop-*"))
@@ -119,12 +126,10 @@ def test_kill_anything_at_random_moments(own: Path, cluster: Any) -> None:
 
 
 @pytest.mark.e2e
-def test_two_drivers_at_once_do_no_harm(own: Path) -> None:
-    reference = own / "reference"
-    assert driver(own, "cluster=inline", f"store.root={reference}", "tracking=off").wait() == 0
+def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes]) -> None:
     both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
-    assert tables(own / "store") == tables(reference)
+    assert tables(own / "store") == reference
     artifacts = [path.parent.name for path in (own / "store" / "evaluate").glob("*/manifest.json")]
     assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == 240
     assert not list((own / "store").glob("*/.d*"))
@@ -164,10 +169,10 @@ def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path
 
 
 @pytest.mark.e2e
-def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(own: Path, small_disk: Path) -> None:
+def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
+    own: Path, reference: dict[str, bytes], small_disk: Path
+) -> None:
     arguments = ["cluster=inline", "tracking=off"]
-    reference = own / "reference"
-    assert driver(own, *arguments, f"store.root={reference}").wait() == 0
     stored = [*arguments, f"store.root={small_disk / 'store'}"]
     assert driver(own, *stored).wait() == 2, "weights that cannot fit are refused before anything is made"
     assert "free space, or choose another with store.root=DIR" in (own / "driver.log").read_text()
@@ -179,10 +184,8 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(own: Path, s
     assert not list((small_disk / "store").glob("*/.draft-*"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert driver(own, *unknown_size).wait() == 0
-    assert (
-        tables(small_disk / "store").items()
-        >= {name: content for name, content in tables(reference).items() if not name.startswith("small")}.items()
-    )
+    comparisons = {name: content for name, content in reference.items() if not name.startswith("small")}
+    assert tables(small_disk / "store").items() >= comparisons.items()
 
 
 @pytest.mark.e2e

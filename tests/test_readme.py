@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.benchmarks import profile
+from tests.benchmarks import grid, profile
 from tests.benchmarks.evaluation import RECIPES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -12,6 +12,10 @@ BENCHMARKS = Path(profile.__file__).parent
 
 def test_the_table_of_serving_costs_is_that_of_the_measured_points():
     assert profile.table(BENCHMARKS / "profile_h100.parquet") in README
+
+
+def test_the_table_of_the_engine_s_own_cost_is_that_of_the_measured_runs():
+    assert grid.table(BENCHMARKS / "grid.json", BENCHMARKS / "grid_large.json") in README
 
 
 def test_the_row_of_the_six_tasks_is_what_was_measured():

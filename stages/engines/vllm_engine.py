@@ -210,11 +210,11 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
         arguments |= {"pipeline_parallel_size": config.pipeline_parallel_size, "distributed_executor_backend": "ray"}
     if config.max_num_seqs is not None:
         arguments["max_num_seqs"] = config.max_num_seqs
+    if config.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     if is_cpu:
         arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
         arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
-    if is_cpu and config.kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     return arguments
 
 

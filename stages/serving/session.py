@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stages.profile import ServerConfig
 
 MODEL = "model"  # the name it is served under
+SERVER_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 LOAD_TIMEOUT_S = 1800.0
 _CEILING_TOKENS = 128
 _WARM_UP_TOKENS = 32, 8
@@ -102,7 +103,7 @@ def serve(
     with ExitStack() as stack:
         stack.push(lambda kind, error, trace: keep_logs(sorted(work_dir.glob("*.log"))) if error else None)
         server = Server(
-            vllm_command(checkpoint, engine, config, dummy, port), _environment(engine), work_dir / "server.log", port
+            vllm_command(checkpoint, engine, config, dummy, port), SERVER_ENVIRONMENT, work_dir / "server.log", port
         )
         stack.callback(server.stop)
         client = LoadClient(config.num_clients, work_dir / "client.log")
@@ -137,6 +138,7 @@ def vllm_command(checkpoint: Path, engine: "EngineConfig", config: "ServerConfig
         "api-server-count": config.num_api_servers if many else None,
         "max-num-seqs": engine.max_num_seqs,
         "gpu-memory-utilization": engine.gpu_memory_utilization if engine.on_gpu else None,
+        "kv-cache-memory-bytes": int(engine.kv_cache_gib * 2**30) if engine.kv_cache_gib is not None else None,
     }
     arguments = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
     flags = ["--disable-uvicorn-access-log", *(["--enforce-eager"] if engine.enforce_eager else [])]
@@ -163,10 +165,3 @@ def _ceiling(client: LoadClient, null_server: Server, tokenizer: Path, num_worke
     )
     rate = requests_per_s(client.run(load, LOAD_TIMEOUT_S))
     return ClientCeiling(rate, rate * _CEILING_TOKENS if stream else None)
-
-
-def _environment(engine: "EngineConfig") -> dict[str, str]:
-    known = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    if not engine.on_gpu and engine.kv_cache_gib is not None:
-        known["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gib)))
-    return known

@@ -32,6 +32,17 @@ GOALS = {
     "peak_memory_gib": 1.5 * 1e9 / 2**30,
 }
 
+SHOWN = {
+    "num_evaluations": ("evaluations", "{:,}"),
+    "num_steps": ("steps", "{:,}"),
+    "plan_s": ("planning", "{:.3g} s"),
+    "overhead_ms_a_step": ("orchestration of a step, beyond the stage's own work", "{:.3g} ms"),
+    "noop_rerun_s": ("rerun with nothing to do", "{:.3g} s"),
+    "mirror_s": ("the whole MLflow mirror", "{:.3g} s"),
+    "compare_s": ("every row read, every paired comparison computed", "{:.3g} s"),
+    "peak_memory_gib": ("the driver's peak memory", "{:.3g} GiB"),
+}
+
 
 def main() -> None:
     """Run every part and print one table."""
@@ -54,6 +65,16 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def table(once: Path, under_seeds: Path) -> str:
+    """What ``--out`` wrote of two runs, in Markdown, with the ratio of the second to the first."""
+    small, large = (json.loads(path.read_text()) for path in (once, under_seeds))
+    lines = [f"| | once | under {large['seeds']} seeds | ratio |", "|---|--:|--:|--:|"]
+    for name, (label, pattern) in SHOWN.items():
+        cells = (pattern.format(small[name]), pattern.format(large[name]), f"{large[name] / small[name]:.1f}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def measure(part: str, root: Path, seeds: int) -> dict[str, Any]:

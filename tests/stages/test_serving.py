@@ -311,7 +311,7 @@ def test_heat_and_company_make_a_point_invalid():
 
 
 def test_the_server_is_started_as_the_plan_says(tiny_model):
-    engine = EngineConfig(on_gpu=True, tensor_parallel_size=2, max_num_seqs=64)
+    engine = EngineConfig(on_gpu=True, tensor_parallel_size=2, max_num_seqs=64, kv_cache_gib=1.5)
     text = " ".join(vllm_command(tiny_model, engine, ServerConfig(num_api_servers=4, replicas=3), True, 8001))
     assert f"vllm.entrypoints.cli.main serve {tiny_model} " in text
     for expected in (
@@ -319,11 +319,13 @@ def test_the_server_is_started_as_the_plan_says(tiny_model):
         "--data-parallel-size 3",
         "--api-server-count 4",
         "--load-format dummy",
+        "--kv-cache-memory-bytes 1610612736",
     ):
         assert expected in text
     alone = " ".join(vllm_command(tiny_model, EngineConfig(), ServerConfig(), False, 8001))
     assert f"vllm.entrypoints.openai.api_server --model {tiny_model} " in alone
     assert "api-server-count" not in alone
+    assert "kv-cache" not in alone
 
 
 def test_workloads_that_cannot_be_are_refused():
