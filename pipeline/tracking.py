@@ -6,7 +6,9 @@ twice changes nothing, and mirroring after the server was away catches up.
 
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -24,6 +26,7 @@ from pipeline.step import StepRef
 from pipeline.store import Store
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
+SUITE_PREFIX = "suite/"
 CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
 MAX_PARAMS_A_CALL = 100
 TASK_METRICS = (
@@ -61,7 +64,8 @@ class Mirror:
         suites = read_suites(report).to_pylist() if report is not None else []
         for trial in self.plan.trials.values():
             run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
-            self._write_suites(client, run, trial, [row for row in suites if row["trial"] == trial.trial.name])
+            if report is not None:
+                _write_suites(client, run, [row for row in suites if row["trial"] == trial.trial.name])
         if report is not None:
             self._write_report(client, parent, report)
         _set_status(client, parent, status)
@@ -111,34 +115,13 @@ class Mirror:
         if run.data.tags.get(CONTENT_TAG) == content:
             return run
         _log_params(client, run, trial.trial.config)
-        self._log_metrics(client, run.info.run_id, trial, trial_metrics(self.store, trial))
+        # The time is the artifacts' own: the same values written again are the same rows.
+        _log_metrics(client, run, trial_metrics(self.store, trial), last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
         return run
-
-    def _write_suites(self, client: Any, run: Any, trial: TrialPlan, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The report's means of a trial: a suite is not the trial's own, so its tag is another one."""
-        values = {
-            f"suite/{row['suite']}/{name}": row[name]
-            for row in rows
-            for name in ("mean", "recovery")
-            if row[name] is not None
-        }
-        content = fingerprint(values)
-        if values and run.data.tags.get(SUITES_TAG) != content:
-            self._log_metrics(client, run.info.run_id, trial, values)
-            client.set_tag(run.info.run_id, SUITES_TAG, content)
-
-    def _log_metrics(self, client: Any, run_id: str, trial: TrialPlan, values: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        ended_s = last_ended_s(self.store, trial)
-        # The time is the artifacts' own: the same values written again are the same rows.
-        metrics = [Metric(key, value, int(ended_s * 1000), 0) for key, value in values.items()]
-        if metrics:
-            client.log_batch(run_id, metrics=metrics)
 
     def _log_inputs(self, client: Any, run_id: str, trial: TrialPlan) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -240,6 +223,27 @@ def _small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
         yield ref, f"comparisons/{slot}", "comparison.*"
     for name, ref in trial.profiles.items():
         yield ref, f"profile/{name}", "*"
+
+
+def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
+    """Of two values of one metric MLflow shows the later one."""
+    from mlflow.entities import Metric
+
+    if values:
+        metrics = [Metric(key, value, int(at_s * 1000), 0) for key, value in values.items()]
+        client.log_batch(run.info.run_id, metrics=metrics)
+
+
+def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The report's means of a trial's suites, which can be put together anew while the trial stays what it is."""
+    places = {f"{SUITE_PREFIX}{row['suite']}/{name}": row[name] for row in rows for name in ("mean", "recovery")}
+    values = {place: float(value) for place, value in places.items() if value is not None}
+    content = fingerprint(values)
+    if run.data.tags.get(SUITES_TAG, fingerprint({})) == content:
+        return
+    gone = {key for key in run.data.metrics if key.startswith(SUITE_PREFIX)} - values.keys()
+    _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, time.time())  # MLflow removes no metric
+    client.set_tag(run.info.run_id, SUITES_TAG, content)
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:

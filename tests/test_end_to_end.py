@@ -1,6 +1,7 @@
 """The pipeline as a user runs it: one command, the same again, after a deletion, after a kill, with a failure."""
 
 import json
+import math
 import os
 import random
 import re
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -34,7 +37,7 @@ engine: {dtype: float32, max_model_len: 512, batch_size: 4}
 tasks:
   iris: {task: tabular_iris, num_docs: {tabular_iris: 120}, limit: 10, num_fewshot: 0, shard_size: 4}
   game: {task: mathador, num_docs: {mathador: 1000}, limit: 3, num_fewshot: 0, gen_kwargs: {max_gen_toks: 8}}
-suites: {both: {tasks: [iris, game]}}
+suites: {both: {tasks: [iris, game]}, one: {tasks: [game]}}
 """
 
 
@@ -86,16 +89,23 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     for expected in ("tiny/bf16", "tiny/w8a8_fp", "tiny/w8a8_int", "tiny/w4a16_int", "iris", "game", "report.html"):
         assert expected in first.stdout
-    for name, mean in suite_means(tiny).items():
-        assert re.search(rf"{name}\s+both\s+{mean:.4f}", first.stdout)
+    scored = scores(tiny)
+    for name, of_tasks in scored.items():
+        assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", first.stdout)
     before = table(tiny)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
+
+    other = run(tiny, "suites.both.tasks=[iris]", "~suites.one")
+    assert "0 steps run" in other.stdout, other.stderr
+    assert mlflow_means(tiny, "both") == pytest.approx({name: each["iris"] for name, each in scored.items()})
+    assert all(map(math.isnan, mlflow_means(tiny, "one").values())), "a mean that is no longer asked for"
 
     again = run(tiny)
     assert again.returncode == 0
     assert "0 steps run" in again.stdout
     assert rows(again.stdout) == rows(first.stdout)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
+    assert mlflow_means(tiny, "one") == pytest.approx({name: each["game"] for name, each in scored.items()})
 
     shard = next((tiny / "results" / "store" / "evaluate").glob("tiny-w4a16_int-tabular_iris-000003-*"))
     shutil.rmtree(shard)
@@ -175,29 +185,36 @@ def rows(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("tiny/")]
 
 
-def suite_means(directory: Path) -> dict[str, float]:
-    """Of the two tasks' scores, as the table of results has them; the reader of suites says the same."""
-    results = load(directory / "results" / "store", "tiny")
-    scores: dict[str, list[float]] = {}
-    for row in results.summary().to_pylist():
-        scores.setdefault(row["trial"], []).append(row["score"])
-    means = {name: sum(both) / 2 for name, both in scores.items()}
-    assert {row["trial"]: row["mean"] for row in results.suites().to_pylist()} == pytest.approx(means)
-    return means
+def scores(directory: Path) -> dict[str, dict[str, float]]:
+    """By trial and task."""
+    found: dict[str, dict[str, float]] = {}
+    for row in load(directory / "results" / "store", "tiny").summary().to_pylist():
+        found.setdefault(row["trial"], {})[row["task"]] = row["score"]
+    return found
 
 
-def mlflow_runs(directory: Path) -> dict[str, int]:
+def all_runs(directory: Path) -> list[Any]:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{directory / 'results' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def mlflow_means(directory: Path, suite: str) -> dict[str, float]:
+    """By trial."""
+    key = f"suite/{suite}/mean"
+    return {run.info.run_name: run.data.metrics[key] for run in all_runs(directory) if key in run.data.metrics}
+
+
+def mlflow_runs(directory: Path) -> dict[str, int]:
+    runs = all_runs(directory)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert all(run.info.status == "FINISHED" for run in runs)
     trials = [run for run in runs if run not in parents]
     compared = [run for run in trials if run.data.params["recipe"] != "bf16"]
     assert all("iris/recovery" in run.data.metrics for run in compared)
-    found = {run.info.run_name: run.data.metrics["suite/both/mean"] for run in trials}
-    assert found == pytest.approx(suite_means(directory))
+    means = {name: fmean(of_tasks.values()) for name, of_tasks in scores(directory).items()}
+    assert mlflow_means(directory, "both") == pytest.approx(means)
     return {"parents": len(parents), "trials": len(trials)}
