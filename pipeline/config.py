@@ -1,5 +1,6 @@
 """The typed config: what a composed ``conf/`` tree must fit.  Inert data; nothing here acts."""
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -18,6 +19,8 @@ from stages.gate import GateConfig
 from stages.profile import ServerConfig, WorkloadConfig
 from stages.quantize import RecipeConfig
 from stages.shape import ModelShape
+
+_NAME = re.compile(r"[\w\- ][\w\-. ]*")
 
 
 class Mode(Enum):
@@ -186,6 +189,13 @@ class Config:
     gc: GcConfig = field(default_factory=GcConfig)
 
     def __post_init__(self) -> None:
+        for group in ("tasks", "suites", "workloads"):
+            for name in getattr(self, group):
+                if not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{group}: {name!r} is part of file names and of MLflow's metric names: use letters, digits, "
+                        "spaces and _ - . (not first)"
+                    )
         for name, mix in self.mixes.items():
             for workload, share in mix.items():
                 if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:

@@ -152,9 +152,13 @@ class Ledger:
     def last_failure(self, ref: StepRef) -> Failure | None:
         """Why the step is not there, by its latest attempt.
 
-        None when it was never tried, is being tried, was stopped, or succeeded and its artifact was removed since.
+        None when it was never tried, is being tried, or succeeded and its artifact was removed since.  An attempt
+        that the user stopped leaves the step as it was before.
         """
         events = self.events(ref)
+        while events and events[-1]["event"] == "stopped":
+            begun = [index for index, event in enumerate(events) if event["event"] == "started"]
+            events = events[: begun[-1]] if begun else []
         if not events:
             return None
         starts = [event for event in events if event["event"] == "started"]
@@ -163,9 +167,21 @@ class Ledger:
             return Failure(FailureClass.upstream, last["message"], log, len(starts))
         if last["event"] == "failed":
             return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
-        if last["event"] in ("succeeded", "stopped") or self.is_alive(last["run_id"]):
+        if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
             return None
         return Failure(FailureClass.crash, "the worker died during the attempt", log, len(starts))
+
+    def running(self, steps: Iterable[Step]) -> set[StepRef]:
+        """Those of the steps that a run whose driver lives is at."""
+        refs = [step.ref for step in steps]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            return {
+                ref for ref, is_running in zip(refs, readers.map(self._is_running, refs), strict=True) if is_running
+            }
+
+    def _is_running(self, ref: StepRef) -> bool:
+        events = self.events(ref)
+        return bool(events) and events[-1]["event"] == "started" and self.is_alive(events[-1]["run_id"])
 
     def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
         """Why each of these steps is not there; steps that were never tried are left out."""

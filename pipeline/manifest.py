@@ -33,7 +33,14 @@ def manifest_of(step: Step, files: Path, metrics: Metrics, provenance: Mapping[s
 def environment_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What of an artifact's circumstances could move a number: packages and commit."""
     provenance = manifest.get("provenance", {})
-    return {"packages": provenance.get("packages"), "git": (provenance.get("git") or {}).get("commit")}
+    return {"packages": provenance.get("packages"), "git": code_of(provenance.get("git"))}
+
+
+def code_of(git: Mapping[str, Any] | None) -> str | None:
+    """The commit that the code was, and whether it was just that."""
+    if not git:
+        return None
+    return f"{git['commit']}{' with changes' if git.get('dirty') else ''}"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -39,12 +39,20 @@ def check_gpu_memory(plan: Plan) -> None:
         engine, memory = trial.config.engine, gpu_memory(trial.config)
         if not engine.on_gpu or engine.gpu_memory_gib is None or memory is None:
             continue
-        usable_gib = engine.gpu_memory_gib * engine.gpu_memory_utilization
-        if memory.per_gpu_gib > usable_gib:
+        needed_gib, usable_gib = memory.per_gpu_gib, engine.gpu_memory_gib * engine.gpu_memory_utilization
+        if (kept_gib := engine.kv_cache_gib) is not None:
+            if kept_gib < (context_gib := memory.context_gib / engine.num_ranks):
+                raise UserError(
+                    f"{trial.name} needs {context_gib:.2f} GiB on each GPU for the keys and values of one context of "
+                    f"{engine.max_model_len} tokens: raise engine.kv_cache_gib={kept_gib:g}, or lower "
+                    "engine.max_model_len"
+                )
+            needed_gib += kept_gib - context_gib
+        if needed_gib > usable_gib:
             raise UserError(
-                f"{trial.name} needs {memory.per_gpu_gib:.0f} GiB on each of {engine.num_ranks} GPUs, which can use "
+                f"{trial.name} needs {needed_gib:.0f} GiB on each of {engine.num_ranks} GPUs, which can use "
                 f"{usable_gib:.0f} of {engine.gpu_memory_gib:g}: raise engine.tensor_parallel_size, lower "
-                "engine.max_model_len, or correct engine.gpu_memory_gib"
+                "engine.max_model_len or engine.kv_cache_gib, or correct engine.gpu_memory_gib"
             )
 
 

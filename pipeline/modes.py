@@ -37,10 +37,11 @@ def why(sweep: Sweep) -> int:
 
 
 def status(sweep: Sweep) -> int:
-    """Per trial and class: done, missing, failed, with the last error and its log; exports the failed on request."""
+    """Per trial and class: done, running, missing, failed, with the last error and its log; exports the failed."""
     missing = sweep.store.missing(sweep.plan.steps.values())
     failures = sweep.ledger.failures(missing)
-    show.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures)
+    running = sweep.ledger.running(step for step in missing if step.ref not in failures)
+    show.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
         sweep.console.print(f"{num_steps} failed steps written; anywhere: mode=resubmit failures.from={file}")

@@ -1,6 +1,7 @@
 """Failed steps as a portable file, and whether this environment is the one that a sweep was begun in."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.fingerprint import described, differences
 from pipeline.ledger import Failure
-from pipeline.manifest import write_durably
+from pipeline.manifest import code_of, write_durably
 from pipeline.plan import Plan
 from pipeline.provenance import git_state, package_versions
 from pipeline.step import Step, StepRef
 
 FILE_VERSION = 1
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}")
 FROM = "failures.from="
 # What belongs to a machine or to one command, not to the sweep.
 NOT_OF_THE_SWEEP = (
@@ -44,9 +46,9 @@ def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
 
 def environment(plan: Plan) -> dict[str, Any]:
     """What could make the same step come out differently: packages, commit, and the weights each model stands for."""
-    git = git_state(Path(__file__).resolve().parent) or {}
+    git = git_state(Path(__file__).resolve().parent)
     models = {trial.trial.config.model.name: trial.model.fingerprint for trial in plan.trials.values()}
-    return {"packages": package_versions(), "git": git.get("commit"), "weights": models}
+    return {"packages": package_versions(), "git": code_of(git), "weights": models}
 
 
 def drift(then: Environment, now: Environment) -> list[str]:
@@ -55,9 +57,14 @@ def drift(then: Environment, now: Environment) -> list[str]:
     found = []
     for path, old, new in differences(dict(then), dict(now)):
         kind, _, name = path.partition(".")
-        old_text, new_text = (str(value)[:12] for value in (old, new))
+        old_text, new_text = (_short(str(value)) for value in (old, new))
         found.append(f"{shown.get(kind, kind)}{name}: {old_text} -> {new_text}")
     return found
+
+
+def _short(text: str) -> str:
+    """The beginning of a digest; what stands behind it stays."""
+    return _DIGEST.sub(r"\1", text)
 
 
 def check_drift(then: Environment | None, now: Environment, allow: bool) -> list[str]:

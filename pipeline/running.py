@@ -82,6 +82,8 @@ def _missing(sweep: Sweep) -> list[Step]:
 def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> int:
     sweep.store.storage.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
+    if num_replaced := results.num_replaced(sweep.store, sweep.plan):
+        show.replaced(sweep.console, sweep.plan.name, num_replaced)
     results.save(sweep.store, sweep.plan, None, environment(sweep.plan))
     outcomes = _make(sweep, steps, drift) if steps else {}
     if is_disk_full(outcomes):
@@ -91,7 +93,8 @@ def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> in
     _mirror(sweep, report)
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
-    show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes))
+    asked = {step.ref.short for step in steps}
+    show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
     show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local))
     return _exit_code(sweep, steps, outcomes)
 
@@ -142,7 +145,8 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
     except KeyboardInterrupt:
         with suppress(OSError):
             for step in progress.running_steps():
-                sweep.ledger.stopped(step.ref, run_id)
+                with suppress(OSError):
+                    sweep.ledger.stopped(step.ref, run_id)
         raise
     finally:
         sweep.ledger.clear_stop(run_id)

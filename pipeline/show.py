@@ -26,9 +26,9 @@ MAX_FAILURES_SHOWN = 10
 
 def plan(console: Console, plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> None:
     """Trials with their memory, then steps by stage: those that ``only`` leaves out are in neither number."""
-    trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations")
+    trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run")
     for trial in plan.trials.values():
-        trials.add_row(*_trial_cells(plan, trial))
+        trials.add_row(*_trial_cells(plan, trial, to_run))
     console.print(trials)
     stages = _table("stage", "to run", "to reuse")
     for stage, steps in _by_stage(plan).items():
@@ -36,11 +36,12 @@ def plan(console: Console, plan: Plan, missing: set[StepRef], to_run: set[StepRe
         num_present = sum(step.ref not in missing for step in steps)
         stages.add_row(stage, f"{num_to_run:,}", f"{num_present:,}")
     console.print(stages)
+    num_evaluations = sum(plan.steps[ref].num_documents for ref in to_run)
     console.print(
         f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(to_run):,} to run), "
-        f"{plan.num_evaluations:,} evaluations; plan {plan.fingerprint[:12]}"
+        f"{plan.num_evaluations:,} evaluations ({num_evaluations:,} to run); plan {plan.fingerprint[:12]}"
     )
-    for name, readers in _missing_data(plan).items():
+    for name, readers in _missing_data(plan, to_run).items():
         console.print(f"[red]missing[/] data set {name}: no results for {', '.join(readers)}", highlight=False)
     console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
@@ -52,12 +53,19 @@ def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:
         console.print(f"    {escape(line)}")
 
 
-def status(console: Console, plan: Plan, missing: set[StepRef], failures: Mapping[StepRef, Failure]) -> None:
-    """Per trial what is done, missing and failed; then every failure with its log."""
-    table = _table("trial", "done", "missing", "failed", "skipped")
+def status(
+    console: Console,
+    plan: Plan,
+    missing: set[StepRef],
+    failures: Mapping[StepRef, Failure],
+    running: set[StepRef],
+) -> None:
+    """Per trial what is done, running, missing and failed; then every failure with its log."""
+    states = ("done", "running", "missing", "failed", "skipped")
+    table = _table("trial", *states)
     for name, steps in _by_trial(plan).items():
-        ended = Counter(_state(step, missing, failures) for step in steps)
-        table.add_row(name, *(str(ended[state] or "") for state in ("done", "missing", "failed", "skipped")))
+        ended = Counter(_state(step, missing, failures, running) for step in steps)
+        table.add_row(name, *(str(ended[state] or "") for state in states))
     console.print(table)
     _print_failures(console, plan, failures)
     by_class = Counter(failure.failure_class.value for failure in failures.values())
@@ -93,10 +101,25 @@ def disk_full(console: Console, store: Store, outcomes: Mapping[StepRef, Outcome
     )
 
 
+def replaced(console: Console, name: str, number: int) -> None:
+    """That a sweep's name stands for another plan from now on."""
+    console.print(
+        f"note: until now the sweep {name!r} was another plan; {number} results of it are not in this one. They stay "
+        "in the store, but pipeline.results and mode=gc know a name's latest plan: sweep.name=NAME keeps both",
+        soft_wrap=True,
+    )
+
+
 def finished(
-    console: Console, store: Store, report: Step, confidence: float, num_run: int, failures: Mapping[StepRef, Failure]
+    console: Console,
+    store: Store,
+    report: Step,
+    confidence: float,
+    num_run: int,
+    failures: Mapping[StepRef, Failure],
+    asked: set[str],
 ) -> None:
-    """The final table, and whatever has no number and why."""
+    """The final table, and whatever was asked for, has no number and why."""
     rows = pq.read_table(store.path(report.ref) / "summary.parquet").to_pylist()
     interval = f"{100 * confidence:g} % interval"
     table = _table("trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB")
@@ -117,20 +140,23 @@ def finished(
     for trial in report.config.trials:
         if trial.mixed:
             console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)
-    causes_first = sorted(report.config.failures, key=lambda failure: failure.status == "skipped")
+    told = [failure for failure in report.config.failures if failure.status != "missing" or failure.step in asked]
+    causes_first = sorted(told, key=lambda failure: failure.status == "skipped")
     for failure in causes_first[:MAX_FAILURES_SHOWN]:
         label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
         console.print(f"[red]{label}[/] {escape(_place(failure))}: {escape(failure.message)}")
     logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
     for log in logs[:MAX_FAILURES_SHOWN]:
         console.print(f"log: {log}", soft_wrap=True)
-    if (num_more := len(report.config.failures) - MAX_FAILURES_SHOWN) > 0:
+    if (num_more := len(told) - MAX_FAILURES_SHOWN) > 0:
         console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
+    if num_others := len(report.config.failures) - len(told):
+        console.print(f"{num_others} steps were not asked for and have no result yet")
     console.print(f"{num_run} steps run")
 
 
 def _place(failure: FailureRow) -> str:
-    return " ".join(part for part in (failure.step, failure.trial) if part)
+    return " ".join(part for part in (failure.step, failure.trial, failure.task) if part)
 
 
 def where(console: Console, report_dir: Path, review: str | None) -> None:
@@ -141,11 +167,12 @@ def where(console: Console, report_dir: Path, review: str | None) -> None:
 
 
 def _suites_table(suites: Sequence[Mapping[str, object]], interval: str) -> Table:
-    table = _table("trial", "suite", "mean", "recovery", interval)
+    table = _table("trial", "suite", "mean", "of", "recovery", interval)
     for suite in suites:
         table.add_row(
-            *(str(suite[name]) for name in ("trial", "suite")),
+            *(escape(str(suite[name])) for name in ("trial", "suite")),
             _number(suite["mean"], "{:.2f}" if suite["normalized"] else "{:.4f}"),
+            "normalized scores, up to 100" if suite["normalized"] else "scores",
             _number(suite["recovery"], "{:.2%}"),
             _interval(suite["recovery_low"], suite["recovery_high"], "{:.2%}"),
         )
@@ -191,18 +218,20 @@ def _interval(low: object, high: object, pattern: str) -> str:
     )
 
 
-def _trial_cells(plan: Plan, trial: TrialPlan) -> list[str]:
+def _trial_cells(plan: Plan, trial: TrialPlan, to_run: set[StepRef]) -> list[str]:
     engine, memory = trial.trial.config.engine, gpu_memory(trial.trial.config)
     weights = f"{memory.weights_gib:.1f}" if memory else NOTHING
     needed = f"{memory.per_gpu_gib:.1f}" if memory else NOTHING
-    shards = (ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs)
-    documents = sum(plan.steps[ref].num_documents for ref in shards)
+    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
+    documents, left = (
+        sum(plan.steps[ref].num_documents for ref in some) for some in (shards, to_run.intersection(shards))
+    )
     base = "" if trial.trial.is_base else trial.trial.base
-    return [trial.trial.name, base, str(engine.num_gpus or NOTHING), weights, needed, f"{documents:,}"]
+    return [trial.trial.name, base, str(engine.num_gpus or NOTHING), weights, needed, f"{documents:,}", f"{left:,}"]
 
 
-def _missing_data(plan: Plan) -> dict[str, list[str]]:
-    """Data sets that the mirror lacks, and the tasks and calibrations that read them."""
+def _missing_data(plan: Plan, to_run: set[StepRef]) -> dict[str, list[str]]:
+    """Data sets that are nowhere to be had, and the tasks and calibrations that would read them."""
     found: dict[str, dict[str, None]] = {}
     for trial in plan.trials.values():
         readers = {
@@ -212,9 +241,9 @@ def _missing_data(plan: Plan) -> dict[str, list[str]]:
         texts = {"the calibration": trial.calibration, "the drift text": drift}
         readers |= {f"{name} of {trial.trial.name}": [ref] for name, ref in texts.items() if ref is not None}
         for reader, steps in readers.items():
-            inputs = {ref for step in steps for ref in plan.steps[step].inputs.values()}
+            inputs = {ref for step in to_run.intersection(steps) for ref in plan.steps[step].inputs.values()}
             for source in (plan.steps[ref].config for ref in inputs if ref.stage == FETCH_DATASET.name):
-                if source.mirror_path is not None and source.digest is None:
+                if source.digest is None and source.revision is None:
                     found.setdefault(source.repo_id, {})[reader] = None
     return {name: list(found[name]) for name in sorted(found)}
 
@@ -233,11 +262,11 @@ def _by_trial(plan: Plan) -> dict[str, list[Step]]:
     return trials
 
 
-def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure]) -> str:
+def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure], running: set[StepRef]) -> str:
     if step.ref not in missing:
         return "done"
     if step.ref not in failures:
-        return "missing"
+        return "running" if step.ref in running else "missing"
     return "skipped" if failures[step.ref].failure_class.value == "upstream" else "failed"
 
 

@@ -3,8 +3,9 @@
 import copy
 import itertools
 import json
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hydra import compose
@@ -215,7 +216,10 @@ def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:
 
 
 def _check_grid(sweep: SweepConfig) -> None:
+    known = {field.name for field in fields(Config)}
     for axis, values in sweep.axes.items():
+        if re.split(r"[.@]", axis)[0] not in known:
+            raise UserError(f"sweep {sweep.name!r}: axis {axis!r} is no key of the config: check its spelling")
         if not values:
             raise UserError(f"sweep {sweep.name!r}: axis {axis} has no values; give it some or drop the axis")
     for rule in sweep.adjust:

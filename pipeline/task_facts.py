@@ -35,7 +35,7 @@ class TaskFacts:
 
 def task_key(task: TaskConfig) -> str:
     """Of slots with the same key the same facts hold."""
-    return canonical_json([task.task, task.leaves, task.num_docs, task.overrides, task.num_fewshot])
+    return canonical_json([task.task, task.leaves, task.num_docs, task.overrides, task.num_fewshot, task.metric])
 
 
 def task_facts(
@@ -56,6 +56,7 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
     if strange := [leaf for leaf in leaves if leaf not in num_docs]:
         raise UserError(f"task {task.task} has no member {strange[0]!r}; its members: {', '.join(num_docs)[:300]}")
     _check_num_fewshot(task, leaves, known.get("num_examples", {}), known.get("num_fewshot", {}))
+    _check_metric(task, leaves, known.get("metrics", {}))
     uncounted = [leaf for leaf in leaves if num_docs[leaf] is None]
     if uncounted and not sources.is_mirrored:
         raise UserError(
@@ -86,6 +87,13 @@ def _check_num_fewshot(
             raise UserError(
                 f"task {leaf} has {pool} examples to draw from, fewer than num_fewshot={task.num_fewshot}: lower it"
             )
+
+
+def _check_metric(task: TaskConfig, leaves: Iterable[str], metrics: Mapping[str, list[str]]) -> None:
+    """A task that is a Python class says only when it runs what it measures."""
+    for known in filter(None, (metrics.get(leaf) for leaf in leaves)):
+        if task.metric is not None and task.metric not in known:
+            raise UserError(f"task {task.task} has no metric {task.metric!r}; it has {' and '.join(map(repr, known))}")
 
 
 def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def describe(
 def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], counted: bool) -> dict[str, Any]:
     if name not in index:
         near = difflib.get_close_matches(name, index, n=1)
-        return {"error": f"unknown task {name!r}" + (f": did you mean {near[0]!r}?" if near else "")}
+        hint = f"did you mean {near[0]!r}?" if near else "tasks of your own are found with data.task_paths=[DIR]"
+        return {"error": f"unknown task {name!r}: {hint}"}
     try:
         overrides = {leaf: {**changed, **laid_over} for leaf, changed in expand(index, name).items()}
         configs = {leaf: {**index[leaf].config, **changed} for leaf, changed in overrides.items()}
@@ -67,7 +68,7 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
         "weight_by_size": aggregate.get("weight_by_size", True) if aggregate else None,
         "datasets": {leaf: hub_ids(config) for leaf, config in configs.items()},
         "num_docs": num_docs,
-        "num_examples": {leaf: rows.num_examples(config) for leaf, config in configs.items()},
+        "num_examples": {leaf: rows.num_examples(leaf, config) for leaf, config in configs.items()},
         "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
         "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
         "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},

@@ -19,6 +19,7 @@ class Rows:
         self._mirror = mirror
         self._rows_dir = rows_dir
         self._files: dict[tuple[Path, str | None], Mapping[str, Any]] = {}
+        self._loaded: dict[str, Any] = {}  # tasks by name
 
     def num_docs(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
         """Documents of a leaf task; None without its data at hand.  Raises DataError for data that does not fit it."""
@@ -28,8 +29,12 @@ class Rows:
         rows = self._num_rows(config, folders, config.get("test_split") or config.get("validation_split"))
         return self._load(leaf, overrides, folders) if rows is None else rows
 
-    def num_examples(self, config: Mapping[str, Any]) -> int | None:
-        """What few-shot examples of a document are drawn from; None where only the loaded task could say."""
+    def num_examples(self, leaf: str, config: Mapping[str, Any]) -> int | None:
+        """What few-shot examples of a document are drawn from; None where only a task that is not loaded could say."""
+        if leaf in self._loaded:
+            from stages.harness import num_examples
+
+            return num_examples(self._loaded[leaf])
         folders = self._folders(config)
         chosen = config.get("fewshot_config") or {}
         split = chosen.get("split") or config.get("fewshot_split")
@@ -56,6 +61,7 @@ class Rows:
             task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir)
         except ConfigError:
             return None  # a task that cannot run here still has members and metrics
+        self._loaded[leaf] = task
         return len(task.eval_docs)
 
     def _num_rows(self, config: Mapping[str, Any], folders: Mapping[str, Path], split: str | None) -> int | None:

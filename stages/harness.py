@@ -220,17 +220,22 @@ def _set_num_fewshot(task: Any, wanted: int | None) -> int:
         raise ConfigError(f"task {task.task_name} is fixed at 0 examples by lm-eval; leave prompt.num_fewshot at null")
     num_fewshot = int(own or 0) if wanted is None else wanted
     task.set_config(key="num_fewshot", value=num_fewshot)
-    sampler = getattr(task, "sampler", None)
-    if sampler is not None and num_fewshot > 0:
-        pool = len(sampler.fewshot_indices or sampler.df)
-        split = task.fewshot_cfg.split
-        own_documents = split is not None and split == task.config.test_split  # the document itself is left out
-        if num_fewshot + own_documents > pool:
-            raise ConfigError(
-                f"task {task.task_name} has {pool - own_documents} examples to draw from, fewer than "
-                f"num_fewshot={num_fewshot}; lower prompt.num_fewshot"
-            )
+    pool = num_examples(task) if num_fewshot > 0 else None
+    if pool is not None and num_fewshot > pool:
+        raise ConfigError(
+            f"task {task.task_name} has {pool} examples to draw from, fewer than num_fewshot={num_fewshot}: lower it"
+        )
     return num_fewshot
+
+
+def num_examples(task: Any) -> int | None:
+    """What the few-shot examples of a document are drawn from; None for a task that draws none."""
+    sampler = getattr(task, "sampler", None)
+    if sampler is None or (examples := sampler.fewshot_indices or sampler.df) is None:
+        return None
+    split = task.fewshot_cfg.split
+    own_documents = split is not None and split == task.config.test_split  # the document itself is left out
+    return len(examples) - own_documents
 
 
 def _merge_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stages.serving.measure import Measurement
     from stages.serving.session import Session
 
-VERSION = 2
+VERSION = 3
 
 
 class ProfileMode(Enum):

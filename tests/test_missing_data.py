@@ -81,8 +81,13 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_missing_data_costs_only_the_tasks_that_read_it_a_line_each(lab: Path) -> None:
     planned = run(lab, "mode=plan")
     assert "missing data set lab/away: no results for declared, by_name" in planned.stdout, planned.stderr
+    part = run(lab, "only=[whole]")
+    assert part.returncode == 0, part.stderr
+    assert "steps were not asked for and have no result yet" in part.stdout
+    assert not re.search("^(failed|skipped|missing)", part.stdout, re.MULTILINE)
     ended = run(lab)
     assert ended.returncode == 1, ended.stderr
+    assert "was another plan" not in ended.stdout
     failed = [line for line in ended.stdout.splitlines() if line.startswith("failed (data)")]
     assert len(failed) == 2
     assert "the mirror lacks the data set lab/away: put it at" in failed[0]

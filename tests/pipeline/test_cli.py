@@ -56,7 +56,13 @@ BAD_INPUT = {
         ["model=llama31_8b", 'model.source.revision="0e9e39f"'],
         r"revision must be the full 40-hex",
     ),
-    "unknown task": (["+tasks.x={task: winogrande_typo}"], r"winogrande_typo"),
+    "a task on the command line": (
+        ["+tasks.extra={task: piqa}"],
+        r"extra: a command line adds no entry with settings; put it into a sweep's file",
+    ),
+    "no key at all": (["smoke"], r"'smoke' is no KEY=VALUE; a sweep is chosen with \+sweep=NAME"),
+    "a list without brackets": (["+sweep=smoke", "only=tabular"], r"only takes a list: only=\[\.\.\.\]"),
+    "an axis that is no key": (["+sweep=smoke", "+sweep.axes.recipee=[a]"], r"axis 'recipee' is no key of the config"),
     "member that a group lacks": (
         ["+sweep=smoke", "tasks.tabular.leaves=[tabular_iriss]"],
         r"no member 'tabular_iriss'",
@@ -66,6 +72,14 @@ BAD_INPUT = {
     "a model that does not fit its GPUs": (
         ["+sweep=llama31", "mode=plan", "engine.gpu_memory_gib=24"],
         r"llama31_\d+b/bf16 needs \d+ GiB on each of \d+ GPUs, which can use 22 of 24.*tensor_parallel_size",
+    ),
+    "a cache that holds no context": (
+        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=0.5"],
+        r"llama31_8b/bf16 needs 1.00 GiB on each GPU for the keys and values of one context of 8192 tokens",
+    ),
+    "a cache that does not fit its GPU": (
+        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=60", "engine.gpu_memory_gib=80"],
+        r"llama31_8b/bf16 needs 75 GiB on each of 1 GPUs, which can use 72 of 80",
     ),
     "a share that is not one": (
         ["+sweep=smoke", "+cluster.stages.evaluate.num_cps=1"],
@@ -109,8 +123,6 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("arguments, expected", BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: ignore[no-untyped-def]
-    import re
-
     code, out, err = run(*arguments)
     assert code == 2, err
     assert err.startswith("error: ")
@@ -158,6 +170,10 @@ def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ign
     assert whole["quantize"] == 3
     assert (part["quantize"], part["fetch_model"], part["compare"]) == (0, 1, 1)
     assert 0 < part["evaluate"] < whole["evaluate"] / 4
+    _, out, _ = run("+sweep=smoke", "mode=plan", "only=[*/bf16,tabular]")
+    assert re.search(r"smollm2_135m/bf16 .* 32 +20$", out, re.MULTILINE), "documents in all, and to run"
+    assert re.search(r"smollm2_135m/w8a8_fp .* 32 +0$", out, re.MULTILINE)
+    assert "128 evaluations (20 to run)" in out
 
 
 def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
@@ -175,8 +191,6 @@ def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
     ],
 )
 def test_a_mistake_in_a_sweep_of_ones_own_is_refused(run, tmp_path: Path, adjustment: str, says: str) -> None:  # type: ignore[no-untyped-def]
-    import re
-
     (tmp_path / "own" / "sweep").mkdir(parents=True)
     (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
         "# @package _global_\n"
@@ -187,6 +201,39 @@ def test_a_mistake_in_a_sweep_of_ones_own_is_refused(run, tmp_path: Path, adjust
     )
     code, _, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
     assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert re.search(says, err), err
+
+
+@pytest.mark.parametrize(
+    ("head", "tasks", "says"),
+    [
+        ("", "iris: {task: tabular_iris}", r"a sweep's file must begin with '# @package _global_'"),
+        ("# @package _global_", "x: {task: tabular_irs}", r"unknown task 'tabular_irs': did you mean 'tabular_iris'"),
+        ("# @package _global_", "x: {task: qqqq}", r"unknown task 'qqqq': .*data.task_paths=\[DIR\]"),
+        (
+            "# @package _global_",
+            "'a (b)': {task: tabular_iris}",
+            r"tasks: 'a \(b\)' is part of file names and of MLflow's",
+        ),
+        (
+            "# @package _global_",
+            "x: {task: tabular_iris, metric: accc}",
+            r"task tabular_iris has no metric 'accc'; it has 'acc,none' and 'acc_norm,none'",
+        ),
+        (
+            "# @package _global_",
+            "x: {task: tabular_iris, num_fewshot: 31}",
+            r"task tabular_iris has 30 examples to draw from, fewer than num_fewshot=31: lower it",
+        ),
+    ],
+)
+def test_mistakes_in_tasks_of_ones_own_are_found_before_anything_runs(run, tmp_path, head, tasks, says) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
+        f"{head}\ndefaults:\n  - override /suite: none\nsweep: {{name: mine}}\ntasks:\n  {tasks}\n"
+    )
+    code, _, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
     assert re.search(says, err), err
 
 

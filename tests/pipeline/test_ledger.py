@@ -75,6 +75,21 @@ def test_a_step_that_was_never_tried_has_no_failure(tmp_path: Path) -> None:
     assert Ledger(open_storage(tmp_path)).last_failure(REF) is None
 
 
+def test_a_stopped_attempt_leaves_the_step_as_it_was(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    for _ in range(2):
+        ledger.started(REF, "stopped at once", None)
+        ledger.stopped(REF, "stopped at once")
+    assert ledger.last_failure(REF) is None
+    ledger.started(REF, "run", None)
+    ledger.failed(REF, "run", FailureClass.oom, "no memory left")
+    for run_id in ("run", "next run"):
+        ledger.started(REF, run_id, None)
+        ledger.stopped(REF, run_id)
+    failure = ledger.last_failure(REF)
+    assert failure is not None and failure.failure_class is FailureClass.oom, "it can still be resubmitted"
+
+
 def test_an_attempt_of_a_run_that_lives_is_no_failure(tmp_path: Path) -> None:
     ledger = Ledger(open_storage(tmp_path))
     ledger.started(REF, "run", None)
@@ -82,6 +97,8 @@ def test_an_attempt_of_a_run_that_lives_is_no_failure(tmp_path: Path) -> None:
         while not ledger.is_alive("run"):
             time.sleep(0.01)
         assert Ledger(open_storage(tmp_path)).last_failure(REF) is None
+        assert ledger.running([note("a"), note("b")]) == {REF}
+    assert ledger.running([note("a"), note("b")]) == set()
     failure = ledger.last_failure(REF)
     assert failure is not None and failure.failure_class is FailureClass.crash
 
