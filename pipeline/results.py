@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.manifest import file_name
 from pipeline.plan import Plan, TrialPlan
-from pipeline.step import REPORT, StepRef
+from pipeline.step import StepRef
 from pipeline.store import Store
 from stages.report_results import SUITES_SCHEMA
 
@@ -137,7 +137,7 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
 def num_replaced(store: Store, plan: Plan) -> int:
     """How many steps of the plan that this sweep's name stood for until now are in the store and not in this plan."""
     steps = [StepRef(*ref) for ref in _record(store, plan.name).get("steps", [])]
-    return sum(ref not in plan.steps and ref.stage != REPORT.name and store.has(ref) for ref in steps)
+    return sum(ref not in plan.steps and store.has(ref) for ref in steps)
 
 
 def recorded_environment(store: Store, plan: Plan) -> Mapping[str, Any] | None:

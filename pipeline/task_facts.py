@@ -56,7 +56,7 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
     if strange := [leaf for leaf in leaves if leaf not in num_docs]:
         raise UserError(f"task {task.task} has no member {strange[0]!r}; its members: {', '.join(num_docs)[:300]}")
     _check_num_fewshot(task, leaves, known.get("num_examples", {}), known.get("num_fewshot", {}))
-    _check_metric(task, leaves, known.get("metrics", {}))
+    _check_metric(task, leaves, known)
     uncounted = [leaf for leaf in leaves if num_docs[leaf] is None]
     if uncounted and not sources.is_mirrored:
         raise UserError(
@@ -89,11 +89,14 @@ def _check_num_fewshot(
             )
 
 
-def _check_metric(task: TaskConfig, leaves: Iterable[str], metrics: Mapping[str, list[str]]) -> None:
-    """A task that is a Python class says only when it runs what it measures."""
-    for known in filter(None, (metrics.get(leaf) for leaf in leaves)):
-        if task.metric is not None and task.metric not in known:
-            raise UserError(f"task {task.task} has no metric {task.metric!r}; it has {' and '.join(map(repr, known))}")
+def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Of a task that may report more than it lists, the comparison alone can say that a metric is not there."""
+    others = known.get("reports_others", {})
+    for metrics in (known["metrics"][leaf] for leaf in leaves if not others.get(leaf, True)):
+        if task.metric is not None and task.metric not in metrics:
+            raise UserError(
+                f"task {task.task} has no metric {task.metric!r}; it has {' and '.join(map(repr, metrics))}"
+            )
 
 
 def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path) -> dict[str, Any]:

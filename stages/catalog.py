@@ -38,8 +38,9 @@ def describe(
     ``tasks``: names, or by any label a name, settings to lay over each of its leaves, and whether to count documents.
     ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
     fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
-    ``versions``, ``output_type``, ``num_fewshot``, ``metrics`` and ``overrides`` (settings that a group lays over its
-    members); ``weight_by_size`` of a group's mean and the ``primary_metric``.
+    ``versions``, ``output_type``, ``num_fewshot``, ``metrics``, whether the task ``reports_others`` than these, and
+    ``overrides`` (settings that a group lays over its members); ``weight_by_size`` of a group's mean and the
+    ``primary_metric``.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
@@ -68,11 +69,12 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
         "weight_by_size": aggregate.get("weight_by_size", True) if aggregate else None,
         "datasets": {leaf: hub_ids(config) for leaf, config in configs.items()},
         "num_docs": num_docs,
-        "num_examples": {leaf: rows.num_examples(leaf, config) for leaf, config in configs.items()},
+        "num_examples": {leaf: rows.num_examples(leaf, config, overrides[leaf]) for leaf, config in configs.items()},
         "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
         "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
         "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},
         "metrics": metrics,
+        "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
         "overrides": {leaf: changed for leaf, changed in overrides.items() if changed},
         "primary_metric": _primary_metric(aggregate, next(iter(metrics.values()), [])),
     }
@@ -101,6 +103,11 @@ def _metrics(config: Mapping[str, Any]) -> list[str]:
     names = names or _DEFAULT_METRICS[str(_output_type(config))]
     filters = [item["name"] for item in config.get("filter_list") or []] or ["none"]
     return [f"{name},{chosen}" for chosen in filters for name in names]
+
+
+def _reports_others(config: Mapping[str, Any]) -> bool:
+    """Whether code of the task's, or a metric that gives several numbers, may report what is listed nowhere."""
+    return "process_results" in config or _output_type(config) in (None, "generate_until")
 
 
 def _aggregate(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How many documents and few-shot examples a task has: from the mirror's Parquet footers, or by loading the task."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ class Rows:
         self._mirror = mirror
         self._rows_dir = rows_dir
         self._files: dict[tuple[Path, str | None], Mapping[str, Any]] = {}
-        self._loaded: dict[str, Any] = {}  # tasks by name
+        self._num_examples: dict[str, int | None] = {}  # of loaded tasks
 
     def num_docs(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
         """Documents of a leaf task; None without its data at hand.  Raises DataError for data that does not fit it."""
@@ -29,12 +30,10 @@ class Rows:
         rows = self._num_rows(config, folders, config.get("test_split") or config.get("validation_split"))
         return self._load(leaf, overrides, folders) if rows is None else rows
 
-    def num_examples(self, leaf: str, config: Mapping[str, Any]) -> int | None:
+    def num_examples(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
         """What few-shot examples of a document are drawn from; None where only a task that is not loaded could say."""
-        if leaf in self._loaded:
-            from stages.harness import num_examples
-
-            return num_examples(self._loaded[leaf])
+        if (key := _key(leaf, overrides)) in self._num_examples:
+            return self._num_examples[key]
         folders = self._folders(config)
         chosen = config.get("fewshot_config") or {}
         split = chosen.get("split") or config.get("fewshot_split")
@@ -55,13 +54,13 @@ class Rows:
         return folders if is_whole else None
 
     def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path]) -> int | None:
-        from stages.harness import load_task
+        from stages.harness import load_task, num_examples
 
         try:
             task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir)
         except ConfigError:
             return None  # a task that cannot run here still has members and metrics
-        self._loaded[leaf] = task
+        self._num_examples[_key(leaf, overrides)] = num_examples(task)
         return len(task.eval_docs)
 
     def _num_rows(self, config: Mapping[str, Any], folders: Mapping[str, Path], split: str | None) -> int | None:
@@ -87,6 +86,10 @@ class Rows:
             builder = datasets.load_dataset_builder(str(folder), part, cache_dir=str(self._rows_dir))
             self._files[folder, part] = builder.config.data_files
         return self._files[folder, part]
+
+
+def _key(leaf: str, overrides: Mapping[str, Any]) -> str:
+    return json.dumps([leaf, overrides], sort_keys=True, default=str)
 
 
 def hub_ids(config: Mapping[str, Any]) -> list[str]:

@@ -97,6 +97,8 @@ def test_missing_data_costs_only_the_tasks_that_read_it_a_line_each(lab: Path) -
     assert [rows[task]["score"] for task in ("declared", "by_name", "parts")] == [None] * 3
     assert re.search(r"^tiny/bf16 +rest +\d\.\d{4} ", ended.stdout, re.MULTILINE)
     assert re.search(r"^tiny/bf16 +both +– ", ended.stdout, re.MULTILINE)
+    other = run(lab, "only=[whole]", "tasks.whole.limit=2")
+    assert re.search(r"the sweep 'tiny' was another plan; \d+ results of it", other.stdout), other.stderr
 
 
 def test_more_examples_than_there_are_is_bad_input(lab: Path) -> None:

@@ -237,6 +237,16 @@ def test_mistakes_in_tasks_of_ones_own_are_found_before_anything_runs(run, tmp_p
     assert re.search(says, err), err
 
 
+def test_a_metric_that_a_task_s_own_code_may_report_is_not_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /suite: none\nsweep: {name: mine}\n"
+        "tasks:\n  x: {task: mathador, metric: 'unlisted,none'}\n"
+    )
+    code, _, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
+    assert code == 0, err
+
+
 def test_an_adjustment_for_a_value_that_was_taken_out_of_its_axis_is_no_mistake(run) -> None:  # type: ignore[no-untyped-def]
     code, out, err = run("+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_fp]", "mode=plan")
     assert code == 0, err
