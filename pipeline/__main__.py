@@ -15,18 +15,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from pipeline.bad_input import describe
-from pipeline.config import Config, register
+from pipeline.config.bad_input import describe
+from pipeline.config.schema import Config, register
+from pipeline.config.sweep import expand, shared_config
 from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, Sweep
 from pipeline.errors import UserError
-from pipeline.ledger import Ledger
-from pipeline.memory import check_gpu_memory
 from pipeline.modes import MODES
-from pipeline.plan import make_plan
-from pipeline.resolve import resolve
-from pipeline.resubmission import check_usage, with_overrides_of_file
-from pipeline.store import Store
-from pipeline.sweep import expand, shared_config
+from pipeline.planning.facts import resolve
+from pipeline.planning.memory import check_gpu_memory
+from pipeline.planning.plan import make_plan
+from pipeline.results.resubmission import check_usage, with_overrides_of_file
+from pipeline.store.ledger import Ledger
+from pipeline.store.store import Store
 
 MIN_WIDTH = 200
 

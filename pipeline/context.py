@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from pipeline.config import Config
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
-from pipeline.store import Store
+from pipeline.config.schema import Config
+from pipeline.planning.plan import Plan
+from pipeline.store.ledger import Ledger
+from pipeline.store.store import Store
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import results, show
-from pipeline.config import Mode
+from pipeline.config.schema import Mode
 from pipeline.context import SUCCESS, Sweep
+from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError, one_line
-from pipeline.fingerprint import described, differences
-from pipeline.garbage import collect
-from pipeline.ledger import Failure
-from pipeline.resubmission import environment, export
-from pipeline.running import mirror_of, publish_report, resubmit, run
-from pipeline.selection import chosen
-from pipeline.step import Step, StepRef
+from pipeline.results import results, show
+from pipeline.results.garbage import collect
+from pipeline.results.resubmission import environment, export
+from pipeline.running.selection import chosen
+from pipeline.steps.fingerprint import described, differences
+from pipeline.steps.step import Step, StepRef
+from pipeline.store.ledger import Failure
 
 
 def plan(sweep: Sweep) -> int:

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.chat import render_chat
+from stages.checkpoints.chat import render_chat
 from stages.errors import DataError
 from stages.fetch import DatasetSource
 from stages.fields import identity

@@ -74,7 +74,7 @@ def _keep_base(base_dir: Path, texts: Sequence[Sequence[int]], kept_dir: Path) -
 def _rows(checkpoint_dir: Path, texts: Sequence[Sequence[int]], kept_dir: Path) -> Iterator[dict[str, Any]]:
     import torch
 
-    from stages.next_token import agreements, divergences, surprises
+    from stages.checkpoints.next_token import agreements, divergences, surprises
 
     for index, (input_ids, log_probs) in enumerate(_read(checkpoint_dir, texts)):
         base_log_probs = torch.from_numpy(np.load(kept_dir / f"{index}.npy"))
@@ -94,7 +94,7 @@ def _rows(checkpoint_dir: Path, texts: Sequence[Sequence[int]], kept_dir: Path) 
 def _read(model_dir: Path, texts: Sequence[Sequence[int]]) -> Iterator[tuple["Tensor", "Tensor"]]:
     import torch
 
-    from stages.next_token import next_token_log_probs, open_model
+    from stages.checkpoints.next_token import next_token_log_probs, open_model
 
     with open_model(model_dir) as model:
         for text in texts:

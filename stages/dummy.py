@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.shape import ModelShape, weight_gib
 from stages.errors import ConfigError
 from stages.fields import identity
 from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_group_size, weight_num_bits
-from stages.shape import ModelShape, weight_gib
 
 VERSION = 1
 _CONTROL_TOKENS = ["<|begin|>", "<|end|>", "<|unknown|>"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from stages.checkpoint import num_elements, num_stored_bytes, read_tensor_infos
+from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 
@@ -154,7 +154,7 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
 def _fetch_package(config: ModelSource, out: Path) -> None:
     from importlib.metadata import PackageNotFoundError, distribution
 
-    from stages.gguf_model import convert_gguf
+    from stages.checkpoints.gguf import convert_gguf
 
     wanted = f"{config.package}=={config.package_version}"
     try:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from stages.bf16 import fast_bf16_linear
-from stages.checkpoint import num_stored_bytes, read_tensor_infos
+from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
+from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
-from stages.shape import ModelShape, linear_layers
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier

@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.cost import GpuConfig, PriceConfig, usd_per_hour
 from stages.measured import Measured
-from stages.recommendation import Curve, Option
+from stages.report.serving.cost import GpuConfig, PriceConfig, usd_per_hour
+from stages.report.serving.recommendation import Curve, Option
 
 TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "published_performance.json").read_text())
 WORKLOADS = list(TABLES["use_cases"])

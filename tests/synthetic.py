@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan import Plan
-from pipeline.step import Resources, Stage
-from stages import evaluate
+from pipeline.planning.plan import Plan
+from pipeline.steps.step import Resources, Stage
+from stages.evaluate import stage as evaluate
 from stages.fields import execution
 
 NUM_SENTENCES = 2048
@@ -104,7 +104,7 @@ def open_session(config: evaluate.EvaluateConfig, inputs: Mapping[str, Path]) ->
 def answer(
     config: SyntheticConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
 ) -> Mapping[str, float | None]:
-    """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``stages.evaluate`` writes them."""
+    """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``evaluate`` writes them."""
     time.sleep(float(os.environ.get(SLEEP_VARIABLE, "0")))
     doc_ids = np.arange(config.start, config.stop)
     rng = _generator(inputs["checkpoint"].name, config.task, config.start)

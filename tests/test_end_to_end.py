@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.results import load
+from pipeline.results.results import load
 
 ROOT = Path(__file__).parents[1]
 OWN_SWEEP = """\

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.ledger import Ledger
-from pipeline.manifest import read_manifest
-from pipeline.step import StepRef
-from pipeline.storage import open_storage
+from pipeline.steps.step import StepRef
+from pipeline.store.ledger import Ledger
+from pipeline.store.manifest import read_manifest
+from pipeline.store.store import open_storage
 from tests.sweeping import (
     ROOT,
     driver,

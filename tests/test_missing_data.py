@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.results import load
+from pipeline.results.results import load
 
 ROOT = Path(__file__).parents[1]
 TASK = """

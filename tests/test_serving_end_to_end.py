@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.results import load
+from pipeline.results.results import load
 from tests.test_end_to_end import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]

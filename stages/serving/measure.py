@@ -1,16 +1,17 @@
 """The three ways a point is measured, each from requests that came back to numbers with their doubts."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stages.serving import validity
+from stages.serving.config import ProfileConfig
 from stages.serving.load import Request, answered, requests_per_s, sustained_per_s
 from stages.serving.steady import WARM_UP_METHOD, distribution, max_warm_up, mean_interval, num_warm_up, spread
 from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
-    from stages.profile import ProfileConfig
     from stages.serving.session import Session
 
 MIN_RATE_REQUESTS = 10
@@ -43,7 +44,6 @@ class Measurement:
 
 def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
     """One request after the other, until the latencies are steady; then one of the engine without HTTP."""
-    from stages.profile import seed_of
 
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
@@ -68,7 +68,6 @@ def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
 
     A run begins and ends with an engine that is not full: sustained rates are somewhat higher.
     """
-    from stages.profile import seed_of
 
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
@@ -101,7 +100,6 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
 
     Answers that ended after the last arrival met a queue that drained, the first ones one that grew: neither counts.
     """
-    from stages.profile import seed_of
 
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
@@ -153,3 +151,8 @@ def itl_ms(requests: Sequence[Request]) -> list[float | None]:
 
 def _inverse(value: float | None) -> float | None:
     return None if value is None else 1 / value
+
+
+def seed_of(config: ProfileConfig, *labels: object) -> int:
+    """A seed of its own for every point and run, so that no prompt is seen twice."""
+    return zlib.crc32(repr([config.workload, config.mode.name, config.rate_share, *labels]).encode()) % 2**31

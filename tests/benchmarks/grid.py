@@ -100,14 +100,14 @@ def planned(root: Path, seeds: int) -> Any:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from pipeline.config import register
+    from pipeline.config.schema import register
+    from pipeline.config.sweep import expand
     from pipeline.context import Sweep
-    from pipeline.ledger import Ledger
-    from pipeline.plan import make_plan
-    from pipeline.resolve import resolve
-    from pipeline.step import Resources
-    from pipeline.store import Store
-    from pipeline.sweep import expand
+    from pipeline.planning.facts import resolve
+    from pipeline.planning.plan import make_plan
+    from pipeline.steps.step import Resources
+    from pipeline.store.ledger import Ledger
+    from pipeline.store.store import Store
     from tests.synthetic import synthetic
 
     register()
@@ -174,7 +174,7 @@ def noop(root: Path, seeds: int) -> dict[str, Any]:
 
 def mirror(root: Path, seeds: int) -> dict[str, Any]:
     """The whole grid into an empty MLflow, and once more when nothing changed."""
-    from pipeline.running import mirror_of, publish_report
+    from pipeline.driver import mirror_of, publish_report
 
     sweep, _ = planned(root, seeds)
     report = sweep.store.path(publish_report(sweep).ref)
@@ -218,7 +218,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 def machine() -> str:
     """What the numbers were measured on."""
-    from pipeline.provenance import cpu_model
+    from pipeline.store.provenance import cpu_model
 
     return f"{os.cpu_count()} cores of {cpu_model()}, Python {platform.python_version()}"
 

@@ -117,8 +117,8 @@ class Bench:
         import torch
         from transformers import AutoTokenizer
 
-        from stages.engines import vllm_engine
-        from stages.evaluate import EngineConfig
+        from stages.evaluate.config import EngineConfig
+        from stages.evaluate.engines import vllm_engine
 
         on_gpu = torch.cuda.is_available()
         if options.model in SHAPES:
@@ -131,8 +131,8 @@ class Bench:
             kv_cache_gib=None if on_gpu else 4,
         )
         self.engine = vllm_engine.VllmEngine(checkpoint, config)
-        from stages.engines.harness_model import HarnessModel
-        from stages.nltk_data import provide_nltk_data
+        from stages.evaluate.engines.harness_model import HarnessModel
+        from stages.evaluate.nltk_data import provide_nltk_data
 
         provide_nltk_data(work_dir)
         self.ours = HarnessModel(AutoTokenizer.from_pretrained(checkpoint), options.max_model_len, engine=self.engine)
@@ -174,9 +174,9 @@ class Bench:
 
     def instances(self, row: Row, num_documents: int) -> list[Any]:
         """lm-eval's requests for a row's documents, an equal part from each member of a group."""
-        from stages.evaluate import PromptConfig
-        from stages.harness import BuiltTask, load_task
-        from stages.task_index import build_index, expand
+        from stages.evaluate.config import PromptConfig
+        from stages.evaluate.harness import BuiltTask, load_task
+        from stages.evaluate.task_index import build_index, expand
 
         members = expand(build_index(), row.task)
         portion = -(-num_documents // len(members))
@@ -217,8 +217,9 @@ class Bench:
 
     def sharded(self, row: Row, num_documents: int) -> float:
         """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
-        from stages.evaluate import EvaluateConfig, PromptConfig, announce, evaluate
-        from stages.session import Session
+        from stages.evaluate.config import EvaluateConfig, PromptConfig
+        from stages.evaluate.session import Session
+        from stages.evaluate.stage import announce, evaluate
 
         data = {f"data:{name}": path for name, path in Everything(self._options.data).items()}
         prompt = PromptConfig(num_fewshot=row.num_fewshot, apply_chat_template=row.chat)
@@ -247,7 +248,7 @@ class Bench:
         """What nothing can be faster than: the same prompts, as tokens, in one call."""
         from lm_eval.models.utils import postprocess_generated_text
 
-        from stages.engines.vllm_requests import sampling
+        from stages.evaluate.engines.vllm_requests import sampling
 
         requests = [self.ours.encode(instance).generation for instance in instances]
         started = time.perf_counter()

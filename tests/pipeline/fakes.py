@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.step import Resources, Stage, Step, StepRef
+from pipeline.steps.step import Resources, Stage, Step, StepRef
 from stages.errors import DataError, EngineError
 from stages.fields import execution, identity
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import stages
-from pipeline.config import TaskConfig
+from pipeline.config.schema import TaskConfig
 
 
 def _stage_configs() -> Iterator[type[Any]]:
-    for module_info in pkgutil.iter_modules(stages.__path__):
-        module = importlib.import_module(f"stages.{module_info.name}")
+    for module_info in pkgutil.walk_packages(stages.__path__, "stages."):
+        module = importlib.import_module(module_info.name)
         for _, value in inspect.getmembers(module, inspect.isclass):
             is_config = value.__name__.endswith(("Config", "Source", "Row", "Shape"))
             if value.__module__ == module.__name__ and dataclasses.is_dataclass(value) and is_config:

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from stages.calibrate import CalibrationConfig, CalibrationMethod, calibrate
-from stages.chat import render_chat
+from stages.checkpoints.chat import render_chat
 from stages.errors import DataError
 from stages.fetch import DatasetSource
 

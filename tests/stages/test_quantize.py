@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.checkpoints.shape import ModelShape
 from stages.errors import ConfigError
 from stages.fetch import digest_tree
 from stages.quantize import (
@@ -23,7 +24,6 @@ from stages.quantize import (
     needs_calibration,
     quantize,
 )
-from stages.shape import ModelShape
 
 FP8 = {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"}
 INT8 = {"algorithm": Algorithm.gptq, "scheme": "W8A8"}

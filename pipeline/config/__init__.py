@@ -1,0 +1,1 @@
+"""What is asked: typed configs, their composition by Hydra, and the trials of a sweep."""

@@ -1,0 +1,227 @@
+"""The typed config: what a composed ``conf/`` tree must fit.  Inert data; nothing here acts."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from pipeline.config.execution import BudgetConfig, ClusterConfig, GcConfig, StoreConfig, TrackingConfig
+from stages.calibrate import CalibrationConfig
+from stages.checkpoints.shape import ModelShape
+from stages.compare.normalization import check_baselines
+from stages.evaluate.config import EngineConfig, PromptConfig
+from stages.fetch import ModelSource
+from stages.fields import execution
+from stages.gate.stage import GateConfig
+from stages.quantize import RecipeConfig
+from stages.report.serving.cost import GpuConfig
+from stages.serving.config import ServerConfig, WorkloadConfig
+
+_NAME = re.compile(r"[\w\- ][\w\-. ]*")
+
+
+class Mode(Enum):
+    """What ``python -m pipeline`` does with the plan."""
+
+    run = "run"
+    resubmit = "resubmit"
+    plan = "plan"
+    why = "why"
+    status = "status"
+    mirror = "mirror"
+    gc = "gc"
+
+
+class Weights(Enum):
+    """A model's own weights, or random ones of its shape: enough to measure speed, and nothing is downloaded."""
+
+    stored = "stored"
+    dummy = "dummy"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A model of a sweep.  ``shape`` lets a plan reason before any byte is fetched; ``note`` is shown with results."""
+
+    name: str = MISSING
+    source: ModelSource = MISSING
+    weights: Weights = Weights.stored
+    shape: ModelShape | None = None
+    note: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig(PromptConfig):
+    """One task slot: an lm-eval task or group by name, and how it is asked.
+
+    ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
+    needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
+    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
+    those of a group do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
+    leaf, whose normalized scores are then averaged) also give a normalized score.
+    """
+
+    task: str = execution(MISSING)
+    limit: int | None = execution(None)
+    leaves: list[str] | None = execution(None)
+    overrides: dict[str, Any] = execution(factory=dict)
+    metric: str | None = execution(None)
+    num_docs: dict[str, int] = execution(factory=dict)
+    datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched
+    weight_by_size: bool | None = execution(None)
+    random_baseline: float | None = execution(None)
+    leaf_baselines: dict[str, float] = execution(factory=dict)
+    shard_size: int = execution(1000)
+
+    def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
+        check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
+        for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether it also has a score relative to guessing."""
+        return self.random_baseline is not None or bool(self.leaf_baselines)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteConfig:
+    """Tasks whose mean is shown: of their scores, or of their ``normalized`` ones."""
+
+    tasks: list[str] = MISSING
+    normalized: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class AdjustmentConfig:
+    """``set`` (overrides, as on the command line) applies to the points of the sweep where all of ``when`` holds."""
+
+    when: dict[str, Any] = field(default_factory=dict)
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """A named grid: the product of ``axes``, with adjustments for some points."""
+
+    name: str = "single"
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    adjust: list[AdjustmentConfig] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareSettings:
+    """Statistics of every comparison."""
+
+    confidence: float = 0.95
+    num_resamples: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"compare.confidence must lie between 0 and 1; got {self.confidence}")
+        if self.num_resamples < 100:
+            raise ValueError(f"compare.num_resamples must be at least 100; got {self.num_resamples}")
+
+
+@dataclass(kw_only=True, slots=True)
+class DriftSettings:
+    """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
+
+    text: CalibrationConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class SloConfig:
+    """What an answer's speed must meet at a request rate for that rate to count: p90 of either; null: no objective."""
+
+    itl_ms: float | None = None
+    ttft_ms: float | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where data sets come from: ``mirror`` maps a hub id to ``mirror/<id>``; ``task_paths`` hold own lm-eval tasks."""
+
+    mirror: str | None = None
+    task_paths: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """The whole config, as one composed trial of a sweep sees it."""
+
+    mode: Mode = Mode.run
+    only: list[str] = field(default_factory=list)  # globs of trials or of task slots; empty: everything
+    max_parallel: int | None = None  # batches at once; null: as many as the cluster holds
+    allow_drift: bool = False  # resubmit although packages, commit or weights are not those the sweep was run with
+    seed: int = 0
+    model: ModelConfig = MISSING
+    recipe: RecipeConfig = MISSING
+    calibration: CalibrationConfig = MISSING
+    gate: GateConfig = field(default_factory=GateConfig)
+    engine: EngineConfig = MISSING
+    gpu: GpuConfig = MISSING
+    server: ServerConfig = field(default_factory=ServerConfig)
+    workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
+    mixes: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> share of queries of each workload
+    slo: SloConfig = field(default_factory=SloConfig)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    suites: dict[str, SuiteConfig] = field(default_factory=dict)
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
+    data: DataConfig = field(default_factory=DataConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    # Which failed steps mode=resubmit takes: those of a class, of a step (stage-fp12), or those of a file that
+    # ``export`` wrote, here or elsewhere.  A mapping, because two of its names are Python's own words.
+    failures: dict[str, str | None] = field(
+        default_factory=lambda: {"class": None, "step": None, "export": None, "from": None}
+    )
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    gc: GcConfig = field(default_factory=GcConfig)
+
+    def __post_init__(self) -> None:
+        for group in ("tasks", "suites", "workloads"):
+            for name in getattr(self, group):
+                if not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{group}: {name!r} is part of file names and of MLflow's metric names: use letters, digits, "
+                        "spaces and _ - . (not first)"
+                    )
+        for name, mix in self.mixes.items():
+            for workload, share in mix.items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
+                    raise ValueError(f"mixes.{name}.{workload} must be a positive share of the queries; got {share!r}")
+        if self.max_parallel is not None and self.max_parallel < 1:
+            raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
+
+
+SCHEMAS: dict[str, Any] = {
+    "model": ModelConfig,
+    "recipe": RecipeConfig,
+    "calibration": CalibrationConfig,
+    "drift": DriftSettings,
+    "task": TaskConfig,
+    "engine": EngineConfig,
+    "gpu": GpuConfig,
+    "workload": WorkloadConfig,
+    "cluster": ClusterConfig,
+    "store": StoreConfig,
+    "tracking": TrackingConfig,
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; each group's files start from ``<group>_schema``."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for group, schema in SCHEMAS.items():
+        store.store(group=group, name=f"{group}_schema", node=schema)

@@ -1,0 +1,198 @@
+"""Make what is missing: run a plan, or resubmit its failed steps; report, mirror, and print the table."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.execution import Verify
+from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, Sweep
+from pipeline.errors import FailureClass, one_line
+from pipeline.planning.memory import bytes_to_write
+from pipeline.results import results, show
+from pipeline.results.mlflow_mirror import Mirror, review_command
+from pipeline.results.report_step import report_step
+from pipeline.results.resubmission import check_drift, environment, read, recreated
+from pipeline.running.batches import Batch, batches
+from pipeline.running.control import BY_USER, budgeted, interruptible
+from pipeline.running.outcome import Outcome, RunContext, Status
+from pipeline.running.progress import Progress
+from pipeline.running.runner import Outcomes, make_runner
+from pipeline.running.selection import chosen, failed, with_needs
+from pipeline.running.worker import run_batch
+from pipeline.steps.step import Step, StepRef
+from pipeline.store.ledger import Failure
+
+MIRROR_EVERY_S = 60.0
+
+
+def run(sweep: Sweep) -> int:
+    """Make what is missing, report, mirror, and print the table."""
+    missing = _missing(sweep)
+    return _run(sweep, chosen(sweep.plan, missing, sweep.config.only))
+
+
+def resubmit(sweep: Sweep) -> int:
+    """Like ``run``, for failed steps only: those this store knows of, or those of a file from another one."""
+    now = environment(sweep.plan)
+    missing = _missing(sweep)
+    if (file := sweep.config.failures["from"]) is not None:
+        content = read(Path(file))
+        drift = check_drift(content["environment"], now, sweep.config.allow_drift)
+        steps = with_needs(missing, recreated(content, sweep.plan, sweep.config.allow_drift))
+    else:
+        then = results.recorded_environment(sweep.store, sweep.plan)
+        drift = check_drift(then, now, sweep.config.allow_drift)
+        steps = failed(missing, sweep.ledger.failures(missing), sweep.config.failures)
+    return _run(sweep, chosen(sweep.plan, steps, sweep.config.only), tuple(drift))
+
+
+def publish_report(sweep: Sweep) -> Step:
+    """Publish the report of what the store holds now; a report is a step like any other, made by this process."""
+    sweep.store.storage.refresh()
+    step = report_step(sweep.plan, sweep.config, sweep.store, sweep.ledger)
+    context = _context(sweep, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
+    [outcome] = run_batch(batches([step])[0], context, [])
+    if outcome.status is not Status.succeeded:
+        raise RuntimeError(f"the report could not be written: {outcome.message}")
+    results.save(sweep.store, sweep.plan, step.ref)
+    return step
+
+
+def mirror_of(sweep: Sweep) -> Mirror:
+    """The writer of this sweep's state into MLflow."""
+    return Mirror(sweep.plan, sweep.store, sweep.config.tracking)
+
+
+def _missing(sweep: Sweep) -> list[Step]:
+    """What is not in the store; with ``store.verify=full`` what is damaged there is made again as well."""
+    steps = sweep.plan.steps.values()
+    if sweep.config.store.verify is Verify.full:
+        damaged = sweep.store.damaged(steps)
+        for ref in damaged:
+            sweep.store.set_aside(ref)
+        show.damage(sweep.console, damaged)
+    return sweep.store.missing(steps)
+
+
+def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> int:
+    sweep.store.storage.check_writable(bytes_to_write(sweep.plan, steps))
+    sweep.store.remove_abandoned_drafts()
+    if num_replaced := results.num_replaced(sweep.store, sweep.plan):
+        show.replaced(sweep.console, sweep.plan.name, num_replaced)
+    results.save(sweep.store, sweep.plan, None, environment(sweep.plan))
+    outcomes = _make(sweep, steps, drift) if steps else {}
+    if is_disk_full(outcomes):
+        show.disk_full(sweep.console, sweep.store, outcomes)
+        return FAILURE
+    report = publish_report(sweep)
+    _mirror(sweep, report)
+    num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
+    confidence = sweep.config.compare.confidence
+    asked = {step.ref.short for step in steps}
+    show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
+    show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local))
+    return _exit_code(sweep, steps, outcomes)
+
+
+def is_disk_full(outcomes: Outcomes) -> bool:
+    """Whether the run ended because nothing more can be written."""
+    return any(outcome.failure_class is FailureClass.disk for outcome in outcomes.values())
+
+
+def _exit_code(sweep: Sweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
+    stopped = [outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run]
+    if stopped:
+        sweep.console.print(f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
+    if BY_USER in stopped:
+        return INTERRUPTED
+    return FAILURE if sweep.store.missing(steps) else SUCCESS
+
+
+def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcomes:
+    run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    cluster = sweep.config.cluster
+    work = batches(steps, cluster.replicas)
+    progress = Progress(sweep.plan, steps, work, sweep.ledger, run_id)
+    tracker = _Tracker(sweep)
+
+    def on_done(outcomes: Sequence[Outcome]) -> None:
+        progress.note(outcomes)
+        tracker.batch_done()
+
+    def request_stop(reason: str) -> None:
+        sweep.ledger.request_stop(run_id, reason)
+        progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
+
+    context = _context(
+        sweep,
+        run_id,
+        cluster.max_attempts,
+        timeout_s=_timeouts_s(work, cluster.timeout_s),
+        back_off_s=cluster.back_off_s,
+        drift=drift,
+    )
+    sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
+    runner = make_runner(cluster, sweep.config.max_parallel)
+    try:
+        with sweep.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
+            with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
+                return runner.run(work, context, on_done)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            for step in progress.running_steps():
+                with suppress(OSError):
+                    sweep.ledger.stopped(step.ref, run_id)
+        raise
+    finally:
+        sweep.ledger.clear_stop(run_id)
+
+
+def _context(sweep: Sweep, run_id: str, max_attempts: int, **settings: Any) -> RunContext:
+    """What workers need; paths are made absolute, because a worker's directory is another one."""
+    local = sweep.store.local.resolve()
+    is_directory = sweep.store.url == str(sweep.store.local)
+    root, cache = (local, None) if is_directory else (sweep.store.url, local)
+    return RunContext(root, run_id, max_attempts, cache, **settings)
+
+
+def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, float]:
+    stages = {step.stage.name for batch in work for step in batch.steps}
+    return {stage: limit for stage in stages if (limit := limits.get(stage, limits.get("default"))) is not None}
+
+
+class _Tracker:
+    """Mirrors into MLflow while the sweep runs, never often, and never in its way."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._next_s = time.monotonic() + MIRROR_EVERY_S
+
+    def batch_done(self) -> None:
+        if self._sweep.config.tracking.enabled and time.monotonic() >= self._next_s:
+            _mirror(self._sweep, None)
+            self._next_s = time.monotonic() + MIRROR_EVERY_S
+
+
+def _mirror(sweep: Sweep, report: Step | None) -> None:
+    """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
+    if not sweep.config.tracking.enabled:
+        return
+    state = "RUNNING" if report is None else _final_state(sweep)
+    try:
+        mirror_of(sweep).write(sweep.store.path(report.ref) if report else None, state)
+    except Exception as error:  # whatever a tracking server does must not stop a sweep
+        sweep.console.print(f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
+
+
+def _final_state(sweep: Sweep) -> str:
+    return "FAILED" if sweep.store.missing(sweep.plan.steps.values()) else "FINISHED"
+
+
+def _failures(sweep: Sweep, outcomes: Outcomes) -> dict[StepRef, Failure]:
+    ended_badly = [ref for ref, outcome in outcomes.items() if outcome.status in (Status.failed, Status.skipped)]
+    return {ref: failure for ref in ended_badly if (failure := sweep.ledger.last_failure(ref))}

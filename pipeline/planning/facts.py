@@ -1,0 +1,117 @@
+"""Look up what a plan must know of the world before it can be pure: digests of local bytes, sizes of tasks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.config.schema import Config, DataConfig, ModelConfig, Weights
+from pipeline.config.sweep import Trial
+from pipeline.errors import UserError
+from pipeline.planning.data_sources import Sources
+from pipeline.planning.devices import Device, check_workloads, device_of
+from pipeline.planning.remembered import cached, stamps
+from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
+from stages.checkpoints.shape import ModelShape
+from stages.errors import DataError
+from stages.fetch import DatasetSource, check_model_path, digest_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything the plan knows beyond the configs."""
+
+    tasks: Mapping[str, TaskFacts]  # by ``task_key``
+    models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
+    datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
+    devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
+
+
+def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
+    """Facts of all trials.  Local files only; raises UserError for what is not there."""
+    configs = [trial.config for trial in trials]
+    for config in configs:
+        _check_has_work(config)
+        _check_suites(config)
+    data = configs[0].data
+    _check_data(data)
+    models = {config.model.name: _model(config.model, cache_dir) for config in configs}
+    tasks = {task_key(task): task for config in configs for task in config.tasks.values()}
+    sources = Sources(data)
+    texts = [text for config in configs for text in (config.calibration, config.drift.text) if text is not None]
+    datasets = {
+        source.repo_id: sources.get(source.repo_id, source.revision)
+        for source in (text.dataset for text in texts)
+        if source is not None
+    }
+    devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
+    return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets, devices)
+
+
+def _check_suites(config: Config) -> None:
+    for name, suite in config.suites.items():
+        if unknown := [task for task in suite.tasks if task not in config.tasks]:
+            raise UserError(
+                f"suites.{name} names {', '.join(unknown)}, but the sweep's tasks are {', '.join(config.tasks)}: add "
+                f"the task, or take it out of suites.{name}.tasks"
+            )
+        raw = [task for task in suite.tasks if not config.tasks[task].is_normalized]
+        if suite.normalized and raw:
+            raise UserError(
+                f"suites.{name} averages normalized scores, but {', '.join(raw)} says not what guessing scores: give "
+                "the task a random_baseline or leaf_baselines"
+            )
+
+
+def _check_has_work(config: Config) -> None:
+    if not config.tasks and not config.workloads:
+        raise UserError(
+            "there are no tasks to evaluate and no workloads to serve: choose suite=NAME or serving=NAME, or name "
+            "tasks or workloads in the sweep"
+        )
+    if config.model.weights is Weights.dummy and (config.tasks or config.model.shape is None):
+        raise UserError(
+            f"model {config.model.name} has dummy weights, which need a shape and answer no task: choose suite=none"
+            if config.tasks
+            else f"model {config.model.name} has dummy weights, but no shape: give model.shape"
+        )
+    if config.workloads:
+        check_workloads(config)
+
+
+def _check_data(data: DataConfig) -> None:
+    for name, path in [("data.mirror", data.mirror), *(("data.task_paths", path) for path in data.task_paths)]:
+        if path is not None and not Path(path).is_dir():
+            raise UserError(f"{name}={path} is not a directory: give the path of an existing one")
+
+
+def _model(model: ModelConfig, cache_dir: Path) -> ModelConfig:
+    source = model.source
+    if model.weights is Weights.dummy:
+        return model
+    if source.package is not None:
+        _check_package(model)
+    if source.path is None:
+        return model
+    path = Path(source.path).resolve()
+    try:
+        check_model_path(path)
+        shape = model.shape or ModelShape.from_config(path / "config.json")
+    except (DataError, KeyError) as error:
+        raise UserError(f"model {model.name}: {error}") from None
+    digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
+    return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
+
+
+def _check_package(model: ModelConfig) -> None:
+    package, wanted = model.source.package, model.source.package_version
+    assert package is not None
+    try:
+        installed = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        installed = None
+    if installed != wanted:
+        raise UserError(
+            f"model {model.name} lies in the package {package}=={wanted}, but "
+            f"{'it is not' if installed is None else installed + ' is'} installed: uv pip install {package}=={wanted}"
+        )

@@ -1,0 +1,71 @@
+"""How much GPU memory and disk a trial needs, from its model's shape, before a byte of it is fetched."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.config.schema import Config, Weights
+from pipeline.errors import UserError
+from pipeline.planning.plan import Plan
+from pipeline.steps.step import Step, StepRef
+from stages.checkpoints.shape import kv_cache_gib, weight_gib
+from stages.quantize import weight_group_size, weight_num_bits
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """What an engine needs at least: the weights, and the keys and values of one full context."""
+
+    weights_gib: float
+    context_gib: float
+    num_ranks: int
+
+    @property
+    def per_gpu_gib(self) -> float:
+        return (self.weights_gib + self.context_gib) / self.num_ranks
+
+
+def gpu_memory(config: Config) -> GpuMemory | None:
+    """The floor for a trial's engine; None when the model's shape is not known."""
+    shape, engine, recipe = config.model.shape, config.engine, config.recipe
+    if shape is None:
+        return None
+    weights_gib = weight_gib(shape, num_bits=weight_num_bits(recipe), group_size=weight_group_size(recipe))
+    return GpuMemory(weights_gib, kv_cache_gib(shape, num_tokens=engine.max_model_len), engine.num_ranks)
+
+
+def check_gpu_memory(plan: Plan) -> None:
+    """Raise UserError for a trial that cannot fit the GPUs that ``engine.gpu_memory_gib`` describes."""
+    for trial in (each.trial for each in plan.trials.values()):
+        engine, memory = trial.config.engine, gpu_memory(trial.config)
+        if not engine.on_gpu or engine.gpu_memory_gib is None or memory is None:
+            continue
+        needed_gib, usable_gib = memory.per_gpu_gib, engine.gpu_memory_gib * engine.gpu_memory_utilization
+        if (kept_gib := engine.kv_cache_gib) is not None:
+            if kept_gib < (context_gib := memory.context_gib / engine.num_ranks):
+                raise UserError(
+                    f"{trial.name} needs {context_gib:.2f} GiB on each GPU for the keys and values of one context of "
+                    f"{engine.max_model_len} tokens: raise engine.kv_cache_gib={kept_gib:g}, or lower "
+                    "engine.max_model_len"
+                )
+            needed_gib += kept_gib - context_gib
+        if needed_gib > usable_gib:
+            raise UserError(
+                f"{trial.name} needs {needed_gib:.0f} GiB on each of {engine.num_ranks} GPUs, which can use "
+                f"{usable_gib:.0f} of {engine.gpu_memory_gib:g}: raise engine.tensor_parallel_size, lower "
+                "engine.max_model_len or engine.kv_cache_gib, or correct engine.gpu_memory_gib"
+            )
+
+
+def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
+    """A floor for the disk space a run needs: the weights it will write."""
+    absent = {step.ref for step in missing}
+    needed: dict[StepRef, float] = {}
+    for trial in plan.trials.values():
+        config = trial.trial.config
+        if (shape := config.model.shape) is None or config.model.weights is Weights.dummy:
+            continue
+        bits, group = weight_num_bits(config.recipe), weight_group_size(config.recipe)
+        needed[trial.model] = weight_gib(shape)
+        if trial.checkpoint != trial.model:
+            needed[trial.checkpoint] = weight_gib(shape, num_bits=bits, group_size=group)
+    return int(sum(gib * 2**30 for ref, gib in needed.items() if ref in absent))

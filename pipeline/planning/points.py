@@ -1,0 +1,52 @@
+"""The points of a trial's profile: every workload alone, at maximum throughput, and at rates up to it.  Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from pipeline.config.schema import Config
+from pipeline.planning.devices import Device
+from stages.serving.config import ProfileConfig, ProfileMode
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point.  ``name`` is ``workload/mode``; a rate is a share of what the point ``after`` finds."""
+
+    name: str
+    config: ProfileConfig
+    after: str | None = None
+
+
+def points(config: Config, device: Device, random_weights: bool) -> Iterator[Point]:
+    """All points of a trial, each after the one it needs."""
+    for name, workload in config.workloads.items():
+        modes: list[tuple[str, ProfileMode, float | None]] = [
+            ("synchronous", ProfileMode.synchronous, None),
+            ("throughput", ProfileMode.throughput, None),
+            *((f"rate-{share:g}", ProfileMode.rate, share) for share in workload.rates),
+        ]
+        for label, mode, share in modes:
+            found = ProfileConfig(
+                workload=name,
+                load=workload,
+                mode=mode,
+                rate_share=share,
+                engine=config.engine,
+                limits=_limits(config),
+                server=config.server,
+                device=device.product,
+                driver=device.driver,
+                vllm=device.vllm,
+                random_weights=random_weights,
+            )
+            yield Point(f"{name}/{label}", found, f"{name}/throughput" if mode is ProfileMode.rate else None)
+
+
+def _limits(config: Config) -> dict[str, object]:
+    """What does not change an engine's answers, but how fast it gives them."""
+    silent = ("gpu_memory_gib", "batch_size")
+    return {
+        field.name: getattr(config.engine, field.name)
+        for field in fields(config.engine)
+        if not field.metadata["identity"] and field.name not in silent
+    }

@@ -1,0 +1,199 @@
+"""Mirror a sweep into MLflow: an experiment per sweep, a parent run per plan, a child run per trial.
+
+The store is the truth and MLflow the place to review it.  Writing is idempotent, keyed by fingerprint: mirroring
+twice changes nothing, and mirroring after the server was away catches up.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.execution import TrackingConfig
+from pipeline.config.schema import Config
+from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.results.mlflow_content import (
+    datasets_of,
+    flat_params,
+    last_ended_s,
+    small_files,
+    trial_metrics,
+    trial_refs,
+)
+from pipeline.results.results import read_suites
+from pipeline.running.capture import log_path
+from pipeline.steps.fingerprint import fingerprint
+from pipeline.store.provenance import git_state, package_versions
+from pipeline.store.store import Store
+
+PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
+SUITE_PREFIX = "suite/"
+CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
+MAX_PARAMS_A_CALL = 100
+
+
+def default_uri(beside: Path) -> str:
+    """SQLite beside a store's directory: a review needs no server."""
+    return f"sqlite:///{beside.resolve().parent / 'mlflow.db'}"
+
+
+def review_command(settings: TrackingConfig, beside: Path) -> str | None:
+    """The command that opens MLflow on the results; None for a server, which is open already."""
+    if settings.uri is not None:
+        return None
+    database = beside.resolve().parent / "mlflow.db"
+    shown = database.relative_to(Path.cwd()) if database.is_relative_to(Path.cwd()) else database
+    return f"mlflow ui --backend-store-uri sqlite:///{shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Writes one plan's state into MLflow."""
+
+    plan: Plan
+    store: Store
+    settings: TrackingConfig
+
+    def write(self, report: Path | None = None, status: str = "RUNNING") -> None:
+        """Bring MLflow up to date with the store; raises what the MLflow client raises."""
+        client, experiment_id = self._connect()
+        parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, {})
+        suites = read_suites(report).to_pylist() if report is not None else []
+        for trial in self.plan.trials.values():
+            run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
+            if report is not None:
+                _write_suites(client, run, [row for row in suites if row["trial"] == trial.trial.name])
+        if report is not None:
+            self._write_report(client, parent, report)
+        _set_status(client, parent, status)
+
+    def _connect(self) -> tuple[Any, str]:
+        # MLflow's own 7 retries with back-off would hold the sweep's end up for minutes when its server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        import mlflow
+
+        for name in ("mlflow", "alembic"):  # creating the database is no news for the terminal
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.local))
+        name = self.settings.experiment or self.plan.name
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        artifacts = None if self.settings.uri else (self.store.local.resolve().parent / "mlartifacts").as_uri()
+        return client, client.create_experiment(name, artifact_location=artifacts)
+
+    def _run(self, client: Any, experiment_id: str, key: str, value: str, name: str, tags: Mapping[str, str]) -> Any:
+        """The run with this fingerprint, made if there is none."""
+        under = f" and tags.`{PARENT_TAG}` = '{tags[PARENT_TAG]}'" if PARENT_TAG in tags else ""
+
+        def first() -> Any:
+            order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+            found = client.search_runs([experiment_id], f"tags.{key} = '{value}'{under}", max_results=1, order_by=order)
+            return found[0] if found else None
+
+        if (found := first()) is not None:
+            return found
+        created = client.create_run(experiment_id, run_name=name, tags={key: value, **tags, **_circumstances()})
+        # Another driver may have made one in the same moment: both keep the first.
+        if (kept := first() or created).info.run_id != created.info.run_id:
+            client.delete_run(created.info.run_id)
+        return kept
+
+    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> Any:
+        tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
+        key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
+        run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
+        present = [ref for ref in trial_refs(trial) if self.store.has(ref)]
+        content = fingerprint([list(ref) for ref in present])
+        complete = len(present) == len(trial_refs(trial))
+        _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
+        if run.data.tags.get(CONTENT_TAG) == content:
+            return run
+        _log_params(client, run, trial.trial.config)
+        # The time is the artifacts' own: the same values written again are the same rows.
+        _log_metrics(client, run, trial_metrics(self.store, trial), last_ended_s(self.store, trial))
+        self._log_inputs(client, run.info.run_id, trial)
+        for local, remote in self._artifacts(trial):
+            client.log_artifact(run.info.run_id, str(local), remote)
+        client.set_tag(run.info.run_id, CONTENT_TAG, content)
+        return run
+
+    def _log_inputs(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(name=config["repo_id"], digest=ref.fingerprint[:12], source_type="store", source=str(path)),
+                [InputTag("mlflow.data.context", "evaluation")],
+            )
+            for ref in datasets_of(self.plan, trial)
+            if (path := self.store.find(ref)) is not None
+            for config in [self.plan.steps[ref].payload[3]]
+        ]
+        if inputs:
+            client.log_inputs(run_id, datasets=inputs)
+
+    def _artifacts(self, trial: TrialPlan) -> Iterator[tuple[Path, str]]:
+        """Local files and the artifact folder each goes to; weights stay in the store."""
+        for ref, folder, pattern in small_files(trial):
+            if (path := self.store.find(ref)) is not None:
+                yield from ((file, folder) for file in sorted(path.glob(pattern)))
+        for ref in trial_refs(trial):
+            log = self.store.storage.find_log(log_path(self.store.local, self.plan.steps[ref]))
+            if log is not None:
+                yield log, f"logs/{ref.stage}"
+
+    def _write_report(self, client: Any, parent: Any, report: Path) -> None:
+        if parent.data.tags.get(CONTENT_TAG) != report.name:
+            client.log_artifacts(parent.info.run_id, str(report), "report")
+            client.set_tag(parent.info.run_id, CONTENT_TAG, report.name)
+
+
+def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
+    """Of two values of one metric MLflow shows the later one."""
+    from mlflow.entities import Metric
+
+    if values:
+        metrics = [Metric(key, value, int(at_s * 1000), 0) for key, value in values.items()]
+        client.log_batch(run.info.run_id, metrics=metrics)
+
+
+def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The report's means of a trial's suites, which can be put together anew while the trial stays what it is."""
+    places = {f"{SUITE_PREFIX}{row['suite']}/{name}": row[name] for row in rows for name in ("mean", "recovery")}
+    values = {place: float(value) for place, value in places.items() if value is not None}
+    content = fingerprint(values)
+    if run.data.tags.get(SUITES_TAG, fingerprint({})) == content:
+        return
+    gone = {key for key in run.data.metrics if key.startswith(SUITE_PREFIX)} - values.keys()
+    _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, time.time())  # MLflow removes no metric
+    client.set_tag(run.info.run_id, SUITES_TAG, content)
+
+
+def _log_params(client: Any, run: Any, config: Config) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(key, str(value)[:6000]) for key, value in flat_params(config).items() if key not in run.data.params]
+    for first in range(0, len(params), MAX_PARAMS_A_CALL):
+        client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
+
+
+def _set_status(client: Any, run: Any, status: str) -> None:
+    if run.info.status == status:
+        return
+    if status == "RUNNING":
+        client.update_run(run.info.run_id, status=status)
+    else:
+        client.set_terminated(run.info.run_id, status)
+
+
+def _circumstances() -> dict[str, str]:
+    git = git_state(Path(__file__).resolve().parent)
+    versions = {f"version.{name}": version for name, version in package_versions().items()}
+    return versions | ({"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {})

@@ -1,0 +1,118 @@
+"""The report step: what the store holds of a sweep, and what it does not and why."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.config.schema import Config, Weights
+from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.results.resubmission import drift
+from pipeline.steps.step import REPORT, Step, StepRef
+from pipeline.store.ledger import Ledger
+from pipeline.store.store import Store
+from stages.report.rows import FailureRow, SuiteRow, TrialRow
+from stages.report.serving.results import ServingConfig
+from stages.report.stage import ReportConfig
+
+
+def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
+    """The report of the artifacts published so far: same artifacts, same report."""
+    inputs = {name: ref for name, ref in _report_inputs(plan) if store.has(ref)}
+    return Step(
+        stage=REPORT,
+        config=ReportConfig(
+            title=plan.name,
+            trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
+            tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.comparisons)),
+            suites=[
+                SuiteRow(name=name, tasks=suite.tasks, normalized=suite.normalized)
+                for name, suite in config.suites.items()
+            ],
+            failures=list(_failures(plan, store, ledger)),
+            serving=_serving(plan, config),
+        ),
+        label=plan.name,
+        inputs=inputs,
+    )
+
+
+def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
+    for name, trial in plan.trials.items():
+        if trial.gate is not None:
+            yield f"gate/{name}", trial.gate
+        if trial.drift is not None:
+            yield f"drift/{name}", trial.drift
+        yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
+        yield from ((f"profile/{name}/{point}", ref) for point, ref in trial.profiles.items())
+        if trial.ceilings is not None:
+            yield f"ceilings/{name}", trial.ceilings
+
+
+def _serving(plan: Plan, config: Config) -> ServingConfig | None:
+    """Prices as they are now: a new price makes a new report, and no measurement again."""
+    served = {name: trial.trial.config for name, trial in plan.trials.items() if trial.profiles}
+    if not served:
+        return None
+    gpus = {each.gpu.name: each.gpu for each in served.values()}
+    return ServingConfig(
+        gpus=list(gpus.values()),
+        gpu_of={name: each.gpu.name for name, each in served.items()},
+        mixes={name: {workload: float(share) for workload, share in mix.items()} for name, mix in config.mixes.items()},
+        slo_itl_ms=config.slo.itl_ms,
+        slo_ttft_ms=config.slo.ttft_ms,
+    )
+
+
+def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
+    manifest = store.manifest(trial.checkpoint) or {}
+    config = trial.trial.config
+    return TrialRow(
+        name=trial.trial.name,
+        model=config.model.name,
+        recipe=config.recipe.name,
+        is_base=trial.trial.is_base,
+        base=trial.trial.base,
+        notes=_notes(config),
+        mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
+        size_gib=manifest.get("metrics", {}).get("size_gib"),
+    )
+
+
+def _notes(config: Config) -> str | None:
+    if config.model.weights is Weights.dummy:
+        return "Random weights of the model's shape: its speed is measured, its answers mean nothing."
+    return config.model.note
+
+
+def _mixed(compared: Sequence[TrialPlan], store: Store) -> str | None:
+    """In what the environments differ that the shards of a trial and its base were made in; None when it was one."""
+    shards = (
+        ref for trial in compared for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs
+    )
+    first, *others = store.environments(shards) or [{}]
+    found = [line for other in others for line in drift(first, other)]
+    return f"made in different environments: {'; '.join(dict.fromkeys(found))}" if found else None
+
+
+def _failures(plan: Plan, store: Store, ledger: Ledger) -> Iterator[FailureRow]:
+    task_of = {ref: slot for trial in plan.trials.values() for slot, ref in _steps_of_tasks(trial)}
+    for step in store.missing(plan.steps.values()):
+        failure = ledger.last_failure(step.ref)
+        if failure is None:
+            status, failure_class, message = "missing", None, "not run yet"
+        else:
+            status = "skipped" if failure.failure_class.value == "upstream" else "failed"
+            failure_class, message = failure.failure_class.value, failure.message
+        yield FailureRow(
+            step=step.ref.short,
+            trial=step.trial or None,
+            task=task_of.get(step.ref),
+            status=status,
+            failure_class=failure_class,
+            message=message,
+        )
+
+
+def _steps_of_tasks(trial: TrialPlan) -> Iterator[tuple[str, StepRef]]:
+    for slot, leaves in trial.evaluations.items():
+        yield from ((slot, ref) for shards in leaves.values() for ref in shards)
+    yield from trial.comparisons.items()
+    yield from trial.profiles.items()

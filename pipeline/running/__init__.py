@@ -1,0 +1,1 @@
+"""Making what is missing: batches, where they run, limits, retries, and how every step ended."""

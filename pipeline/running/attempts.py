@@ -1,0 +1,96 @@
+"""What the ledger says of a batch's steps in this run, and whether one is tried again."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RETRY, FailureClass, Retry
+from pipeline.running.batches import Batch
+from pipeline.running.capture import log_path
+from pipeline.running.outcome import Outcome, RunContext, Status
+from pipeline.steps.step import Step
+from pipeline.store.ledger import History, Ledger
+from pipeline.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The attempts at the steps of one batch, by this worker and by those before it."""
+
+    batch: Batch
+    context: RunContext
+    store: Store
+    ledger: Ledger
+
+    def log_path(self, step: Step) -> Path:
+        return log_path(self.store.local, step)
+
+    def started(self, step: Step) -> None:
+        self.ledger.started(step.ref, self.context.run_id, self.store.storage.log_place(self.log_path(step)))
+
+    def succeeded(self, step: Step, seconds: float) -> Outcome:
+        self.ledger.succeeded(step.ref, self.context.run_id, seconds)
+        return Outcome(step.ref, Status.succeeded)
+
+    def skipped(self, step: Step, cause: str) -> Outcome:
+        self.ledger.skipped(step.ref, self.context.run_id, cause)
+        return Outcome(step.ref, Status.skipped, FailureClass.upstream, cause)
+
+    def failed(self, step: Step, failure_class: FailureClass, message: str) -> Outcome:
+        # On a full disk the ledger cannot be written either; the outcome still tells the driver.
+        with contextlib.suppress(OSError):
+            self.ledger.failed(step.ref, self.context.run_id, failure_class, message)
+        return Outcome(step.ref, Status.failed, failure_class, message)
+
+    def earlier_failure(self, step: Step) -> Outcome | None:
+        """What earlier workers of this run left of the step, if it is not to be tried again."""
+        history = self._history(step)
+        if history.open_since is not None and self._hung(step, history.open_since):
+            message = f"hung for longer than {self.context.limit_s(step.stage.name):g} s (cluster.timeout_s)"
+            self.failed(step, FailureClass.timeout, message)
+            history = self._history(step)
+        if history.failure is not None and not self.may_retry(step, *history.failure):
+            return Outcome(step.ref, Status.failed, *history.failure)
+        if self._is_set_aside(step, history):
+            message = f"set aside: its worker died {self.context.max_attempts} times"
+            return self.failed(step, FailureClass.crash, message)
+        return None
+
+    def may_retry(self, step: Step, failure_class: FailureClass, message: str) -> bool:
+        """Whether another attempt could end otherwise.  Where no step's could, the run is asked to stop."""
+        retry, history = RETRY[failure_class], self._history(step)
+        if retry is Retry.stop:
+            with contextlib.suppress(OSError):
+                self.ledger.request_stop(self.context.run_id, f"{failure_class.value}: {message}")
+        if retry is Retry.smaller:
+            return history.num_oom == 1 and step.stage.smaller(step.config) is not None
+        return retry is Retry.again and history.num_started < self.context.max_attempts
+
+    def pause_s(self, step: Step) -> float:
+        """How long to wait before the next attempt."""
+        return float(self.context.back_off_s * 2 ** (self._history(step).num_started - 1))
+
+    def has_run_out_of_memory(self) -> bool:
+        """Whether any step of the batch did, in this run."""
+        return self.ledger.has_seen(self.batch.steps, FailureClass.oom, self.context.run_id)
+
+    def _hung(self, step: Step, since_s: float) -> bool:
+        """Whether the watchdog's C-level timer ended it, which leaves no word but writes to the log after the limit."""
+        limit_s = self.context.limit_s(step.stage.name)
+        try:
+            last_s = self.log_path(step).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return limit_s is not None and last_s - since_s > limit_s
+
+    def _is_set_aside(self, step: Step, history: History) -> bool:
+        """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
+        limit = self.context.max_attempts
+        if history.num_deaths >= limit:
+            return True
+        if not step.stage.sessions or any(self.store.has(other.ref) for other in self.batch.steps):
+            return False
+        return sum(self._history(other).num_deaths for other in self.batch.steps) >= limit
+
+    def _history(self, step: Step) -> History:
+        return self.ledger.history(step.ref, self.context.run_id)

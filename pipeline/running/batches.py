@@ -1,0 +1,75 @@
+"""Batches: the steps of a plan that one process runs, because they share a session that is dear to open."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+from pipeline.steps.step import PROFILE, Resources, Step, StepRef
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Steps that run in one process, one after the other, sharing a session if their stage has sessions."""
+
+    steps: tuple[Step, ...]
+    upstream: tuple[StepRef, ...]  # steps of other batches
+
+    @property
+    def resources(self) -> Resources:
+        return self.steps[0].resources
+
+    @property
+    def label(self) -> str:
+        first = self.steps[0]
+        return f"{first.stage.name}:{first.trial}" if first.trial else f"{first.stage.name}:{first.label}"
+
+
+def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
+    """Group steps into batches, each before its dependants; ``replicas`` engines share the steps of one session."""
+    grouped: dict[object, list[Step]] = {}
+    for step in steps:
+        grouped.setdefault(_session(step), []).append(step)
+    shares = [share for group in grouped.values() for share in _shares(group, _num_engines(group[0], replicas))]
+    return _in_order([_batch(share) for share in shares])
+
+
+def _in_order(found: Sequence[Batch]) -> list[Batch]:
+    """Each after those it needs: a session's later steps may need what the plan makes after its first."""
+    owner = {step.ref: index for index, batch in enumerate(found) for step in batch.steps}
+    needs = {index: {owner[ref] for ref in batch.upstream if ref in owner} for index, batch in enumerate(found)}
+    return [found[index] for index in TopologicalSorter(needs).static_order()]
+
+
+def _session(step: Step) -> object:
+    if not step.stage.sessions:
+        return step.ref
+    return step.stage.name, step.stage.session_key(step.config), step.inputs["checkpoint"]
+
+
+def _num_engines(step: Step, replicas: int) -> int:
+    """Points of a checkpoint are measured on one server: they are to be compared."""
+    return 1 if step.stage is PROFILE else replicas
+
+
+def _shares(steps: list[Step], number: int) -> list[list[Step]]:
+    """Deal the steps out, the largest first to whoever has least of their task; each share keeps their order.
+
+    A document of one task can cost a hundred times one of another, so every replica gets its part of each.
+    """
+    if number == 1 or len(steps) == 1:
+        return [steps]
+    shares: list[list[int]] = [[] for _ in range(min(number, len(steps)))]
+    loads: list[Counter[str]] = [Counter() for _ in shares]
+    for index in sorted(range(len(steps)), key=lambda index: -steps[index].num_documents):
+        task = getattr(steps[index].config, "task", "")
+        least = min(range(len(shares)), key=lambda share: (loads[share][task], loads[share].total()))
+        shares[least].append(index)
+        loads[least][task] += steps[index].num_documents
+    return [[steps[index] for index in sorted(share)] for share in shares if share]
+
+
+def _batch(steps: list[Step]) -> Batch:
+    own = {step.ref for step in steps}
+    upstream = dict.fromkeys(ref for step in steps for ref in step.upstream if ref not in own)
+    return Batch(tuple(steps), tuple(upstream))

@@ -1,0 +1,69 @@
+"""Everything that a step prints, kept in a log of its own."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.steps.step import Step
+from pipeline.store.manifest import file_name
+
+
+def log_path(directory: Path, step: Step) -> Path:
+    """Where everything that a step prints is kept, below a store's ``local`` directory."""
+    return directory / "logs" / step.stage.name / f"{file_name(step.label)}-{step.fingerprint[:12]}.log"
+
+
+class _Redirected(io.TextIOBase):
+    """What ``sys.stdout`` or ``sys.stderr`` is during steps, for good: libraries (loguru) keep the stream they meet."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.target = stream
+
+    def write(self, text: str) -> int:
+        return self.target.write(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def fileno(self) -> int:
+        return self.target.fileno()
+
+    def isatty(self) -> bool:
+        return False
+
+
+_STREAMS = {name: _Redirected(getattr(sys, name)) for name in ("stdout", "stderr")}
+
+
+@contextlib.contextmanager
+def captured(log: Path) -> Iterator[None]:
+    """Append to ``log`` everything this process and its children print, through Python or past it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", errors="replace") as stream:
+        saved = [os.dup(descriptor) for descriptor in (1, 2)]
+        before = {name: getattr(sys, name) for name in _STREAMS}
+        try:
+            for name, redirected in _STREAMS.items():
+                redirected.target = stream
+                setattr(sys, name, redirected)
+            _point(stream.fileno(), stream.fileno())
+            yield
+        finally:
+            _point(*saved)
+            for descriptor in saved:
+                os.close(descriptor)
+            for name, original in before.items():
+                _STREAMS[name].target = original
+                setattr(sys, name, original)
+
+
+def _point(stdout: int, stderr: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a log on a full disk must not keep the descriptors from being restored
+            stream.flush()
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)

@@ -1,0 +1,54 @@
+"""How a step ends, and what every batch of a run shares: values that travel between driver and workers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from pipeline.errors import FailureClass
+from pipeline.steps.step import StepRef
+from pipeline.store.store import Store
+
+
+class Status(Enum):
+    """How a step ended."""
+
+    succeeded = "succeeded"
+    failed = "failed"
+    skipped = "skipped"  # something it depends on failed
+    not_run = "not run"  # the run was stopped before
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step ended, and why."""
+
+    ref: StepRef
+    status: Status
+    failure_class: FailureClass | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every batch of a run shares.
+
+    ``timeout_s`` holds limits by stage.  They are enforced by ending the process, so only where it is a worker's
+    (``kills``).  ``drift`` says in which ways this environment is not the one that the sweep was begun in.
+    """
+
+    store_root: str | Path
+    run_id: str
+    max_attempts: int
+    store_cache: Path | None = None
+    timeout_s: Mapping[str, float] = field(default_factory=dict)
+    back_off_s: float = 0
+    kills: bool = False
+    drift: tuple[str, ...] = ()
+
+    def open_store(self, patience_s: float = 0) -> Store:
+        return Store(self.store_root, self.store_cache, patience_s)
+
+    def limit_s(self, stage: str) -> float | None:
+        """Seconds that a step of the stage may take here."""
+        return self.timeout_s.get(stage) if self.kills else None

@@ -1,0 +1,1 @@
+"""Steps: what one node of a plan is, and the fingerprint that names it."""

@@ -1,0 +1,1 @@
+"""What is made: published artifacts, the records beside them, and where their bytes lie."""

@@ -1,0 +1,215 @@
+"""The ledger: every attempt at a step, written before it starts, so that a worker that dies leaves its mark.
+
+The record ``ledger/<stage>-<fp12>.jsonl`` of the store, one JSON object a line, appended.  The ledger explains and
+counts; it never satisfies a look-up.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import FailureClass
+from pipeline.steps.step import Step, StepRef
+from pipeline.store.storage import Storage
+
+NUM_READERS = 16
+# A driver says so often that it lives; one that was silent for longer, or whose clock is off by more, does not.
+HEARTBEAT_S, DEAD_AFTER_S = 30.0, 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How the last attempt at a step ended, when it did not succeed."""
+
+    failure_class: FailureClass
+    message: str
+    log: str | None
+    num_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A step's attempts in one run; ``failure`` and ``open_since`` (Unix seconds) tell how the latest one stands."""
+
+    num_started: int
+    num_deaths: int
+    num_oom: int
+    failure: tuple[FailureClass, str] | None
+    open_since: float | None
+
+
+class Ledger:
+    """Attempts of all runs over one store."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def started(self, ref: StepRef, run_id: str, log: str | None) -> None:
+        """Record an attempt and where its log will be; call before the stage does anything."""
+        self._append(
+            ref,
+            event="started",
+            run_id=run_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            log=log,
+        )
+
+    def succeeded(self, ref: StepRef, run_id: str, seconds: float) -> None:
+        self._append(ref, event="succeeded", run_id=run_id, seconds=round(seconds, 3))
+
+    def failed(self, ref: StepRef, run_id: str, failure_class: FailureClass, message: str) -> None:
+        self._append(ref, event="failed", run_id=run_id, failure_class=failure_class.value, message=message)
+
+    def skipped(self, ref: StepRef, run_id: str, cause: str) -> None:
+        self._append(ref, event="skipped", run_id=run_id, message=cause)
+
+    def stopped(self, ref: StepRef, run_id: str) -> None:
+        """Record that the user ended an attempt: it says nothing against the step."""
+        self._append(ref, event="stopped", run_id=run_id)
+
+    def events(self, ref: StepRef) -> list[dict[str, Any]]:
+        """Every event of a step, oldest first; a line torn by a kill is passed over."""
+        return [event for line in self._storage.lines(_record(ref)) if (event := _parse(line))]
+
+    def has_seen(self, steps: Iterable[Step], failure_class: FailureClass, run_id: str) -> bool:
+        """Whether any of the steps failed so in a run."""
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            events = readers.map(lambda step: self.events(step.ref), steps)
+            return any(
+                event.get("run_id") == run_id and event.get("failure_class") == failure_class.value
+                for of_step in events
+                for event in of_step
+            )
+
+    def history(self, ref: StepRef, run_id: str) -> History:
+        """A step's attempts in one run.
+
+        Attempts of other runs do not count: a driver that was killed leaves the mark of a death, and that is no fault
+        of the step.
+        """
+        events = [event for event in self.events(ref) if event.get("run_id") == run_id]
+        names = [event["event"] for event in events]
+        failed = [event for event in events if event["event"] == "failed"]
+        ended = names.count("failed") + names.count("succeeded")
+        return History(
+            num_started=names.count("started"),
+            num_deaths=names.count("started") - ended,
+            num_oom=sum(event["failure_class"] == FailureClass.oom.value for event in failed),
+            failure=(FailureClass(failed[-1]["failure_class"]), failed[-1]["message"])
+            if names[-1:] == ["failed"]
+            else None,
+            open_since=events[-1]["time"] if names[-1:] == ["started"] else None,
+        )
+
+    def request_stop(self, run_id: str, reason: str) -> None:
+        """Ask every worker of a run to stop after the step it is at; the first reason stays."""
+        self._storage.create(_stop_record(run_id), reason)
+
+    def stop_reason(self, run_id: str) -> str | None:
+        """Why a run was asked to stop; None when it was not."""
+        reason = self._storage.read(_stop_record(run_id))
+        return reason if reason is None else reason or "stopped"
+
+    def clear_stop(self, run_id: str) -> None:
+        """Remove the request when the run is over."""
+        self._storage.delete(_stop_record(run_id))
+
+    @contextmanager
+    def alive(self, run_id: str) -> Iterator[None]:
+        """Say until the block ends that this run's driver lives: an attempt it began and did not end is under way."""
+        record, over = _run_record(run_id), threading.Event()
+
+        def beat() -> None:
+            while True:
+                with suppress(OSError):  # said again in a moment
+                    self._storage.write(record, f"{time.time():.3f}")
+                if over.wait(HEARTBEAT_S):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with suppress(OSError):
+                self._storage.delete(record)
+
+    def is_alive(self, run_id: str) -> bool:
+        """Whether the driver of a run said so lately."""
+        said_at = self._storage.read(_run_record(run_id))
+        return bool(said_at) and time.time() - float(said_at or 0) < DEAD_AFTER_S
+
+    def last_failure(self, ref: StepRef) -> Failure | None:
+        """Why the step is not there, by its latest attempt.
+
+        None when it was never tried, is being tried, or succeeded and its artifact was removed since.  An attempt
+        that the user stopped leaves the step as it was before.
+        """
+        events = self.events(ref)
+        while events and events[-1]["event"] == "stopped":
+            begun = [index for index, event in enumerate(events) if event["event"] == "started"]
+            events = events[: begun[-1]] if begun else []
+        if not events:
+            return None
+        starts = [event for event in events if event["event"] == "started"]
+        last, log = events[-1], starts[-1].get("log") if starts else None
+        if last["event"] == "skipped":
+            return Failure(FailureClass.upstream, last["message"], log, len(starts))
+        if last["event"] == "failed":
+            return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
+        if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
+            return None
+        return Failure(FailureClass.crash, "the worker died during the attempt", log, len(starts))
+
+    def running(self, steps: Iterable[Step]) -> set[StepRef]:
+        """Those of the steps that a run whose driver lives is at."""
+        refs = [step.ref for step in steps]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            return {
+                ref for ref, is_running in zip(refs, readers.map(self._is_running, refs), strict=True) if is_running
+            }
+
+    def _is_running(self, ref: StepRef) -> bool:
+        events = self.events(ref)
+        return bool(events) and events[-1]["event"] == "started" and self.is_alive(events[-1]["run_id"])
+
+    def failures(self, steps: Iterable[Step]) -> dict[StepRef, Failure]:
+        """Why each of these steps is not there; steps that were never tried are left out."""
+        refs = [step.ref for step in steps]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            found = readers.map(self.last_failure, refs)
+            return {ref: failure for ref, failure in zip(refs, found, strict=True) if failure is not None}
+
+    def _append(self, ref: StepRef, **event: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False)
+        self._storage.append(_record(ref), line)
+
+
+def _record(ref: StepRef) -> str:
+    return f"ledger/{ref.short}.jsonl"
+
+
+def _stop_record(run_id: str) -> str:
+    return f"ledger/stop-{run_id}"
+
+
+def _run_record(run_id: str) -> str:
+    return f"ledger/run-{run_id}"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

@@ -1,0 +1,190 @@
+"""The store: published artifacts, each named by its fingerprint, complete or not there at all.
+
+A step writes into a draft on this machine; publishing makes it the artifact in one stroke.  Nothing published is ever
+changed, so readers need no locks, and two publishers of one step are harmless: the first wins.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.steps.step import Metrics, Step, StepRef
+from pipeline.store.bucket import BucketStorage
+from pipeline.store.directory import DirectoryStorage
+from pipeline.store.index import Index
+from pipeline.store.manifest import environment_of, file_name, manifest_of
+from pipeline.store.storage import ABANDONED_AFTER_S, Storage
+
+_DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+NUM_READERS, STEPS_A_READER = 16, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A step's output while it is being made."""
+
+    step: Step
+    path: Path
+    store: "Store"
+
+    def publish(self, metrics: Metrics, provenance: Mapping[str, Any]) -> None:
+        """Make it the step's artifact, unless somebody else's is there already."""
+        if self.store.has(self.step.ref):
+            return
+        manifest = manifest_of(self.step, self.path, metrics, provenance)
+        name = f"{file_name(self.step.label)}-{self.step.fingerprint[:12]}"
+        self.store.storage.publish(self.path, self.step.stage.name, name, manifest)
+
+
+class Store:
+    """Artifacts by their steps, in a directory that all workers share or at a URL with a ``cache`` directory here.
+
+    ``patience_s``: how old a listing may be (see ``open_storage``).
+    """
+
+    def __init__(self, root: str | Path, cache: Path | None = None, patience_s: float = 0) -> None:
+        self.storage = open_storage(root, cache, patience_s)
+        self._index = Index(self.storage)
+
+    @property
+    def url(self) -> str:
+        """The store's place as users know it."""
+        return self.storage.url
+
+    @property
+    def local(self) -> Path:
+        """A directory of this machine for logs and memories; the store itself when that is a directory."""
+        return self.storage.local
+
+    def has(self, ref: StepRef) -> bool:
+        """Whether the step is published.  The full fingerprint in the manifest decides."""
+        return self._name(ref) is not None
+
+    def find(self, ref: StepRef) -> Path | None:
+        """A directory with the published artifact's files, or None."""
+        name = self._name(ref)
+        return None if name is None else self.storage.fetch(ref.stage, name)
+
+    def path(self, ref: StepRef) -> Path:
+        """Like ``find`` for an artifact that must be there; raises FileNotFoundError."""
+        return self.storage.fetch(ref.stage, self._name_of_present(ref))
+
+    def manifest(self, ref: StepRef) -> dict[str, Any] | None:
+        """The manifest of a published artifact, or None when there is none."""
+        name = self._name(ref)
+        return None if name is None else self.storage.manifest(ref.stage, name)
+
+    def manifests(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The manifests of everything a stage has published, in order of name."""
+        names = sorted(self.storage.listing(stage).values())
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            yield from filter(None, readers.map(lambda name: self.storage.manifest(stage, name), names))
+
+    def environments(self, refs: Iterable[StepRef]) -> list[dict[str, Any]]:
+        """The different environments that published artifacts were made in, with one manifest read for each."""
+        found: dict[str, tuple[str, str]] = {}
+        for stage, name in ((ref.stage, name) for ref in refs if (name := self._name(ref)) is not None):
+            if (known := self._index.of(stage, name)) is not None:
+                found.setdefault(known.environment, (stage, name))
+        return [environment_of(self.storage.manifest(*artifact)) for artifact in found.values()]
+
+    def missing(self, steps: Iterable[Step]) -> list[Step]:
+        """The steps that are not published: the one list a run works through.
+
+        Looks at many artifacts at once, because a shared file system answers late rather than slowly, and remembers
+        their fingerprints, so that the next start reads no manifest.
+        """
+        steps = list(steps)
+        self.storage.refresh()
+        for stage in {step.stage.name for step in steps}:
+            self.storage.listing(stage)
+        portions = [steps[first : first + STEPS_A_READER] for first in range(0, len(steps), STEPS_A_READER)]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            found = list(readers.map(self._not_found, portions))
+        self._index.save()
+        return [step for portion in found for step in portion]
+
+    def damaged(self, steps: Iterable[Step]) -> dict[StepRef, str]:
+        """Digest every published artifact of the steps again; those that are not what their manifest says, and why."""
+        present = [(step.ref, name) for step in steps if (name := self._name(step.ref)) is not None]
+        return {ref: what for ref, name in present if (what := self.storage.audit(ref.stage, name)) is not None}
+
+    def damage(self, ref: StepRef) -> str | None:
+        """Digest the files that ``path`` gives again; what in them is not as the manifest says, or None."""
+        return self.storage.damage(ref.stage, self._name_of_present(ref))
+
+    def set_aside(self, ref: StepRef) -> None:
+        """Take a damaged artifact out of the store's sight; ``mode=gc`` removes it."""
+        if (name := self._name(ref)) is not None:
+            self.storage.set_aside(ref.stage, name)
+
+    @contextlib.contextmanager
+    def draft(self, step: Step) -> Iterator[Draft]:
+        """An empty directory of this machine, gone afterwards whatever happens."""
+        name = f".draft-{step.fingerprint[:12]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        path = self.local / step.stage.name / name
+        path.mkdir(parents=True)
+        try:
+            yield Draft(step, path, self)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remove_abandoned_drafts(self) -> int:
+        """Delete drafts whose process is gone; returns how many."""
+        drafts = [path for path in self.local.glob("*/.draft-*") if _abandoned(path)]
+        for path in drafts:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(drafts)
+
+    def _name(self, ref: StepRef) -> str | None:
+        name = self.storage.listing(ref.stage).get(ref.fingerprint[:12])
+        if name is None:
+            return None
+        known = self._index.of(ref.stage, name)
+        return name if known is not None and known.fingerprint == ref.fingerprint else None
+
+    def _name_of_present(self, ref: StepRef) -> str:
+        name = self._name(ref)
+        if name is None:
+            self.storage.refresh()  # it may have been published by another worker a moment ago
+            name = self._name(ref)
+        if name is None:
+            raise FileNotFoundError(f"{ref.short} is not in the store {self.url}")
+        return name
+
+    def _not_found(self, steps: Iterable[Step]) -> list[Step]:
+        return [step for step in steps if not self.has(step.ref)]
+
+
+def _abandoned(draft: Path) -> bool:
+    owner = _DRAFT.fullmatch(draft.name)
+    if owner is None:
+        return False
+    if owner["host"] == socket.gethostname():
+        return not Path(f"/proc/{owner['pid']}").exists()
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - draft.stat().st_mtime > ABANDONED_AFTER_S
+    return False
+
+
+def open_storage(root: str | Path, cache: Path | None = None, patience_s: float = 0) -> Storage:
+    """The storage at a path or URL; ``cache`` is needed beside a URL.
+
+    Listings may be ``patience_s`` old: a worker that publishes shard after shard beside thousands of others would
+    read nothing else.  What it may miss so long is work that another driver did, which it then does again.
+    """
+    if "://" not in str(root):
+        return DirectoryStorage(Path(root), patience_s)
+    if cache is None:
+        raise UserError(f"the store {root} needs a directory of this machine for its copies: set store.cache=DIR")
+    return BucketStorage(str(root), cache, patience_s)

@@ -1,0 +1,1 @@
+"""Compare a trial with its base, document by document."""

@@ -1,0 +1,148 @@
+"""One row of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from stages.compare.evidence import Evidence, Pairs, Side
+from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, recovery_draws, recovery_of
+
+_COUNT, _SCORE = pa.int64(), pa.float64()
+
+# Columns of the normalized score, 0 for guessing and 100 for perfect, and those of the raw score that they answer to;
+# null where the task declares no baseline.
+NORMALIZED = {
+    "normalized": "score",
+    "normalized_low": "score_low",
+    "normalized_high": "score_high",
+    "base_normalized": "base_score",
+    "paired_normalized": "paired_score",
+    "paired_base_normalized": "paired_base_score",
+    "normalized_recovery": "recovery",
+    "normalized_recovery_low": "recovery_low",
+    "normalized_recovery_high": "recovery_high",
+    "normalized_difference": "difference",
+    "normalized_difference_low": "difference_low",
+    "normalized_difference_high": "difference_high",
+}
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("leaf", pa.string()),  # null: the row of the whole task
+        ("metric", pa.string()),
+        ("primary", pa.bool_()),
+        ("higher_is_better", pa.bool_()),
+        ("aggregation", pa.string()),
+        ("n", _COUNT),  # documents the trial was scored on
+        ("num_missing", _COUNT),
+        ("num_truncated", _COUNT),
+        ("score", _SCORE),
+        ("score_low", _SCORE),
+        ("score_high", _SCORE),
+        ("interval", pa.string()),  # of the score: wilson, bootstrap
+        ("num_resamples", _COUNT),
+        ("base_n", _COUNT),
+        ("base_num_missing", _COUNT),
+        ("base_score", _SCORE),
+        ("num_pairs", _COUNT),  # documents both were scored on; all that follows is of these alone
+        ("paired_score", _SCORE),
+        ("paired_base_score", _SCORE),
+        ("recovery", _SCORE),  # trial over base, or base over trial where lower is better
+        ("recovery_low", _SCORE),
+        ("recovery_high", _SCORE),
+        ("difference", _SCORE),
+        ("difference_low", _SCORE),
+        ("difference_high", _SCORE),
+        ("num_base_only_right", _COUNT),
+        ("num_trial_only_right", _COUNT),
+        ("mcnemar_p", _SCORE),
+        ("verdict", pa.string()),  # of the trial's score: lower, higher, not distinguishable
+        *((name, _SCORE) for name in NORMALIZED),
+    ]
+)
+NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
+
+
+def row(evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+    """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
+    on_scale = _row(normalized, confidence, False) if normalized else {}
+    found = _row(evidence, confidence, lower_is_better)
+    return found | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
+
+
+def draws_table(raw: Evidence, normalized: Evidence | None) -> pa.Table:
+    """Columns ``score``, ``base_score``, ``normalized``, ``base_normalized``: a resample a row; those there are."""
+    columns = {}
+    for name, evidence in (("score", raw), ("normalized", normalized)):
+        if evidence is not None and evidence.pairs is not None and evidence.pairs.paired_draws is not None:
+            columns[name], columns[f"base_{name}"] = evidence.pairs.paired_draws.astype("float32").T
+    return pa.table({name: pa.array(draws) for name, draws in columns.items()})
+
+
+def _row(evidence: Evidence, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+    return {
+        **_side_columns(evidence.trial, confidence),
+        "num_resamples": _num_resamples(evidence),
+        "base_n": evidence.base.n if evidence.base else None,
+        "base_num_missing": evidence.base.num_missing if evidence.base else None,
+        "base_score": evidence.base.score if evidence.base else None,
+        **(_pair_columns(evidence.pairs, confidence, lower_is_better) if evidence.pairs else {}),
+    }
+
+
+def _side_columns(side: Side, confidence: float) -> dict[str, Any]:
+    low, high = side.interval(confidence)
+    return {
+        "n": side.n,
+        "num_missing": side.num_missing,
+        "num_truncated": side.num_truncated,
+        "score": side.score,
+        "score_low": low,
+        "score_high": high,
+        "interval": None if low is None else "bootstrap" if side.num_right is None else "wilson",
+    }
+
+
+def _num_resamples(evidence: Evidence) -> int | None:
+    draws = evidence.pairs.paired_draws if evidence.pairs else None
+    draws = evidence.trial.draws if draws is None else draws
+    return None if draws is None else len(draws)
+
+
+def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+    if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
+        return {"num_pairs": pairs.n}
+    difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
+    recovery = recovery_of(pairs.trial_score, pairs.base_score, lower_is_better)
+    ratios = recovery_draws(pairs.paired_draws, lower_is_better)
+    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, confidence)
+    p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
+    return {
+        "num_pairs": pairs.n,
+        "paired_score": pairs.trial_score,
+        "paired_base_score": pairs.base_score,
+        "recovery": recovery,
+        "recovery_low": low,
+        "recovery_high": high,
+        "difference": pairs.trial_score - pairs.base_score,
+        "difference_low": difference[0],
+        "difference_high": difference[1],
+        "num_base_only_right": pairs.discordant and pairs.discordant[0],
+        "num_trial_only_right": pairs.discordant and pairs.discordant[1],
+        "mcnemar_p": p,
+        "verdict": _verdict(*difference, p, confidence),
+    }
+
+
+def _verdict(low: float | None, high: float | None, p: float | None, confidence: float) -> str | None:
+    """Which way the difference's interval leaves 0, if McNemar's test agrees where there is one.
+
+    With few discordant documents the bootstrap alone cries wolf: 4 of 100, all in one direction, have an interval
+    that excludes 0, and p = 0.125.
+    """
+    if low is None or high is None:
+        return None
+    if low <= 0 <= high or (p is not None and p >= 1 - confidence):
+        return "not distinguishable"
+    return "lower" if high < 0 else "higher"

@@ -1,0 +1,1 @@
+"""Answer and score documents of lm-eval tasks."""

@@ -1,0 +1,141 @@
+"""What lm-eval's tasks are, before anything runs: members, data sets, sizes, metrics.
+
+    echo '{"tasks": {"one": ["mmlu", {}, true]}, "include_paths": [], "mirror": null}' \\
+        | python -m stages.evaluate.catalog
+
+writes ``{"one": facts}`` as JSON; what is asked for stands under a label of its own (see ``describe``).
+Facts come from the YAML files; only to count documents is data read, from the mirror or made by the task itself.
+Nothing reaches for the network.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from stages.errors import ConfigError, DataError
+from stages.evaluate.catalog_rows import Rows, hub_ids
+from stages.evaluate.task_index import FunctionRef, Index, build_index, expand
+
+_DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
+    "loglikelihood": ["perplexity", "acc"],
+    "loglikelihood_rolling": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
+    "multiple_choice": ["acc", "acc_norm"],
+    "generate_until": ["exact_match"],
+}
+
+
+def describe(
+    tasks: Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any], bool]],
+    include_paths: Sequence[str] = (),
+    mirror: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Facts of every named task, group or tag, or ``{"error": one line}``.
+
+    ``tasks``: names, or by any label a name, settings to lay over each of its leaves, and whether to count documents.
+    ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
+    fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
+    ``versions``, ``output_type``, ``num_fewshot``, ``metrics``, whether the task ``reports_others`` than these, and
+    ``overrides`` (settings that a group lays over its members); ``weight_by_size`` of a group's mean and the
+    ``primary_metric``.
+    """
+    index = build_index(include_paths)
+    with TemporaryDirectory(prefix="catalog_") as rows_dir:
+        rows = Rows(include_paths, mirror, Path(rows_dir))
+        asked = tasks if isinstance(tasks, Mapping) else {name: (name, {}, True) for name in tasks}
+        return {label: _facts(index, rows, *of_task) for label, of_task in asked.items()}
+
+
+def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], counted: bool) -> dict[str, Any]:
+    if name not in index:
+        near = difflib.get_close_matches(name, index, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "tasks of your own are found with data.task_paths=[DIR]"
+        return {"error": f"unknown task {name!r}: {hint}"}
+    try:
+        overrides = {leaf: {**changed, **laid_over} for leaf, changed in expand(index, name).items()}
+        configs = {leaf: {**index[leaf].config, **changed} for leaf, changed in overrides.items()}
+        num_docs = {
+            leaf: _num_docs(rows, leaf, configs[leaf], overrides[leaf]) if counted else None for leaf in configs
+        }
+    except (ConfigError, DataError) as error:
+        return {"error": str(error)}
+    metrics = {leaf: _metrics(config) for leaf, config in configs.items()}
+    aggregate = _aggregate(index[name].config)
+    return {
+        "leaves": list(configs),
+        "weight_by_size": aggregate.get("weight_by_size", True) if aggregate else None,
+        "datasets": {leaf: hub_ids(config) for leaf, config in configs.items()},
+        "num_docs": num_docs,
+        "num_examples": {leaf: rows.num_examples(leaf, config, overrides[leaf]) for leaf, config in configs.items()},
+        "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
+        "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
+        "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},
+        "metrics": metrics,
+        "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
+        "overrides": {leaf: changed for leaf, changed in overrides.items() if changed},
+        "primary_metric": _primary_metric(aggregate, next(iter(metrics.values()), [])),
+    }
+
+
+def _num_docs(rows: Rows, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
+    """Data sets that do not fit their task cost a sweep this leaf; a task that fails to make its rows is an error."""
+    try:
+        return rows.num_docs(leaf, config, overrides)
+    except DataError:
+        if not hub_ids(config):
+            raise
+        return None
+
+
+def _output_type(config: Mapping[str, Any]) -> str | None:
+    return None if "class" in config else config.get("output_type", "generate_until")
+
+
+def _metrics(config: Mapping[str, Any]) -> list[str]:
+    """``<metric>,<filter>`` in the order of ``task.json``; empty for a Python class, whose metrics are its own."""
+    if "class" in config:
+        return []
+    listed = [item["metric"] for item in config.get("metric_list") or []]
+    names = [item.name if isinstance(item, FunctionRef) else item for item in listed]
+    names = names or _DEFAULT_METRICS[str(_output_type(config))]
+    filters = [item["name"] for item in config.get("filter_list") or []] or ["none"]
+    return [f"{name},{chosen}" for chosen in filters for name in names]
+
+
+def _reports_others(config: Mapping[str, Any]) -> bool:
+    """Whether code of the task's, or a metric that gives several numbers, may report what is listed nowhere."""
+    return "process_results" in config or _output_type(config) in (None, "generate_until")
+
+
+def _aggregate(config: Mapping[str, Any]) -> dict[str, Any]:
+    listed = config.get("aggregate_metric_list") or [{}]
+    first = listed[0] if isinstance(listed, list) else listed
+    return dict(first)
+
+
+def _primary_metric(aggregate: Mapping[str, Any], metrics: Sequence[str]) -> str | None:
+    """What the group averages, else the first metric of the first leaf."""
+    filters = aggregate.get("filter_list") or []
+    wanted = [f"{aggregate.get('metric')},{name}" for name in ([filters] if isinstance(filters, str) else filters)]
+    fitting = [name for name in metrics if name in wanted or name.rpartition(",")[0] == aggregate.get("metric")]
+    return next(iter([*fitting, *metrics]), None)
+
+
+def main() -> None:
+    """Read the request from stdin, write the facts to stdout; what libraries print goes to stderr."""
+    request = json.load(sys.stdin)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    mirror = request.get("mirror")
+    facts = describe(request["tasks"], request.get("include_paths") or (), Path(mirror) if mirror else None)
+    with answers:
+        json.dump(facts, answers)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,117 @@
+"""How many documents and few-shot examples a task has: from the mirror's Parquet footers, or by loading the task."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.errors import ConfigError, DataError
+from stages.evaluate.task_index import FunctionRef
+
+_FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
+_MAKES_ROWS = ("process_docs", "class", "custom_dataset", "dataset_kwargs")  # what files hold is not what a task has
+
+
+class Rows:
+    """Counts rows; lm-eval is imported for the first task whose rows it must make itself."""
+
+    def __init__(self, include_paths: Sequence[str], mirror: Path | None, rows_dir: Path) -> None:
+        self._include_paths = include_paths
+        self._mirror = mirror
+        self._rows_dir = rows_dir
+        self._files: dict[tuple[Path, str | None], Mapping[str, Any]] = {}
+        self._num_examples: dict[str, int | None] = {}  # of loaded tasks
+
+    def num_docs(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
+        """Documents of a leaf task; None without its data at hand.  Raises DataError for data that does not fit it."""
+        folders = self._folders(config)
+        if folders is None:
+            return None
+        rows = self._num_rows(config, folders, config.get("test_split") or config.get("validation_split"))
+        return self._load(leaf, overrides, folders) if rows is None else rows
+
+    def num_examples(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
+        """What few-shot examples of a document are drawn from; None where only a task that is not loaded could say."""
+        if (key := _key(leaf, overrides)) in self._num_examples:
+            return self._num_examples[key]
+        folders = self._folders(config)
+        chosen = config.get("fewshot_config") or {}
+        split = chosen.get("split") or config.get("fewshot_split")
+        if split is None and (samples := chosen.get("samples")) is not None:
+            return len(samples) if isinstance(samples, list) else None
+        split = split or config.get("training_split") or config.get("validation_split")
+        if folders is None or split is None or chosen.get("fewshot_indices"):
+            return None
+        try:
+            rows = self._num_rows(config, folders, split)
+        except DataError:
+            return None  # the evaluation will say so
+        return None if rows is None else rows - (split == config.get("test_split"))  # without the document itself
+
+    def _folders(self, config: Mapping[str, Any]) -> dict[str, Path] | None:
+        folders = {name: self._mirror / name for name in hub_ids(config)} if self._mirror else {}
+        is_whole = all(name in folders and folders[name].is_dir() for name in hub_ids(config))
+        return folders if is_whole else None
+
+    def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path]) -> int | None:
+        from stages.evaluate.harness import load_task, num_examples
+
+        try:
+            task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir)
+        except ConfigError:
+            return None  # a task that cannot run here still has members and metrics
+        self._num_examples[_key(leaf, overrides)] = num_examples(task)
+        return len(task.eval_docs)
+
+    def _num_rows(self, config: Mapping[str, Any], folders: Mapping[str, Path], split: str | None) -> int | None:
+        """By the footers of the split's Parquet files (57 subjects of MMLU: 1 s); None if it is not that."""
+        folder = next(iter(folders.values()), None)
+        if folder is None or any(key in config for key in _MAKES_ROWS):
+            return None
+        import pyarrow.parquet as pq
+
+        try:
+            files = self._data_files(folder, config.get("dataset_name"))[str(split)]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DataError(f"task {config['task']}: its data in {folder.name} has no such part: {error}") from error
+        if not all(str(file).endswith(".parquet") for file in files):
+            return None
+        num_rows: int = sum(pq.read_metadata(file).num_rows for file in files)
+        return num_rows
+
+    def _data_files(self, folder: Path, part: str | None) -> Mapping[str, Any]:
+        import datasets
+
+        if (folder, part) not in self._files:
+            builder = datasets.load_dataset_builder(str(folder), part, cache_dir=str(self._rows_dir))
+            self._files[folder, part] = builder.config.data_files
+        return self._files[folder, part]
+
+
+def _key(leaf: str, overrides: Mapping[str, Any]) -> str:
+    return json.dumps([leaf, overrides], sort_keys=True, default=str)
+
+
+def hub_ids(config: Mapping[str, Any]) -> list[str]:
+    """The data sets that a leaf task reads."""
+    if "class" in config:
+        return _class_hub_ids(config["class"])
+    path = config.get("dataset_path")
+    if path is None or path in _FILE_FORMATS or "custom_dataset" in config or Path(path).exists():
+        return []
+    return [path]
+
+
+def _class_hub_ids(reference: FunctionRef) -> list[str]:
+    """``DATASET_PATH`` of a task that is a Python class, without importing it."""
+    import ast
+
+    tree = ast.parse(reference.file.read_text(encoding="utf-8"))
+    assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    found = [
+        node.value.value
+        for node in assignments
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if any(isinstance(target, ast.Name) and target.id == "DATASET_PATH" for target in node.targets)
+    ]
+    return found[:1]

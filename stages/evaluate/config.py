@@ -1,0 +1,94 @@
+"""What an evaluation is asked: one shard of one task, its prompts, and the engine."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from stages.evaluate.gen_kwargs import KNOWN_NAMES
+from stages.fields import execution, identity
+
+
+class EngineKind(Enum):
+    """What runs the model: vLLM, or plain transformers for formats vLLM has no kernel for and for tiny models."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """One open engine.  ``batch_size`` is read by the transformers engine, ``kv_cache_gib`` by vLLM.
+
+    Without ``kv_cache_gib`` vLLM takes what it finds free up to ``gpu_memory_utilization``, which is only right for an
+    engine that has its GPU alone.
+    """
+
+    kind: EngineKind = identity(EngineKind.vllm)
+    dtype: str = identity("bfloat16")
+    max_model_len: int = identity(4096)  # tokens, prompt and output together
+    tensor_parallel_size: int = identity(1)
+    pipeline_parallel_size: int = identity(1, neutral=1)  # nodes, each with tensor_parallel_size GPUs
+    seed: int = identity(0)
+    gpu_memory_utilization: float = execution(0.9)
+    gpu_memory_gib: float | None = execution(None)  # of one GPU; null: a plan cannot refuse what does not fit
+    kv_cache_gib: float | None = execution(None)
+    max_num_seqs: int | None = execution(None)
+    enforce_eager: bool = execution(False)
+    num_cpus: int = execution(1)
+    on_gpu: bool = execution(False)
+    batch_size: int = execution(8)
+    overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
+        for name in ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} must be at least 1; got {getattr(self, name)}")
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes, each with its own part of the weights."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that one open engine holds."""
+        return self.num_ranks if self.on_gpu else 0
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptConfig:
+    """How documents become prompts; ``num_fewshot`` None keeps the task's own, ``gen_kwargs`` go over the task's."""
+
+    num_fewshot: int | None = identity(None)
+    apply_chat_template: bool = identity(True)
+    fewshot_as_multiturn: bool = identity(True)
+    system_instruction: str | None = identity(None)
+    gen_kwargs: dict[str, Any] = identity(factory=dict)
+    fewshot_seed: int = identity(1234)
+
+    def __post_init__(self) -> None:
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
+        if unknown := sorted(set(self.gen_kwargs) - set(KNOWN_NAMES)):
+            raise ValueError(f"gen_kwargs {', '.join(unknown)} are unknown; there are {', '.join(KNOWN_NAMES)}")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """One shard: documents ``start`` to ``stop`` (half open) of the leaf lm-eval task ``task``."""
+
+    task: str = identity()
+    prompt: PromptConfig = identity(factory=PromptConfig)
+    overrides: dict[str, Any] = identity(factory=dict, neutral={})  # settings that a group lays over its member
+    start: int = identity()
+    stop: int = identity()
+    num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
+    harness: str = identity()  # lm-eval's version and the digest of extra task files
+    include_paths: list[str] = execution(factory=list)
+    engine: EngineConfig = identity(factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"task {self.task}: document range {self.start} to {self.stop} is empty")

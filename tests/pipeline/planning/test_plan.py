@@ -1,0 +1,193 @@
+"""The plan: pure, ordered, shared where things are the same."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from pipeline.config.schema import Config, register
+from pipeline.config.sweep import Trial, expand
+from pipeline.errors import UserError
+from pipeline.planning.facts import resolve
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.shards import ranges
+from pipeline.steps.step import Step
+
+
+def trials_of(*cli: str) -> list[Trial]:
+    register()
+    with initialize_config_module(version_base="1.3", config_module="conf"):
+        config = OmegaConf.to_object(compose("config", overrides=list(cli)))
+        assert isinstance(config, Config)
+        return expand(cli, config)
+
+
+def planned(tmp_path: Path, *cli: str) -> Plan:
+    trials = trials_of(*cli)
+    return make_plan("test", trials, resolve(trials, tmp_path / "cache"))
+
+
+def by_stage(plan: Plan, stage: str) -> list[Step]:
+    return [step for step in plan.steps.values() if step.stage.name == stage]
+
+
+@given(st.integers(1, 5000), st.integers(1, 700))
+def test_shards_cover_every_document_once(num_docs: int, shard_size: int) -> None:
+    shards = ranges(num_docs, shard_size)
+    assert [document for start, stop in shards for document in range(start, stop)] == list(range(num_docs))
+    assert all(0 < stop - start <= shard_size for start, stop in shards)
+
+
+def test_planning_touches_nothing(tmp_path: Path) -> None:
+    """Neither files, nor the clock's locale, nor the network: an audit hook would see an open or a connect."""
+    trials = trials_of("+sweep=smoke")
+    facts = resolve(trials, tmp_path / "cache")
+    seen: list[str] = []
+    watching = True
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:
+        if watching and (event.startswith(("open", "socket", "subprocess", "os."))):
+            seen.append(event)
+
+    make_plan("warm", trials, facts)  # the stage modules are imported here
+    sys.addaudithook(hook)
+    one = make_plan("test", trials, facts)
+    watching = False
+    assert seen == []
+    assert one.fingerprint == make_plan("test", trials, facts).fingerprint
+
+
+def test_every_step_comes_after_what_it_needs(tmp_path: Path) -> None:
+    seen = set()
+    for step in planned(tmp_path, "+sweep=smoke").steps.values():
+        assert set(step.upstream) <= seen, step.label
+        seen.add(step.ref)
+
+
+def test_what_is_the_same_is_done_once(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke")
+    assert len(by_stage(plan, "fetch_model")) == 1
+    assert len(by_stage(plan, "calibrate")) == 1
+    assert len(by_stage(plan, "quantize")) == 3
+    assert len(by_stage(plan, "gate")) == 3
+
+
+def test_an_evaluation_waits_for_the_gate_but_is_not_made_wrong_by_a_new_threshold(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke")
+    stricter = planned(tmp_path, "+sweep=smoke", "gate.max_mean_kl=0.5")
+    quantized = [step for step in by_stage(plan, "evaluate") if "bf16" not in step.trial]
+    assert all(step.after and step.after[0].stage == "gate" for step in quantized)
+    assert {s.ref for s in by_stage(plan, "gate")}.isdisjoint(s.ref for s in by_stage(stricter, "gate"))
+    assert {s.ref for s in by_stage(plan, "evaluate")} == {s.ref for s in by_stage(stricter, "evaluate")}
+
+
+def test_a_changed_field_makes_exactly_the_dependent_steps_new(tmp_path: Path) -> None:
+    before = planned(tmp_path, "+sweep=smoke")
+    after = planned(tmp_path, "+sweep=smoke", "recipe.group_size=32")
+    new = {step.stage.name for ref, step in after.steps.items() if ref not in before.steps}
+    assert new == {"quantize", "gate", "evaluate", "compare"}
+    assert {step.trial for ref, step in after.steps.items() if ref not in before.steps} == {"smollm2_135m/w4a16_int"}
+
+
+def test_where_it_runs_does_not_change_what_it_is(tmp_path: Path) -> None:
+    before = planned(tmp_path, "+sweep=smoke")
+    after = planned(tmp_path, "+sweep=smoke", "engine.num_cpus=7", "engine.kv_cache_gib=9", "cluster=existing")
+    assert before.fingerprint == after.fingerprint
+
+
+def test_a_group_size_that_does_not_fit_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"group_size 128 does not divide .*q_proj.*: 16, 32, 64"):
+        planned(tmp_path, "+sweep=smoke", "recipe.group_size=128")
+
+
+def test_the_study_has_half_a_million_evaluations(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=llama31")
+    assert plan.num_evaluations >= 500_000
+    per_trial = dict.fromkeys(plan.trials, 0)
+    for step in by_stage(plan, "evaluate"):
+        per_trial[step.trial] += step.num_documents
+    assert len(set(per_trial.values())) == 1, "every trial answers the same documents"
+
+
+def test_a_limit_counts_documents_of_every_leaf(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.limit=7")
+    documents = [s.num_documents for s in by_stage(plan, "evaluate") if s.config.task.startswith("tabular_")]
+    assert set(documents) == {7}
+
+
+def test_comparisons_pair_a_trial_with_its_base(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke")
+    for step in by_stage(plan, "compare"):
+        roles = {name.split("/")[0] for name in step.inputs}
+        assert roles == ({"trial"} if step.trial.endswith("/bf16") else {"trial", "base"})
+
+
+def test_a_local_model_is_known_by_its_bytes(tmp_path: Path) -> None:
+    def plan(weights: bytes) -> Plan:
+        model = tmp_path / "model"
+        model.mkdir(exist_ok=True)
+        (model / "model.safetensors").write_bytes(weights)
+        (model / "config.json").write_text(
+            '{"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64,'
+            '"vocab_size": 9}'
+        )
+        source = f"model.source={{path: {model}, package: null, package_version: null, file: null}}"
+        return planned(tmp_path, "recipe=bf16", source, "model.shape=null")
+
+    first = plan(b"one")
+    assert plan(b"one").fingerprint == first.fingerprint
+    assert plan(b"two").fingerprint != first.fingerprint
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_planning_imports_no_model_library() -> None:
+    code = (
+        "import sys; from pipeline.__main__ import main; sys.argv[1:] = ['+sweep=llama31', 'mode=plan']; main();"
+        "print([name for name in ('torch', 'vllm', 'llmcompressor', 'lm_eval', 'transformers', 'datasets', 'ray')"
+        " if name in sys.modules])"
+    )
+    assert run_python(code).splitlines()[-1] == "[]"
+
+
+def test_steps_survive_the_way_to_a_worker(tmp_path: Path) -> None:
+    import pickle
+
+    steps: Sequence[Step] = list(planned(tmp_path, "+sweep=smoke").steps.values())
+    for step in steps:
+        arrived = pickle.loads(pickle.dumps(step))
+        assert arrived.ref == step.ref
+        assert dataclasses.asdict(arrived.config) == dataclasses.asdict(step.config)
+
+
+def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_path: Path) -> None:
+    cli = ["suite=none", "+task@tasks.t=tabular", "tasks.t.leaves=[tabular_iris]"]
+    baselines = "++tasks.t.leaf_baselines={tabular_iris: 0.5, tabular_wine: 0.25}"
+    (comparison,) = by_stage(planned(tmp_path, *cli, baselines), "compare")
+    assert comparison.config.leaf_baselines == {"tabular_iris": 0.5}
+    (plain,) = by_stage(planned(tmp_path, *cli), "compare")
+    assert plain.fingerprint != comparison.fingerprint
+    with pytest.raises(UserError, match=r"tasks\.t\.leaf_baselines lacks tabular_iris"):
+        planned(tmp_path, *cli, "++tasks.t.leaf_baselines={tabular_wine: 0.25}")
+
+
+def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke", "drift=wikitext", "drift.text.num_calibration_samples=4")
+    drifts = by_stage(plan, "drift")
+    assert len(drifts) == 3
+    assert {step.inputs["base"] for step in drifts} == {by_stage(plan, "fetch_model")[0].ref}
+    assert {step.inputs["checkpoint"] for step in drifts} == {step.ref for step in by_stage(plan, "quantize")}
+    assert len({step.inputs["text"] for step in drifts}) == 1
+    assert [trial.drift is None for trial in plan.trials.values()] == [True, False, False, False]
+    assert by_stage(planned(tmp_path, "+sweep=smoke"), "drift") == []

@@ -1,0 +1,185 @@
+"""The gate lets healthy checkpoints through and names what is wrong with the others."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.errors import CheckpointError
+from stages.gate.behaviour import Behaviour, check_answers, check_loss, is_degenerate
+from stages.gate.stage import GateConfig, gate
+from stages.quantize import Algorithm
+
+RECIPES = {
+    "fp8": {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"},
+    "int8": {"algorithm": Algorithm.gptq, "scheme": "W8A8", "smoothing_strength": 0.5},
+    "int4": {"algorithm": Algorithm.gptq, "scheme": "W4A16", "group_size": 32, "observer": "mse"},
+}
+LAYER = "model.layers.1.mlp.up_proj"
+CHECKS = [
+    "files_readable",
+    "targeted_layers_quantized",
+    "other_tensors_untouched",
+    "scales_finite_positive",
+    "size_ratio",
+    "model_loads",
+    "logits_finite",
+    "held_out_loss",
+    "answers_not_degenerate",
+    "mean_kl",
+    "top1_agreement",
+]
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """Gate a checkpoint; returns the metrics (None when it failed), the failure's message and the report by name."""
+
+    def gate_once(checkpoint, **fields):
+        out = tmp_path / "gate"
+        out.mkdir(exist_ok=True)
+        metrics, message = None, ""
+        try:
+            metrics = gate(GateConfig(**fields), {"base": tiny_model, "checkpoint": checkpoint}, out)
+        except CheckpointError as error:
+            message = str(error)
+        report = json.loads((out / "gate.json").read_text())
+        failed = {check["name"] for check in report if not check["passed"]}
+        assert bool(failed) == bool(message) and "\n" not in message
+        assert all(name in message for name in failed)
+        return metrics, failed, {check["name"]: check for check in report}
+
+    return gate_once
+
+
+@pytest.fixture
+def damaged(quantize_tiny, tmp_path):
+    """A copy of the FP8 checkpoint whose tensors a test has changed."""
+
+    def damage(change):
+        path = shutil.copytree(quantize_tiny(**RECIPES["fp8"]), tmp_path / "damaged")
+        tensors = load_file(path / "model.safetensors")
+        change(tensors)
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        return path
+
+    return damage
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_healthy_checkpoint_passes_every_check(run, quantize_tiny, recipe):
+    metrics, failed, report = run(quantize_tiny(**RECIPES[recipe]))
+    assert not failed
+    assert list(report) == CHECKS
+    assert report["targeted_layers_quantized"]["value"] == 14
+    assert 0 < metrics["mean_kl"] < 0.01 and 0.5 < metrics["top1_agreement"] <= 1
+    assert 0.5 < metrics["size_ratio"] < 0.75
+
+
+def test_divergence_of_a_model_from_itself_would_be_zero(tiny_model):
+    from stages.gate.behaviour import check_divergence, observe
+
+    base = observe(tiny_model, num_probe_tokens=4)
+    kl, agreement = check_divergence(base, observe(tiny_model, num_probe_tokens=4), None)
+    assert kl.value == 0 and agreement.value == 1
+    assert base.loss == pytest.approx(math.log(384), abs=0.1)  # random weights guess nearly uniformly
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
+def test_bad_scale_is_found(run, damaged, value):
+    _, failed, report = run(damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"][3].fill_(value)))
+    assert "scales_finite_positive" in failed
+    assert LAYER in report["scales_finite_positive"]["detail"]
+
+
+def test_nan_scale_also_shows_in_the_logits(run, damaged):
+    _, failed, report = run(damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"].fill_(math.nan)))
+    assert {"logits_finite", "held_out_loss", "mean_kl"} <= failed
+    assert report["mean_kl"]["value"] is None  # missing is missing, not zero
+
+
+def test_unquantized_layer_is_found(run, damaged, tiny_model):
+    def restore(tensors):
+        tensors[f"{LAYER}.weight"] = load_file(tiny_model / "model.safetensors")[f"{LAYER}.weight"]
+        del tensors[f"{LAYER}.weight_scale"]
+
+    _, failed, report = run(damaged(restore))
+    assert {"targeted_layers_quantized", "size_ratio"} <= failed
+    assert report["targeted_layers_quantized"]["value"] == 13
+    assert LAYER in report["targeted_layers_quantized"]["detail"]
+
+
+def test_quantized_output_head_is_found(run, damaged):
+    def quantize_head(tensors):
+        tensors["lm_head.weight_scale"] = torch.ones(384, 1, dtype=torch.bfloat16)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+
+    _, failed, report = run(damaged(quantize_head))
+    assert "other_tensors_untouched" in failed
+    assert "lm_head.weight" in report["other_tensors_untouched"]["detail"]
+
+
+def test_one_flipped_bit_in_the_embeddings_is_found(run, damaged):
+    def flip(tensors):
+        tensors["model.embed_tokens.weight"].view(torch.int16)[7, 7] ^= 1
+
+    assert run(damaged(flip))[1] == {"other_tensors_untouched"}
+
+
+@pytest.mark.parametrize("num_kept", [100, -1])
+def test_truncated_file_is_found(run, quantize_tiny, tmp_path, num_kept):
+    path = shutil.copytree(quantize_tiny(**RECIPES["fp8"]), tmp_path / "truncated")
+    raw = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(raw[:num_kept])
+    assert run(path)[1] == {"files_readable"}
+
+
+def test_lost_recipe_is_found(run, quantize_tiny, tmp_path):
+    path = shutil.copytree(quantize_tiny(**RECIPES["fp8"]), tmp_path / "lost")
+    (path / "recipe.yaml").unlink()
+    assert run(path)[1] == {"files_readable"}
+
+
+def test_scrambled_weights_fail_a_divergence_threshold_that_healthy_ones_pass(run, quantize_tiny, damaged):
+    def scramble(tensors):
+        for name in [name for name in tensors if name.endswith("proj.weight")]:
+            order = torch.randperm(tensors[name].numel(), generator=torch.Generator().manual_seed(0))
+            bits = tensors[name].view(torch.uint8).flatten()[order]
+            tensors[name] = bits.reshape(tensors[name].shape).view(torch.float8_e4m3fn)
+
+    limit = 10 * run(quantize_tiny(**RECIPES["fp8"]))[0]["mean_kl"]
+    assert not run(quantize_tiny(**RECIPES["fp8"]), max_mean_kl=limit)[1]
+    _, failed, report = run(damaged(scramble), max_mean_kl=limit)
+    assert "mean_kl" in failed
+    assert report["mean_kl"]["expected"] == limit
+
+
+def behaviour(loss=2.0, answers=()):
+    return Behaviour(torch.zeros(1, 1000), loss, list(answers))
+
+
+@pytest.mark.parametrize(("loss", "passed"), [(2.0, True), (2.5, True), (6.0, False), (9.0, False), (math.nan, False)])
+def test_a_checkpoint_may_lose_half_of_what_the_base_knows(loss, passed):
+    assert check_loss(behaviour(), behaviour(loss), max_lost=0.5).passed is passed
+
+
+TALK = list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("answer", "degenerate"),
+    [(TALK, False), ([], True), ([5] * 32, True), ([5, 6] * 16, True), ([5, 6, 7, 8] * 8, True), ([9], False)],
+)
+def test_empty_and_looping_answers_are_degenerate(answer, degenerate):
+    assert is_degenerate(answer) is degenerate
+
+
+def test_only_probes_that_the_base_answers_count():
+    loop = [5] * 32
+    base = behaviour(answers=[TALK, TALK, loop, loop])
+    assert check_answers(base, behaviour(answers=[TALK, loop, loop, loop]), max_degenerate=0.5).passed
+    assert not check_answers(base, behaviour(answers=[loop, loop, TALK, TALK]), max_degenerate=0.5).passed
+    assert check_answers(behaviour(answers=[loop]), behaviour(answers=[loop]), max_degenerate=0.5).passed

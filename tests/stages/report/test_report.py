@@ -1,0 +1,355 @@
+"""What a reader of a report sees: every number as it is in the Parquet, dashes, reasons, and nothing from outside."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.compare.stage import CompareConfig, compare
+from stages.errors import DataError
+from stages.report.numbers import decimals, interval, number, p_value, percent
+from stages.report.rows import suite_rows
+from stages.report.stage import FailureRow, ReportConfig, SuiteRow, TrialRow, report
+
+TASKS = ["gsm8k", "arc", "ppl"]
+TRIALS = [
+    TrialRow(name="m/bf16", model="m", recipe="bf16", is_base=True, size_gib=2.0, notes="Weights on a 4-bit grid."),
+    TrialRow(name="m/w8a8", model="m", recipe="w8a8", size_gib=1.1, notes="Weights on a 4-bit grid."),
+    TrialRow(name="m/w4a16", model="m", recipe="w4a16", size_gib=None, notes="Weights on a 4-bit grid."),
+]
+FAILURES = [
+    FailureRow(
+        step="evaluate/m-w4a16-gsm8k",
+        trial="m/w4a16",
+        task="gsm8k",
+        status="failed",
+        failure_class="engine",
+        message="the engine <died> | see the log",
+    ),
+    FailureRow(step="compare/m-w4a16-gsm8k", trial="m/w4a16", task="gsm8k", status="skipped", failure_class="upstream"),
+]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, write_evaluation):
+    """Comparisons of three trials on three tasks, but for gsm8k of m/w4a16, and the gate of m/w8a8."""
+    bits = {"bf16": "1111111100000111", "w8a8": "1111110100000111", "w4a16": "1000010100000001"}
+    found = {}
+    for task in TASKS:
+        lower_is_better = {"acc,none": {"aggregation": {"name": "mean"}, "higher_is_better": task != "ppl"}}
+        shards = {
+            recipe: write_evaluation(
+                task, [float(bit) for bit in text] * 8, facts=lower_is_better, num_fewshot=len(task)
+            )
+            for recipe, text in bits.items()
+        }
+        for recipe, shard in shards.items():
+            if (recipe, task) == ("w4a16", "gsm8k"):
+                continue
+            out = tmp_path_factory.mktemp("store", numbered=True) / f"m-{recipe}-{task}-0123456789ab"
+            out.mkdir()
+            pair = {"trial": shard} if recipe == "bf16" else {"trial": shard, "base": shards["bf16"]}
+            shard_inputs = {f"{role}/{task}/0000": path for role, path in pair.items()}
+            compare(CompareConfig(task=task, leaves=[task], num_resamples=300), shard_inputs, out)
+            found[f"compare/m/{recipe}/{task}"] = out
+    gate = tmp_path_factory.mktemp("store") / "m-w8a8-abcdef012345"
+    gate.mkdir()
+    checks = [
+        {"name": "model_loads", "passed": True, "value": None, "expected": None, "detail": ""},
+        {"name": "size_ratio", "passed": True, "value": 0.5512, "expected": 0.55, "detail": ""},
+        {"name": "mean_kl", "passed": True, "value": 0.0123456, "expected": None, "detail": ""},
+        {"name": "top1_agreement", "passed": None, "value": None, "expected": None, "detail": "no text"},
+    ]
+    (gate / "gate.json").write_text(json.dumps(checks))
+    return found | {"gate/m/w8a8": gate}
+
+
+@pytest.fixture(scope="session")
+def write(tmp_path_factory):
+    def write(inputs, **changes):
+        out = tmp_path_factory.mktemp("report")
+        config = {
+            "title": "a <sweep>",
+            "trials": TRIALS,
+            "tasks": TASKS,
+            "suites": [SuiteRow(name="both", tasks=["gsm8k", "arc"]), SuiteRow(name="one", tasks=["arc"])],
+            "failures": FAILURES,
+        }
+        metrics = report(ReportConfig(**config | changes), inputs, out)
+        return SimpleNamespace(
+            metrics=metrics,
+            rows=pq.read_table(out / "summary.parquet").to_pylist(),
+            summary=json.loads((out / "summary.json").read_text()),
+            html=(out / "report.html").read_text(),
+            markdown=(out / "report.md").read_text(),
+            files={path.name: path.read_bytes() for path in sorted(out.iterdir())},
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def written(write, inputs):
+    return write(inputs)
+
+
+class Tables(HTMLParser):
+    """Every table of a page as rows of cell texts, by the heading or summary above it."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tables, self.heading, self._path, self._in_heading = {}, "", [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._in_heading = tag in ("h2", "h3", "summary")
+        if self._in_heading:
+            self.heading = ""
+        if tag == "tr":
+            self.tables.setdefault(self.heading, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self.heading][-1].append("")
+        if tag == "small":
+            self.handle_data(" ")
+        self._path.append(tag)
+
+    def handle_endtag(self, tag):
+        self._in_heading = False
+        while self._path and self._path.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self._in_heading:
+            self.heading += data
+        elif {"td", "th"} & set(self._path):
+            self.tables[self.heading][-1][-1] += data
+
+
+def as_numbers(text):
+    return [float(found) for found in re.findall(r"[-+]?\d+(?:\.\d+)?", text.replace("−", "-").replace(",", " "))]
+
+
+def test_the_summary_has_a_row_for_every_trial_and_task(written):
+    assert [(row["trial"], row["task"]) for row in written.rows] == [(t.name, task) for t in TRIALS for task in TASKS]
+    assert written.summary["rows"] == written.rows
+    assert written.metrics == {"num_cells": 9, "num_scored": 8, "num_failures": 2}
+
+
+def test_the_summary_repeats_the_comparisons_to_the_last_digit(written, inputs):
+    for row in written.rows:
+        path = inputs.get(f"compare/{row['trial']}/{row['task']}")
+        if path is not None:
+            table = pq.read_table(path / "comparison.parquet").to_pylist()
+            whole = next(line for line in table if line["leaf"] is None)
+            assert {name: row[name] for name in row if name in whole} == {n: whole[n] for n in whole if n in row}
+            assert row["status"] == "measured"
+
+
+def test_every_number_of_the_page_is_the_parquets_rounded(written):
+    lines = Tables(written.html).tables["Every number of m"][1:]
+    rows = {(row["task"], row["recipe"]): row for row in written.rows}
+    assert len(lines) == len(rows)
+    for line in lines:
+        row = rows[line[0], line[1]]
+        shown = dict(zip(["n", "num_missing", "num_truncated", "score"], line[3:7], strict=True))
+        shown |= {"base_score": line[8], "difference": line[11]}
+        for name, text in shown.items():
+            assert text == "–" if row[name] is None else as_numbers(text) == [pytest.approx(row[name], abs=6e-3)]
+        assert (
+            line[9] == "–"
+            if row["recovery"] is None
+            else as_numbers(line[9])[0] == pytest.approx(100 * row["recovery"], abs=0.6)
+        )
+        for name, text, scale in (("score", line[7], 1), ("recovery", line[10], 100), ("difference", line[12], 1)):
+            ends = [end if end is None else scale * end for end in (row[f"{name}_low"], row[f"{name}_high"])]
+            assert (
+                text == "–"
+                if None in ends
+                else as_numbers(text.replace(", ", " ")) == pytest.approx(ends, abs=6e-3 * scale)
+            )
+
+
+def test_the_table_of_a_suite_shows_scores_means_and_recovery(written):
+    header, base, eight, four = Tables(written.html).tables["both"]
+    assert [text.split()[0] for text in header] == [
+        "recipe",
+        "gsm8k",
+        "recovery",
+        "arc",
+        "recovery",
+        "mean",
+        "recovery",
+    ]
+    rows = {(row["recipe"], row["task"]): row for row in written.rows}
+    assert as_numbers(base[5]) == [pytest.approx(0.6875, abs=1e-4)]
+    assert base[2].strip() == base[6].strip() == "base"
+    expected = rows["w8a8", "gsm8k"]["score"] / rows["bf16", "gsm8k"]["score"]
+    recovery, low, high = as_numbers(eight[6])
+    assert recovery == pytest.approx(100 * expected, abs=0.01)
+    assert low < recovery < high
+    assert four[1].split() == ["–", "failed"]
+    assert [text.strip() for text in four[5:]] == ["–", "–"]
+    assert "▼" in four[4]
+
+
+def test_suite_means_are_null_where_a_member_is_missing(written):
+    means = {(row["trial"], row["suite"]): row for row in written.summary["suites"]}
+    assert means["m/w4a16", "both"]["mean"] is means["m/w4a16", "both"]["recovery"] is None
+    assert means["m/w4a16", "one"]["recovery"] == pytest.approx(means["m/w4a16", "one"]["mean"] / 0.6875)
+
+
+def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(write, write_evaluation, tmp_path):
+    baselines = {"gsm8k": 0.0, "arc": 0.25, "ppl": 0.5}
+    found = {}
+    for trial in TRIALS[:2]:
+        for task, baseline in baselines.items():
+            scores = {"m/bf16": [1.0] * 90 + [0.0] * 30, "m/w8a8": [1.0] * 80 + [0.0] * 40}
+            pair = {"trial": trial.name} | ({} if trial.is_base else {"base": "m/bf16"})
+            shards = {f"{role}/{task}/0": write_evaluation(task, scores[name]) for role, name in pair.items()}
+            out = tmp_path / f"{trial.recipe}-{task}"
+            out.mkdir()
+            compare(CompareConfig(task=task, leaves=[task], random_baseline=baseline, num_resamples=300), shards, out)
+            found[f"compare/{trial.name}/{task}"] = out
+    suites = [SuiteRow(name="v2", tasks=TASKS, normalized=True), SuiteRow(name="v1", tasks=TASKS)]
+    page = write(found, trials=TRIALS[:2], suites=suites, failures=[])
+    means = {(row["trial"], row["suite"]): row for row in page.summary["suites"]}
+    normalized = {0.75: (75 + 200 / 3 + 50) / 3, 2 / 3: (200 / 3 + 500 / 9 + 100 / 3) / 3}
+    assert means["m/w8a8", "v1"]["mean"] == pytest.approx(2 / 3)
+    assert means["m/w8a8", "v2"]["mean"] == pytest.approx(normalized[2 / 3])
+    assert means["m/w8a8", "v2"]["recovery"] == pytest.approx(normalized[2 / 3] / normalized[0.75])
+    for suite in ("v1", "v2"):
+        mean = means["m/w8a8", suite]
+        assert mean["recovery_low"] < mean["recovery"] < mean["recovery_high"] < 1
+    one = means["m/w8a8", "v1"]  # three tasks with the same documents: the interval of one, by the root of 3
+    (row,) = [row for row in page.rows if (row["trial"], row["task"]) == ("m/w8a8", "arc")]
+    widths = [(found["recovery_high"] - found["recovery_low"]) for found in (one, row)]
+    assert widths[0] == pytest.approx(widths[1] / 3**0.5, rel=0.25)
+    table = Tables(page.html).tables["v2, normalized"]
+    assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
+    detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
+    assert as_numbers(detail[6])[0] == pytest.approx(2 / 3, abs=0.01)
+    assert as_numbers(detail[17])[0] == pytest.approx(500 / 9, abs=0.5)
+
+
+@pytest.mark.parametrize("suite", ["leaderboard_v1", "leaderboard_v2"])
+def test_suite_means_and_recoveries_are_those_the_study_published(suite):
+    """Tables 2 and 3 of arXiv 2411.02355: averages and recoveries follow from the columns, to their rounding."""
+    published = json.loads((Path(__file__).parents[2] / "data" / "published_suites.json").read_text())
+    bases = {row["model"]: row[suite] for row in published if row["recipe"] == "bf16"}
+    for row in published:
+        scores, base_scores = row[suite]["scores"], bases[row["model"]]["scores"]
+        trial = TrialRow(name="t", model=row["model"], recipe=row["recipe"])
+        cells = [
+            {
+                "trial": "t",
+                "task": str(task),
+                **dict.fromkeys(["normalized", "paired_normalized"], score),
+                **dict.fromkeys(["base_normalized", "paired_base_normalized"], base_score),
+            }
+            for task, (score, base_score) in enumerate(zip(scores, base_scores, strict=True))
+        ]
+        members = SuiteRow(name=suite, tasks=[cell["task"] for cell in cells], normalized=True)
+        (mean,) = suite_rows([trial], [members], cells, {})
+        assert mean["mean"] == pytest.approx(row[suite]["average"], abs=0.07)
+        assert 100 * mean["recovery"] == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
+
+
+def test_a_suite_s_recovery_is_of_the_documents_that_both_were_scored_on():
+    """The trial answers as its base does, but is missing 40 of the 50 that both get wrong."""
+    trial, suite = TrialRow(name="t", model="m", recipe="r"), SuiteRow(name="s", tasks=["a"])
+    scores = {"score": 50 / 60, "base_score": 0.5, "paired_score": 50 / 60, "paired_base_score": 50 / 60}
+    (mean,) = suite_rows([trial], [suite], [{"trial": "t", "task": "a", **scores}], {})
+    assert (mean["mean"], mean["base_mean"], mean["recovery"]) == (50 / 60, 0.5, 1.0)
+
+
+def test_a_lower_score_is_better_where_the_metric_says_so(written):
+    lines = {line[0]: line for line in Tables(written.html).tables["Overview"][1:]}
+    assert {row["verdict"] for row in written.rows if row["recipe"] == "w4a16" and row["score"] is not None} == {
+        "lower"
+    }
+    assert [text.strip() for text in lines["w4a16 m"][-3:]] == ["1", "1", "2 of 3"]  # arc worse, ppl better
+
+
+def test_failures_and_what_they_skipped_are_listed_with_their_reason(written):
+    table = Tables(written.html).tables["Failed, skipped and missing"]
+    assert table[1] == ["evaluate/m-w4a16-gsm8k", "m/w4a16", "gsm8k", "failed", "engine", FAILURES[0].message]
+    assert table[2][3] == "skipped"
+    assert "the engine \\<died\\> \\| see the log" in written.markdown
+    assert [row["status"] for row in written.rows if row["score"] is None] == ["failed"]
+
+
+def test_missing_is_a_dash_and_never_a_zero(written):
+    four = next(line for line in Tables(written.html).tables["Every number of m"] if line[:2] == ["gsm8k", "w4a16"])
+    assert set(four[2:]) == {"–"}
+    markdown = next(line for line in written.markdown.splitlines() if line.startswith("| gsm8k | w4a16 |"))
+    assert set(markdown.replace("|", " ").split()[2:]) == {"–"}
+
+
+def test_the_page_says_how_the_numbers_were_obtained(written):
+    tables = Tables(written.html).tables
+    settings = {line[0]: line[1] for line in tables["Settings of all evaluations"]}
+    assert settings["engine"] == "vllm" and settings["engine_version"] == "0.32.0"
+    assert settings["gen_kwargs"] == '{"temperature": 0.0}' and settings["harness"] == "lm_eval-0.4.13"
+    header, gsm8k, *_ = tables["Tasks"]
+    assert dict(zip(header, gsm8k, strict=True))["num_fewshot"] == "5"  # the only setting that differs
+    assert dict(zip(header, gsm8k, strict=True))["documents"] == "128"
+    for page in (written.html, written.markdown):
+        assert "Weights on a 4-bit grid." in page and "m-w8a8-arc-0123456789ab" in page and "300 resamples" in page
+    assert tables["Checkpoint gates"][1] == ["m/w8a8", "passed", "0.5512 / 0.55", "0.01235", "–"]
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(written):
+    assert not re.search(r"(src|href)=\"(?!#)|url\(|@import|<script", written.html)
+    assert "a &lt;sweep&gt;" in written.html and "<sweep>" not in written.html
+
+
+def test_the_same_inputs_give_the_same_bytes(write, inputs, written):
+    assert write(dict(reversed(inputs.items()))).files == written.files
+
+
+def test_a_sweep_of_which_nothing_succeeded_still_has_a_report(write):
+    empty = write({}, failures=[], suites=[])
+    assert {row["status"] for row in empty.rows} == {"missing"}
+    assert empty.metrics["num_scored"] == 0
+    assert {line[3].strip() for line in Tables(empty.html).tables["Every number of m"][1:]} == {"–"}
+
+
+def test_a_task_without_a_metric_of_its_own_is_shown_without_a_score(write, write_evaluation, tmp_path):
+    shards = {leaf: write_evaluation(leaf, {f"acc,{leaf}": [1.0]}) for leaf in ("a", "b")}
+    trial_inputs = {f"trial/{leaf}/0": shard for leaf, shard in shards.items()}
+    compare(CompareConfig(task="arc", leaves=["a", "b"], num_resamples=300), trial_inputs, tmp_path)
+    page = write({"compare/m/bf16/arc": tmp_path}, trials=TRIALS[:1], tasks=["arc"], suites=[], failures=[])
+    assert [(row["status"], row["score"], row["metric"]) for row in page.rows] == [("incomplete", None, None)]
+    assert "report different metrics" in page.html
+
+
+def test_a_damaged_comparison_is_named(write, inputs, tmp_path):
+    (tmp_path / "comparison.json").write_text("{")
+    with pytest.raises(DataError, match=r"comparison.json cannot be read.*delete it and run again"):
+        write(inputs | {"compare/m/bf16/arc": tmp_path})
+
+
+def test_two_trials_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="same name"):
+        ReportConfig(title="t", trials=[TRIALS[0], TRIALS[0]], tasks=[])
+
+
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e3))
+def test_rounding_keeps_an_interval_recognisable(low, width):
+    places = decimals([(low, low + width)])
+    shown = as_numbers(interval(low, low + width, places))
+    assert shown[1] - shown[0] == pytest.approx(width, rel=0.11)
+
+
+def test_numbers_are_written_as_people_write_them():
+    assert number(-0.00004, 3, signed=True) == "0.000"
+    assert (number(-0.25, 1), number(0.25, 2, signed=True), number(None, 2)) == ("−0.2", "+0.25", "–")
+    assert (percent(0.99312, 1), percent(None, 1)) == ("99.3 %", "–")
+    assert interval(0.5, None, 2) == "[0.50, –]"
+    assert [p_value(p) for p in (None, 1.0, 0.0201, 0.00004)] == ["–", "1.00", "0.020", "< 0.0001"]
