@@ -30,7 +30,7 @@ from pipeline.steps.step import (
     StepRef,
 )
 from stages.calibrate import CalibrationConfig
-from stages.compare.stage import CompareConfig
+from stages.compare.config import CompareConfig
 from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
@@ -40,7 +40,7 @@ from stages.quantize import (
     check_group_size,
     needs_calibration,
 )
-from stages.serving.ceilings import CeilingsConfig
+from stages.serving.config import CeilingsConfig
 
 
 @dataclass(slots=True)
@@ -155,9 +155,7 @@ def _add_text(
 def _add_drift(
     plan: Plan, trial: Trial, config: Config, label: str, inputs: Mapping[str, StepRef], gate: StepRef
 ) -> StepRef:
-    compare = config.compare
-    settings = DriftConfig(confidence=compare.confidence, num_resamples=compare.num_resamples, seed=compare.seed)
-    return plan.add(_step(config, DRIFT, settings, label, inputs, (gate,), trial.name))
+    return plan.add(_step(config, DRIFT, DriftConfig(**asdict(config.compare)), label, inputs, (gate,), trial.name))
 
 
 def _add_dataset(plan: Plan, config: Config, source: DatasetSource) -> StepRef:
@@ -218,9 +216,7 @@ def _add_comparison(
         weight_by_size=known.weight_by_size,
         random_baseline=task.random_baseline,
         leaf_baselines=_leaf_baselines(slot, task, known),
-        confidence=config.compare.confidence,
-        num_resamples=config.compare.num_resamples,
-        seed=config.compare.seed,
+        **asdict(config.compare),
         num_expected=sum(
             plan.steps[ref].num_documents for shards in trial.evaluations[slot].values() for ref in shards
         ),

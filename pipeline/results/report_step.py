@@ -8,9 +8,8 @@ from pipeline.results.resubmission import drift
 from pipeline.steps.step import REPORT, Step, StepRef
 from pipeline.store.ledger import Ledger
 from pipeline.store.store import Store
-from stages.report.rows import FailureRow, SuiteRow, TrialRow
-from stages.report.serving.results import ServingConfig
-from stages.report.stage import ReportConfig
+from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
+from stages.report.serving.config import ServingConfig
 
 
 def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:

@@ -18,7 +18,7 @@ from pipeline.steps.step import FETCH_DATASET, Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
-from stages.report.rows import FailureRow
+from stages.report.config import FailureRow
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
