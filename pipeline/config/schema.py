@@ -14,7 +14,7 @@ from stages.checkpoints.shape import ModelShape
 from stages.compare.config import check_baselines
 from stages.evaluate.config import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
-from stages.fields import execution
+from stages.fields import command, execution
 from stages.gate.config import GateConfig
 from stages.quantize import RecipeConfig
 from stages.report.serving.config import GpuConfig
@@ -142,10 +142,12 @@ class DataConfig:
 class Config:
     """The whole config, as one composed trial of a sweep sees it."""
 
-    mode: Mode = Mode.run
-    only: list[str] = field(default_factory=list)  # globs of trials or of task slots; empty: everything
-    max_parallel: int | None = None  # batches at once; null: as many as the cluster holds
-    allow_drift: bool = False  # resubmit although packages, commit or weights are not those the sweep was run with
+    mode: Mode = command(Mode.run)
+    only: list[str] = command(factory=list)  # globs of trials or of task slots; empty: everything
+    max_parallel: int | None = command(None)  # batches at once; null: as many as the cluster holds
+    allow_changed_environment: bool = command(
+        False
+    )  # resubmit although packages, commit or weights are not those the sweep was run with
     seed: int = 0
     model: ModelConfig = MISSING
     recipe: RecipeConfig = MISSING
@@ -163,16 +165,16 @@ class Config:
     drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = command(factory=ClusterConfig)
+    store: StoreConfig = command(factory=StoreConfig)
+    tracking: TrackingConfig = command(factory=TrackingConfig)
     # Which failed steps mode=resubmit takes: those of a class, of a step (stage-fp12), or those of a file that
     # ``export`` wrote, here or elsewhere.  A mapping, because two of its names are Python's own words.
-    failures: dict[str, str | None] = field(
-        default_factory=lambda: {"class": None, "step": None, "export": None, "from": None}
+    failures: dict[str, str | None] = command(
+        factory=lambda: {"class": None, "step": None, "export": None, "from": None}
     )
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    gc: GcConfig = field(default_factory=GcConfig)
+    budget: BudgetConfig = command(factory=BudgetConfig)
+    gc: GcConfig = command(factory=GcConfig)
 
     def __post_init__(self) -> None:
         for group in ("tasks", "suites", "workloads"):
