@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.config.schema import Config, Weights
+from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.environment import changes
 from pipeline.steps.roles import kind_of, slot_of, under
@@ -93,7 +94,7 @@ def _failures(plan: Plan, store: Store) -> Iterator[FailureRow]:
         if failure is None:
             status, failure_class, message = "missing", None, "not run yet"
         else:
-            status = "skipped" if failure.failure_class.value == "upstream" else "failed"
+            status = "skipped" if failure.failure_class is FailureClass.upstream else "failed"
             failure_class, message = failure.failure_class.value, failure.message
         yield FailureRow(
             step=step.ref.short,

@@ -269,7 +269,7 @@ def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure
         return "done"
     if step.ref not in failures:
         return "running" if step.ref in running else "missing"
-    return "skipped" if failures[step.ref].failure_class.value == "upstream" else "failed"
+    return "skipped" if failures[step.ref].failure_class is FailureClass.upstream else "failed"
 
 
 def _print_failures(console: Console, plan: Plan, failures: Mapping[StepRef, Failure]) -> None:

@@ -101,7 +101,7 @@ def test_a_new_price_makes_a_new_report_only(tmp_path: Path) -> None:
     def made(*overrides: str) -> tuple[str, str]:
         trials = trials_of(SMOKE, *overrides)
         plan = planned(tmp_path, SMOKE, *overrides)
-        step = report_step(plan, trials[0].config, store, store.ledger)
+        step = report_step(plan, trials[0].config, store)
         return plan.fingerprint, step.fingerprint
 
     plan, report = made()
