@@ -26,6 +26,7 @@ from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
 from pipeline.store.store import Store
+from pipeline.usage import answer
 
 MIN_WIDTH = 200
 
@@ -49,6 +50,9 @@ def _console() -> Console:
 
 def main() -> int:
     """The command line; returns the exit code."""
+    if (page := answer(sys.argv[1:])) is not None:
+        print(page)
+        return SUCCESS
     register()
     # Hydra's own handler prints tracebacks and multi-line lists; errors are ours to word.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -79,7 +83,7 @@ def main() -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return USER_ERROR
-    return SUCCESS  # Hydra answered by itself, as it does to --help
+    return SUCCESS  # Hydra answered by itself, as it does to --cfg job
 
 
 if __name__ == "__main__":

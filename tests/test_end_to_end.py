@@ -141,7 +141,7 @@ def test_a_failure_is_told_and_the_rest_is_done_without_a_tracking_server(tiny: 
 
 
 @pytest.mark.e2e
-@pytest.mark.slow  # tests/test_kill_anywhere.py kills more, and sooner
+@pytest.mark.full  # tests/test_kill_anywhere.py kills more, and sooner
 def test_a_kill_at_any_moment_and_a_rerun_give_the_same_bytes(tiny: Path) -> None:
     whole = tiny / "whole"
     whole.mkdir()

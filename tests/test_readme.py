@@ -1,28 +1,109 @@
-"""What README says was measured is what the files beside the benchmarks say."""
+"""What the READMEs say is so: measured tables are those of the files, places exist, and examples can be planned."""
 
 import json
+import os
+import re
+import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pipeline.__main__ import main
 from tests.benchmarks import grid, profile
 from tests.benchmarks.evaluation import RECIPES
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BENCHMARKS = Path(profile.__file__).parent
+MEASURED = (BENCHMARKS / "README.md").read_text()
+HUB = Path(os.environ.get("QUANTSWEEP_DATA", "/nowhere"))
+PAGES = [ROOT / "README.md", *(ROOT / ".github").glob("*.md")] + [
+    path for room in ("conf", "pipeline", "stages", "tests") for path in (ROOT / room).rglob("README.md")
+]
 
 
 def test_the_table_of_serving_costs_is_that_of_the_measured_points():
-    assert profile.table(BENCHMARKS / "profile_h100.parquet") in README
+    assert profile.table(BENCHMARKS / "profile_h100.parquet") in MEASURED
 
 
 def test_the_table_of_the_engine_s_own_cost_is_that_of_the_measured_runs():
-    assert grid.table(BENCHMARKS / "grid.json", BENCHMARKS / "grid_large.json") in README
+    assert grid.table(BENCHMARKS / "grid.json", BENCHMARKS / "grid_large.json") in MEASURED
 
 
 def test_the_row_of_the_six_tasks_is_what_was_measured():
     found = json.loads((BENCHMARKS / "evaluation.json").read_text())
     theirs = ", ".join(f"{seconds:.0f}" for seconds in found["theirs_s"].values())
     ours = found["ours_s"] / len(RECIPES)
-    (row,) = [line for line in README.splitlines() if line.startswith("| six tasks")]
+    (row,) = [line for line in MEASURED.splitlines() if line.startswith("| six tasks")]
     assert f"{found['num_documents']:,} documents" in row
     assert row.endswith(f"| {theirs} s | {ours:.0f} s | {found['ratio']:.1f} |")
-    assert found["other_scores"] == {}, "README says that all scores were equal"
+    assert found["other_scores"] == {}, "the page says that all scores were equal"
+
+
+def test_the_front_page_quotes_the_measured_tables():
+    alone, saturated = re.findall(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", README)
+    assert f"| queries per dollar, one at a time | {alone} |" in MEASURED
+    assert f"| queries per second at saturation | {saturated} |" in MEASURED
+    table = re.findall(r"^(?:trial|smollm2_135m)/?.*", README, re.MULTILINE)
+    assert len(table) == 5
+    assert set(table) < set(MEASURED.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_place_that_a_page_names_is_there(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"`([a-z._][\w./]*(?:\.py|\.yaml|/))`", text)
+    assert [name for name in named if not any((near / name).exists() for near in (ROOT, page.parent))] == []
+
+
+def test_the_newest_release_of_the_changelog_is_this_one():
+    newest = re.search(r"^## (\S+)", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.skipif(not (HUB / "allenai" / "ai2_arc").is_dir(), reason="QUANTSWEEP_DATA names no mirror of data sets")
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    [("README.md", ["+sweep=mine"]), ("conf/README.md", ["+sweep=mine", "gpu=l40s"])],
+    ids=["front page", "conf"],
+)
+def test_the_examples_make_a_plan(page: str, arguments: list[str], tmp_path: Path, monkeypatch, capfd):
+    write_examples((ROOT / page).read_text(), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quantsweep", "--config-dir=DIR", *arguments, f"data.mirror={HUB}", "mode=plan"])
+    code = main()
+    printed = capfd.readouterr()
+    assert (code, printed.err) == (0, "")
+    assert "3 trials" in printed.out
+    for trial in ("mine/bf16", "mine/w8a8_fp", "mine/w4a16_g64"):
+        assert re.search(rf"^{trial} ", printed.out, re.MULTILINE)
+
+
+def write_examples(text: str, out: Path) -> None:
+    """The files that a page shows after ``# DIR/...yaml``, and a model where its example says that one is."""
+    for path, content in re.findall(r"^# (DIR/\S+\.yaml).*?\n(.*?)(?=^# DIR/|^```)", text, re.DOTALL | re.MULTILINE):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_text(content.replace("/models/mine", str(out / "model")))
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text(json.dumps(LLAMA))
+    save_file({"model.embed_tokens.weight": np.zeros((8, 256), np.float16)}, out / "model" / "model.safetensors")
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 384,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}

@@ -48,7 +48,7 @@ def test_a_sweep_says_what_a_format_costs_to_serve(tmp_path: Path) -> None:
     assert not servers(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_server_killed_in_a_point_voids_that_point_and_a_rerun_fills_it(tmp_path: Path) -> None:
     """The second point is long enough to be hit; without retries the first run ends with it missing."""
     longer = ["workloads.first_token_64.num_sync_requests=60", "cluster.max_attempts=1", "cluster.back_off_s=0"]

@@ -1,12 +1,15 @@
 """The command line: bad input gives one line that names the fix, exit code 2, and nothing is started."""
 
 import re
+import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.config.schema import Mode
 
 Capture = pytest.CaptureFixture[str]
 
@@ -124,6 +127,54 @@ BAD_INPUT = {
     "one that is added": (["++allow_drift=true"], r"error: allow_drift is called allow_changed_environment now"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
+
+
+def test_help_is_the_project_s_own_page_whatever_else_is_asked(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("+sweep=nope", "--help")
+    assert (code, err) == (0, "")
+    for mode in Mode:
+        assert re.search(rf"^  {mode.value} +[A-Z].*\w", out, re.MULTILINE), f"mode={mode.value} and what it does"
+    assert re.search(r"^  sweep +leaderboards, .*\bsmoke\b", out, re.MULTILINE), "the files of conf/sweep"
+    assert "_schema" not in out
+    assert max(map(len, out.splitlines())) <= 110
+    assert run("-h") == (0, out, "")
+
+
+def test_every_example_of_the_help_is_a_command_that_plans(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "DIR" / "sweep").mkdir(parents=True)
+    (tmp_path / "DIR" / "sweep" / "mine.yaml").write_text("# @package _global_\nsweep: {name: mine}\n")
+    _, page, _ = run("--help")
+    examples = re.findall(r"^  quantsweep (.+?)  ", page, re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        arguments = [text for text in example.split() if not text.startswith(("mode=", "store.root="))]
+        code, _, err = run(*arguments, "mode=plan")
+        assert (code, err) == (0, ""), example
+
+
+def test_version_is_the_installed_release(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    assert run("--version") == (0, f"quantsweep {metadata.version('quantsweep')}\n", "")
+    monkeypatch.setattr(metadata, "version", not_installed)
+    code, out, _ = run("--version")
+    assert (code, out) == (
+        0,
+        "quantsweep, not installed: its release is unknown; install the checkout, as uv run does\n",
+    )
+
+
+def not_installed(name: str) -> str:
+    raise metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_answering_imports_no_heavy_library(option: str) -> None:
+    heavy = ("torch", "vllm", "transformers", "llmcompressor", "lm_eval", "ray", "mlflow", "datasets", "pandas")
+    code = (
+        "import sys; from pipeline.__main__ import main\n"
+        f"sys.argv = ['quantsweep', '{option}']; assert main() == 0\n"
+        f"assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("arguments, expected", BAD_INPUT.values(), ids=BAD_INPUT)
