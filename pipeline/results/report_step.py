@@ -55,8 +55,7 @@ def _serving(plan: Plan, config: Config) -> ServingConfig | None:
         gpus=list(gpus.values()),
         gpu_of={name: each.gpu.name for name, each in served.items()},
         mixes={name: {workload: float(share) for workload, share in mix.items()} for name, mix in config.mixes.items()},
-        slo_itl_ms=config.slo.itl_ms,
-        slo_ttft_ms=config.slo.ttft_ms,
+        slo=config.slo,
     )
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.steps.step import StepRef
 from pipeline.store.manifest import file_name
 from pipeline.store.store import Store
-from stages.report.rows import SUITES_SCHEMA
+from stages.compare.artifact import read_rows
+from stages.evaluate.artifact import read_samples
+from stages.report.artifact import read_serving, read_suites, read_summary
 
 Named = TypeVar("Named")
 
@@ -56,7 +57,7 @@ class Results:
 
     def summary(self) -> pa.Table:
         """One row per trial and task: n, score, recovery, paired difference, their intervals, checkpoint size."""
-        return pq.read_table(self.report_dir() / "summary.parquet")
+        return read_summary(self.report_dir())
 
     def suites(self) -> pa.Table:
         """One row per trial and suite: its mean and recovery, null where a member is missing."""
@@ -64,8 +65,7 @@ class Results:
 
     def serving(self) -> pa.Table | None:
         """One row per trial, workload and mode: rates, latencies, costs, validity; None if nothing was served."""
-        path = self.report_dir() / "serving.parquet"
-        return pq.read_table(path) if path.exists() else None
+        return read_serving(self.report_dir())
 
     def report_dir(self) -> Path:
         """The directory of the latest report; raises UserError before there is one."""
@@ -77,7 +77,7 @@ class Results:
     def comparison(self, trial: str, task: str) -> pa.Table | None:
         """Every metric of a task, per leaf and for the whole; None while the step has no result."""
         found = self.store.find(_named(_named(self.trials, "trial", trial).comparisons, "task", task))
-        return None if found is None else pq.read_table(found / "comparison.parquet")
+        return None if found is None else read_rows(found)
 
     def samples(self, trial: str, task: str) -> pa.Table:
         """One row per document of what is evaluated so far, with the column ``leaf`` in front."""
@@ -86,15 +86,9 @@ class Results:
             for leaf, shards in _named(_named(self.trials, "trial", trial).evaluations, "task", task).items()
             for ref in shards
             if (found := self.store.find(ref)) is not None
-            for table in [pq.read_table(found / "samples.parquet")]
+            for table in [read_samples(found)]
         ]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-
-
-def read_suites(report_dir: Path) -> pa.Table:
-    """The means of the suites in a report, as ``SUITES_SCHEMA`` says."""
-    rows = json.loads((report_dir / "summary.json").read_text())["suites"]
-    return pa.Table.from_pylist(rows, schema=SUITES_SCHEMA)
 
 
 def _named(found: Mapping[str, Named], kind: str, name: str) -> Named:

@@ -26,12 +26,18 @@ class TrialRow:
 
 
 @dataclass(kw_only=True, slots=True)
-class SuiteRow:
+class SuiteConfig:
     """Tasks whose plain mean is shown: of their scores, or of their ``normalized`` ones."""
 
-    name: str = identity()
     tasks: list[str] = identity()
     normalized: bool = identity(False)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteRow(SuiteConfig):
+    """A suite as the report names it."""
+
+    name: str = identity()
 
 
 @dataclass(kw_only=True, slots=True)

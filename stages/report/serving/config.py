@@ -48,11 +48,23 @@ def usd_per_hour(gpu: GpuConfig, num_gpus: int) -> float:
 
 
 @dataclass(kw_only=True, slots=True)
+class SloConfig:
+    """What an answer's speed must meet at a request rate for that rate to count: p90 of either; null: no objective."""
+
+    itl_ms: float | None = identity(None)
+    ttft_ms: float | None = identity(None)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is an objective."""
+        return self.itl_ms is not None or self.ttft_ms is not None
+
+
+@dataclass(kw_only=True, slots=True)
 class ServingConfig:
     """What costs are computed from, beside the points: prices, mixes of workloads, and latency objectives."""
 
     gpus: list[GpuConfig] = identity()
     gpu_of: dict[str, str] = identity()  # trial -> name of its GPU
     mixes: dict[str, dict[str, float]] = identity(factory=dict)
-    slo_itl_ms: float | None = identity(None)
-    slo_ttft_ms: float | None = identity(None)
+    slo: SloConfig = identity(factory=SloConfig)
