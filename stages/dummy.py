@@ -4,13 +4,13 @@ What a kernel costs does not depend on the numbers it multiplies, so speed can b
 downloaded or quantized.  Its answers mean nothing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.shape import ModelShape, weight_gib
+from stages.documents import write_json
 from stages.errors import ConfigError
 from stages.fields import identity
 from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_group_size, weight_num_bits
@@ -41,7 +41,7 @@ def dummy(config: DummyConfig, inputs: Mapping[str, Path], out: Path) -> Mapping
     model = _llama(shape, config.max_position_embeddings)
     if config.recipe.scheme is not None:
         model["quantization_config"] = _quantization(config.recipe)
-    (out / "config.json").write_text(json.dumps(model, indent=1) + "\n")
+    write_json(out / "config.json", model)
     _write_tokenizer(shape.vocab_size, out)
     num_bits, group_size = weight_num_bits(config.recipe), weight_group_size(config.recipe)
     return {"size_gib": weight_gib(shape, num_bits=num_bits, group_size=group_size)}

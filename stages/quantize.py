@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.shape import ModelShape, linear_layers
@@ -208,11 +209,10 @@ def _rewrite_recipe(path: Path) -> None:
 
 def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
     """One unpadded sequence a batch: ``input_ids`` and ``attention_mask`` of shape (1, num_tokens)."""
-    import pyarrow.parquet as pq
     import torch
     from torch.utils.data import DataLoader
 
-    rows = pq.read_table(calibration_dir / "calibration.parquet")["input_ids"].to_pylist()
+    rows = read_sequences(calibration_dir)
     samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
     return DataLoader(samples, batch_size=None)
 

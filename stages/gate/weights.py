@@ -10,20 +10,11 @@ import yaml
 
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
 from stages.errors import CheckpointError
+from stages.gate.artifact import Check
 from stages.quantize import is_targeted
 
 _SHOWN = 3  # names listed in a detail; a broken checkpoint may have thousands
 _QUANTIZED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
-
-
-class Check(NamedTuple):
-    """One line of ``gate.json``.  ``passed`` is None for a check that could not be made."""
-
-    name: str
-    passed: bool | None
-    value: float | None = None
-    expected: float | None = None
-    detail: str = ""
 
 
 class Intent(NamedTuple):

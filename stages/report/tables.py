@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stages.compare.rows import NORMALIZED
+from stages.compare.artifact import NORMALIZED
+from stages.report.artifact import Row, SuiteMean
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import (
     MISSING,
@@ -16,14 +17,13 @@ from stages.report.numbers import (
     percent,
     percent_interval,
 )
-from stages.report.rows import Row
 
 _MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈"}
 # Of a suite's mean, which has no interval, raw and normalized (a number of up to 100), and of its recovery in per cent.
 _MEAN_DECIMALS, _NORMALIZED_MEAN_DECIMALS, _RECOVERY_DECIMALS = 4, 2, 2
 
 
-def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]) -> list[dict[str, Any]]:
+def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]) -> list[dict[str, Any]]:
     """A line for each trial: size, recovery of each suite, and how many tasks are distinguishable from the base."""
     base_sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
     lines = []
@@ -37,7 +37,7 @@ def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Seque
                 "is_base": trial.is_base,
                 "size": gib(trial.size_gib),
                 "share": percent(trial.size_gib / base_size if trial.size_gib and base_size else None, 0),
-                "suites": [_suite_cell(mean, trial) for mean in suite_means if mean["trial"] == trial.name],
+                "suites": [_suite_cell(mean, trial) for mean in suite_means if mean.trial == trial.name],
                 "num_worse": _num_verdicts(own, trial, "worse"),
                 "num_better": _num_verdicts(own, trial, "better"),
                 "measured": f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}",
@@ -51,7 +51,7 @@ def model_sections(
     tasks: Sequence[str],
     suites: Sequence[SuiteRow],
     rows: Sequence[Row],
-    suite_means: Sequence[Row],
+    suite_means: Sequence[SuiteMean],
 ) -> list[dict[str, Any]]:
     """For each model its tables, one for each suite and one for the tasks that are in none."""
     rest = [task for task in tasks if all(task not in suite.tasks for suite in suites)]
@@ -73,13 +73,13 @@ def model_sections(
 
 
 def _table(
-    suite: SuiteRow, trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[Row]
+    suite: SuiteRow, trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]
 ) -> dict[str, Any]:
     shown = [_as_normalized(row) for row in rows] if suite.normalized else rows
     columns = {task: [row for row in shown if row["task"] == task] for task in suite.tasks}
     cells = {(row["trial"], row["task"]): cell for rows in columns.values() for row, cell in _cells(rows)}
     missing = {"score": MISSING, "interval": "", "recovery": MISSING, "mark": "", "tone": "", "status": "missing"}
-    means = {mean["trial"]: mean for mean in suite_means if mean["suite"] == suite.name}
+    means = {mean.trial: mean for mean in suite_means if mean.suite == suite.name}
     return {
         "title": f"{suite.name}, normalized" if suite.normalized else suite.name,
         "has_mean": bool(means),
@@ -199,12 +199,12 @@ def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
     return count(sum(_tone(row) == tone for row in rows))
 
 
-def _suite_cell(mean: Row, trial: TrialRow) -> dict[str, str]:
-    is_known_base = trial.is_base and mean["mean"] is not None
-    ends = mean["recovery_low"], mean["recovery_high"]
+def _suite_cell(mean: SuiteMean, trial: TrialRow) -> dict[str, str]:
+    is_known_base = trial.is_base and mean.mean is not None
+    ends = mean.recovery_low, mean.recovery_high
     return {
-        "suite": mean["suite"],
-        "mean": number(mean["mean"], _NORMALIZED_MEAN_DECIMALS if mean["normalized"] else _MEAN_DECIMALS),
-        "recovery": "base" if is_known_base else percent(mean["recovery"], _RECOVERY_DECIMALS),
+        "suite": mean.suite,
+        "mean": number(mean.mean, _NORMALIZED_MEAN_DECIMALS if mean.normalized else _MEAN_DECIMALS),
+        "recovery": "base" if is_known_base else percent(mean.recovery, _RECOVERY_DECIMALS),
         "interval": "" if None in ends else percent_interval(*ends, _RECOVERY_DECIMALS),
     }

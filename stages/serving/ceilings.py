@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
 from stages.gpu import check_gpus, wait_until_idle
+from stages.serving.artifact import write_ceilings
 from stages.serving.config import CeilingsConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> M
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"torch could not measure {config.device}: {last}")
     found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
-    (out / "ceilings.json").write_text(json.dumps({"device": config.device, **found}, indent=1) + "\n")
+    write_ceilings(out, config.device, found)
     return found
 
 

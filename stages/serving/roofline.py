@@ -7,7 +7,7 @@ few per cent.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,6 @@ class Work:
     token_kib: float  # keys and values of one token
     token_gflop: float
     arithmetic: str  # what linear layers multiply in: bf16, fp8, int8
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work:

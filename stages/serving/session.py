@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
+from stages.serving.artifact import ClientCeiling
 from stages.serving.load import Load, LoadClient, Request, answered, requests_per_s
 from stages.serving.middleware import DIRECT, RESET
 from stages.serving.process import Server, free_port, keep_logs
-from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
     from stages.evaluate.config import EngineConfig
