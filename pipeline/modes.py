@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.schema import Mode
 from pipeline.context import SUCCESS, Sweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.results import results, show
 from pipeline.results.garbage import collect
 from pipeline.results.resubmission import environment, export
@@ -15,6 +15,7 @@ from pipeline.running.selection import chosen
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
+from stages.errors import one_line
 
 
 def plan(sweep: Sweep) -> int:
