@@ -20,6 +20,7 @@ from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier
@@ -167,7 +168,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
-    return {"size_gib": num_bytes / 2**30, "compression_ratio": num_base_bytes / num_bytes}
+    return {"size_gib": num_bytes / GIB, "compression_ratio": num_base_bytes / num_bytes}
 
 
 def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:

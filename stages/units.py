@@ -1,3 +1,3 @@
-"""Binary units in bytes; names end in what they count (``_gib``, ``_mib``, ``_kib``)."""
+"""Bytes in what names end in: ``_mib``, ``_gib``."""
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+MIB, GIB = 2**20, 2**30

@@ -9,6 +9,7 @@ from pipeline.planning.plan import Plan
 from pipeline.steps.step import Step, StepRef
 from stages.checkpoints.shape import kv_cache_gib, weight_gib
 from stages.quantize import weight_group_size, weight_num_bits
+from stages.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +69,4 @@ def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
         needed[trial.model] = weight_gib(shape)
         if trial.checkpoint != trial.model:
             needed[trial.checkpoint] = weight_gib(shape, num_bits=bits, group_size=group)
-    return int(sum(gib * 2**30 for ref, gib in needed.items() if ref in absent))
+    return int(sum(gib * GIB for ref, gib in needed.items() if ref in absent))

@@ -21,6 +21,7 @@ from pipeline.store.store import Store
 from stages.fetch import DatasetSource
 from stages.report.artifact import HTML, read_serving, read_suites, read_summary
 from stages.report.config import FailureRow
+from stages.units import GIB
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
@@ -78,8 +79,8 @@ def status(
 def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
     """What a garbage collection found, largest first."""
     for each in sorted(unused, key=lambda each: -each.num_bytes):
-        console.print(f"{each.num_bytes / 2**30:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
-    total_gib = sum(each.num_bytes for each in unused) / 2**30
+        console.print(f"{each.num_bytes / GIB:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
+    total_gib = sum(each.num_bytes for each in unused) / GIB
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
     console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
 

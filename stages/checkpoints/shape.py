@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from stages.fields import execution
-
-_GIB = 2**30
+from stages.units import GIB
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,13 +71,13 @@ def weight_gib(shape: ModelShape, *, num_bits: int = 16, group_size: int | None 
     if num_bits < 16:
         layers = linear_layers(shape).values()
         scales = shape.num_layers * sum(rows * (columns // group_size if group_size else 1) for rows, columns in layers)
-    return (_num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))) / _GIB
+    return (_num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))) / GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
     """Memory of keys and values of ``num_tokens`` tokens."""
     per_token = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-    return per_token * num_tokens * num_bits / 8 / _GIB
+    return per_token * num_tokens * num_bits / 8 / GIB
 
 
 def _num_linear(shape: ModelShape) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError
 from stages.evaluate.artifact import MetricFacts, Sample, dumps
-from stages.evaluate.harness import Document, describe
+from stages.evaluate.harness import Document, document_error
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import Answer
@@ -31,7 +31,7 @@ def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # math-verify's time-outs are no Exceptions
-            sample.error = f"not scored: {describe(error)}"
+            sample.error = f"not scored: {document_error(error)}"
             sample.metrics = {}
     return sample
 

@@ -12,6 +12,7 @@ from stages.errors import EngineError
 from stages.gpu import check_gpus, wait_until_idle
 from stages.serving.artifact import write_ceilings
 from stages.serving.config import CeilingsConfig
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def measure(kind: str) -> dict[str, float | None]:
     device, is_gpu = torch.device(kind), kind == "cuda"
     size = 8192 if is_gpu else 512  # without BF16 units a processor takes 5 s for 1024
     rates = {f"{name}_tflop_s": _rate(product, size, device) for name, product in _PRODUCTS.items()}
-    return {"bandwidth_gb_s": _bandwidth(device, 2**30 if is_gpu else 2**27), **rates}
+    return {"bandwidth_gb_s": _bandwidth(device, GIB if is_gpu else GIB // 8), **rates}
 
 
 def _bandwidth(device: Any, num_bytes: int) -> float:

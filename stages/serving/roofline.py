@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.shape import ModelShape, kv_cache_gib, num_parameters, weight_gib
-
-_GIB = 2**30
+from stages.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weight_gib=weights,
-        step_gib=weights - (4 if is_wide else 2) * looked_up / _GIB,
+        step_gib=weights - (4 if is_wide else 2) * looked_up / GIB,
         token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=32 if is_wide else 16) * 2**20,
         token_gflop=2 * (num_parameters(shape) - looked_up) / 1e9,
         arithmetic=arithmetic,
@@ -55,7 +54,7 @@ def least_latency_s(work: Work, ceilings: Mapping[str, float | None], num_gpus: 
     if rates is None:
         return None
     bytes_s, flop_s = rates
-    read_prompt_s = max(work.step_gib * _GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
+    read_prompt_s = max(work.step_gib * GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
     return read_prompt_s + (work.output_tokens - 1) * _step_s(work, 1, bytes_s, flop_s)
 
 
@@ -74,7 +73,7 @@ def most_requests_per_s(
 def _step_s(work: Work, num_sequences: int, bytes_s: float, flop_s: float) -> float:
     """One decoding step, at the mean length of the sequences."""
     length = work.prompt_tokens + work.output_tokens / 2
-    moved = work.step_gib * _GIB + num_sequences * length * work.token_kib * 1024
+    moved = work.step_gib * GIB + num_sequences * length * work.token_kib * 1024
     return max(moved / bytes_s, num_sequences * work.token_gflop * 1e9 / flop_s)
 
 
