@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from stages.checkpoints.formats import Format
 from stages.fields import execution
 from stages.units import GIB
 
@@ -62,22 +63,21 @@ def num_parameters(shape: ModelShape) -> int:
     return _num_linear(shape) + _num_unquantized(shape)
 
 
-def weight_gib(shape: ModelShape, *, num_bits: int = 16, group_size: int | None = None) -> float:
-    """Memory of the weights when block linears take ``num_bits`` each and the rest stays in 16 bits.
-
-    Below 16 bits every row has one 16-bit scale, or one per ``group_size`` inputs.
-    """
-    scales = 0
-    if num_bits < 16:
-        layers = linear_layers(shape).values()
-        scales = shape.num_layers * sum(rows * (columns // group_size if group_size else 1) for rows, columns in layers)
-    return (_num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))) / GIB
+def weight_gib(shape: ModelShape, weights: Format | None = None) -> float:
+    """Memory of the weights when block linears are stored as ``weights`` and the rest in 16 bits; None: all of it."""
+    return (_num_linear_bytes(shape, weights) + 2 * _num_unquantized(shape)) / GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
     """Memory of keys and values of ``num_tokens`` tokens."""
     per_token = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
     return per_token * num_tokens * num_bits / 8 / GIB
+
+
+def _num_linear_bytes(shape: ModelShape, weights: Format | None) -> int:
+    if weights is None:
+        return 2 * _num_linear(shape)
+    return shape.num_layers * sum(weights.num_bytes(*size) for size in linear_layers(shape).values())
 
 
 def _num_linear(shape: ModelShape) -> int:

@@ -6,17 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import preset_name_to_scheme
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
 from stages.errors import ConfigError
 from stages.fetch import digest_tree
 from stages.quantize import (
-    PRESETS,
     Algorithm,
     QuantizeConfig,
     RecipeConfig,
@@ -211,9 +210,9 @@ def test_the_same_recipe_gives_the_same_bytes(
         assert str(tiny_model) not in path.read_text(), f"{path.name} names the place it was made in"
 
 
-@pytest.mark.parametrize("scheme", PRESETS)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_every_scheme_gives_a_checkpoint_that_transformers_loads(tiny_model, quantize_tiny, scheme):
-    group_size = None if PRESETS[scheme].group_size is None else 32
+    group_size = 32 if FORMATS[scheme].takes_group_size else None
     checkpoint = quantize_tiny(algorithm=Algorithm.rtn, scheme=scheme, group_size=group_size)
     tokens = torch.arange(3, 35)[None]
     with torch.inference_mode():
@@ -226,15 +225,6 @@ def test_every_scheme_gives_a_checkpoint_that_transformers_loads(tiny_model, qua
 
 
 # --- Configs, read without torch. ---
-
-
-@pytest.mark.parametrize("scheme", PRESETS)
-def test_preset_table_agrees_with_compressed_tensors(scheme):
-    theirs = preset_name_to_scheme(scheme, ["Linear"])
-    inputs = theirs.input_activations
-    assert PRESETS[scheme].num_bits == theirs.weights.num_bits
-    assert PRESETS[scheme].group_size == theirs.weights.group_size
-    assert PRESETS[scheme].static_activations == (inputs is not None and not inputs.dynamic)
 
 
 @pytest.mark.parametrize(
