@@ -18,14 +18,13 @@ from rich.console import Console
 from pipeline.config.bad_input import describe
 from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
-from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, Sweep
+from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.errors import UserError
-from pipeline.modes import MODES
+from pipeline.modes import MODES, MODES_WITHOUT_PLAN
 from pipeline.planning.facts import resolve
+from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
-from pipeline.planning.plan import make_plan
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
-from pipeline.store.ledger import Ledger
 from pipeline.store.store import Store
 from pipeline.usage import answer
 
@@ -36,11 +35,12 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
     check_usage(config.mode.value, config.failures)
     store = Store(config.store.root, Path(config.store.cache))
+    if (without_plan := MODES_WITHOUT_PLAN.get(config.mode)) is not None:
+        return without_plan(config, store, _console())
     trials = expand(overrides, config)
-    facts = resolve(trials, store.local / "cache")
-    plan = make_plan(config.sweep.name, trials, facts)
+    plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
     check_gpu_memory(plan)
-    return MODES[config.mode](Sweep(plan, config, store, Ledger(store.storage), _console(), overrides))
+    return MODES[config.mode](PlannedSweep(plan, config, store, _console(), overrides))
 
 
 def _console() -> Console:

@@ -7,19 +7,17 @@ from rich.console import Console
 
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan
-from pipeline.store.ledger import Ledger
 from pipeline.store.store import Store
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class PlannedSweep:
     """What ``mode=`` acts on.  ``overrides`` are the command line's own, from which it can be planned again."""
 
     plan: Plan
     config: Config
     store: Store
-    ledger: Ledger
     console: Console
     overrides: Sequence[str] = ()

@@ -7,16 +7,16 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.execution import Verify
-from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, Sweep
+from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass, one_line
 from pipeline.planning.memory import bytes_to_write
-from pipeline.results import results, show
+from pipeline.results import record, show
+from pipeline.results.environment import check_unchanged, environment
 from pipeline.results.mlflow_mirror import Mirror, review_command
 from pipeline.results.report_step import report_step
-from pipeline.results.resubmission import check_drift, environment, read, recreated
+from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
 from pipeline.running.control import BY_USER, budgeted, interruptible
 from pipeline.running.outcome import Outcome, RunContext, Status
@@ -30,45 +30,45 @@ from pipeline.store.ledger import Failure
 MIRROR_EVERY_S = 60.0
 
 
-def run(sweep: Sweep) -> int:
+def run(sweep: PlannedSweep) -> int:
     """Make what is missing, report, mirror, and print the table."""
     missing = _missing(sweep)
     return _run(sweep, chosen(sweep.plan, missing, sweep.config.only))
 
 
-def resubmit(sweep: Sweep) -> int:
+def resubmit(sweep: PlannedSweep) -> int:
     """Like ``run``, for failed steps only: those this store knows of, or those of a file from another one."""
     now = environment(sweep.plan)
     missing = _missing(sweep)
     if (file := sweep.config.failures["from"]) is not None:
         content = read(Path(file))
-        drift = check_drift(content["environment"], now, sweep.config.allow_drift)
-        steps = with_needs(missing, recreated(content, sweep.plan, sweep.config.allow_drift))
+        changes = check_unchanged(content["environment"], now, sweep.config.allow_changed_environment)
+        steps = with_needs(missing, recreated(content, sweep.plan, sweep.config.allow_changed_environment))
     else:
-        then = results.recorded_environment(sweep.store, sweep.plan)
-        drift = check_drift(then, now, sweep.config.allow_drift)
-        steps = failed(missing, sweep.ledger.failures(missing), sweep.config.failures)
-    return _run(sweep, chosen(sweep.plan, steps, sweep.config.only), tuple(drift))
+        then = record.first_environment(sweep.store, sweep.plan.name)
+        changes = check_unchanged(then, now, sweep.config.allow_changed_environment)
+        steps = failed(missing, sweep.store.ledger.failures(missing), sweep.config.failures)
+    return _run(sweep, chosen(sweep.plan, steps, sweep.config.only), tuple(changes))
 
 
-def publish_report(sweep: Sweep) -> Step:
+def publish_report(sweep: PlannedSweep) -> Step:
     """Publish the report of what the store holds now; a report is a step like any other, made by this process."""
-    sweep.store.storage.refresh()
-    step = report_step(sweep.plan, sweep.config, sweep.store, sweep.ledger)
-    context = _context(sweep, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
+    sweep.store.refresh()
+    step = report_step(sweep.plan, sweep.config, sweep.store)
+    context = RunContext(sweep.store.address, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
         raise RuntimeError(f"the report could not be written: {outcome.message}")
-    results.save(sweep.store, sweep.plan, step.ref)
+    record.save(sweep.store, sweep.plan, step.ref)
     return step
 
 
-def mirror_of(sweep: Sweep) -> Mirror:
+def mirror_of(sweep: PlannedSweep) -> Mirror:
     """The writer of this sweep's state into MLflow."""
     return Mirror(sweep.plan, sweep.store, sweep.config.tracking)
 
 
-def _missing(sweep: Sweep) -> list[Step]:
+def _missing(sweep: PlannedSweep) -> list[Step]:
     """What is not in the store; with ``store.verify=full`` what is damaged there is made again as well."""
     steps = sweep.plan.steps.values()
     if sweep.config.store.verify is Verify.full:
@@ -79,13 +79,13 @@ def _missing(sweep: Sweep) -> list[Step]:
     return sweep.store.missing(steps)
 
 
-def _run(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...] = ()) -> int:
-    sweep.store.storage.check_writable(bytes_to_write(sweep.plan, steps))
+def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = ()) -> int:
+    sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
-    if num_replaced := results.num_replaced(sweep.store, sweep.plan):
+    if num_replaced := record.num_replaced(sweep.store, sweep.plan):
         show.replaced(sweep.console, sweep.plan.name, num_replaced)
-    results.save(sweep.store, sweep.plan, None, environment(sweep.plan))
-    outcomes = _make(sweep, steps, drift) if steps else {}
+    record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
+    outcomes = _make(sweep, steps, changes) if steps else {}
     if is_disk_full(outcomes):
         show.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
@@ -104,7 +104,7 @@ def is_disk_full(outcomes: Outcomes) -> bool:
     return any(outcome.failure_class is FailureClass.disk for outcome in outcomes.values())
 
 
-def _exit_code(sweep: Sweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
+def _exit_code(sweep: PlannedSweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
     stopped = [outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run]
     if stopped:
         sweep.console.print(f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
@@ -113,11 +113,11 @@ def _exit_code(sweep: Sweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
     return FAILURE if sweep.store.missing(steps) else SUCCESS
 
 
-def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcomes:
+def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...]) -> Outcomes:
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     cluster = sweep.config.cluster
     work = batches(steps, cluster.replicas)
-    progress = Progress(sweep.plan, steps, work, sweep.ledger, run_id)
+    progress = Progress(sweep.plan, steps, work, sweep.store.ledger, run_id)
     tracker = _Tracker(sweep)
 
     def on_done(outcomes: Sequence[Outcome]) -> None:
@@ -125,39 +125,31 @@ def _make(sweep: Sweep, steps: Sequence[Step], drift: tuple[str, ...]) -> Outcom
         tracker.batch_done()
 
     def request_stop(reason: str) -> None:
-        sweep.ledger.request_stop(run_id, reason)
+        sweep.store.ledger.request_stop(run_id, reason)
         progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
 
-    context = _context(
-        sweep,
+    context = RunContext(
+        sweep.store.address,
         run_id,
         cluster.max_attempts,
         timeout_s=_timeouts_s(work, cluster.timeout_s),
         back_off_s=cluster.back_off_s,
-        drift=drift,
+        changes=changes,
     )
     sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
-        with sweep.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
+        with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
                 return runner.run(work, context, on_done)
     except KeyboardInterrupt:
         with suppress(OSError):
             for step in progress.running_steps():
                 with suppress(OSError):
-                    sweep.ledger.stopped(step.ref, run_id)
+                    sweep.store.ledger.stopped(step.ref, run_id)
         raise
     finally:
-        sweep.ledger.clear_stop(run_id)
-
-
-def _context(sweep: Sweep, run_id: str, max_attempts: int, **settings: Any) -> RunContext:
-    """What workers need; paths are made absolute, because a worker's directory is another one."""
-    local = sweep.store.local.resolve()
-    is_directory = sweep.store.url == str(sweep.store.local)
-    root, cache = (local, None) if is_directory else (sweep.store.url, local)
-    return RunContext(root, run_id, max_attempts, cache, **settings)
+        sweep.store.ledger.clear_stop(run_id)
 
 
 def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, float]:
@@ -168,7 +160,7 @@ def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, fl
 class _Tracker:
     """Mirrors into MLflow while the sweep runs, never often, and never in its way."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: PlannedSweep) -> None:
         self._sweep = sweep
         self._next_s = time.monotonic() + MIRROR_EVERY_S
 
@@ -178,7 +170,7 @@ class _Tracker:
             self._next_s = time.monotonic() + MIRROR_EVERY_S
 
 
-def _mirror(sweep: Sweep, report: Step | None) -> None:
+def _mirror(sweep: PlannedSweep, report: Step | None) -> None:
     """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
     if not sweep.config.tracking.enabled:
         return
@@ -189,10 +181,10 @@ def _mirror(sweep: Sweep, report: Step | None) -> None:
         sweep.console.print(f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
 
 
-def _final_state(sweep: Sweep) -> str:
+def _final_state(sweep: PlannedSweep) -> str:
     return "FAILED" if sweep.store.missing(sweep.plan.steps.values()) else "FINISHED"
 
 
-def _failures(sweep: Sweep, outcomes: Outcomes) -> dict[StepRef, Failure]:
+def _failures(sweep: PlannedSweep, outcomes: Outcomes) -> dict[StepRef, Failure]:
     ended_badly = [ref for ref, outcome in outcomes.items() if outcome.status in (Status.failed, Status.skipped)]
-    return {ref: failure for ref in ended_badly if (failure := sweep.ledger.last_failure(ref))}
+    return {ref: failure for ref in ended_badly if (failure := sweep.store.ledger.last_failure(ref))}

@@ -1,23 +1,27 @@
-"""What ``mode=`` can be.  Each takes a planned sweep and returns an exit code."""
+"""What ``mode=`` can be.  Each returns an exit code; most take a planned sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Mode
-from pipeline.context import SUCCESS, Sweep
+from rich.console import Console
+
+from pipeline.config.schema import Config, Mode
+from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError, one_line
-from pipeline.results import results, show
+from pipeline.results import record, show
+from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
-from pipeline.results.resubmission import environment, export
+from pipeline.results.resubmission import export
 from pipeline.running.selection import chosen
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
+from pipeline.store.store import Store
 
 
-def plan(sweep: Sweep) -> int:
+def plan(sweep: PlannedSweep) -> int:
     """Print trials, steps to run and to reuse, evaluations and memory; touches nothing."""
     missing = sweep.store.missing(sweep.plan.steps.values())
     to_run = chosen(sweep.plan, missing, sweep.config.only)
@@ -25,7 +29,7 @@ def plan(sweep: Sweep) -> int:
     return SUCCESS
 
 
-def why(sweep: Sweep) -> int:
+def why(sweep: PlannedSweep) -> int:
     """For every missing step, the fields in which it differs from the nearest artifact the store has."""
     missing = sweep.store.missing(sweep.plan.steps.values())
     manifests = {stage: list(sweep.store.manifests(stage)) for stage in {step.stage.name for step in missing}}
@@ -36,11 +40,11 @@ def why(sweep: Sweep) -> int:
     return SUCCESS
 
 
-def status(sweep: Sweep) -> int:
+def status(sweep: PlannedSweep) -> int:
     """Per trial and class: done, running, missing, failed, with the last error and its log; exports the failed."""
     missing = sweep.store.missing(sweep.plan.steps.values())
-    failures = sweep.ledger.failures(missing)
-    running = sweep.ledger.running(step for step in missing if step.ref not in failures)
+    failures = sweep.store.ledger.failures(missing)
+    running = sweep.store.ledger.running(step for step in missing if step.ref not in failures)
     show.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
@@ -48,7 +52,7 @@ def status(sweep: Sweep) -> int:
     return SUCCESS
 
 
-def mirror(sweep: Sweep) -> int:
+def mirror(sweep: PlannedSweep) -> int:
     """Bring MLflow up to date with the store, without running anything."""
     if not sweep.config.tracking.enabled:
         raise UserError("mode=mirror has nowhere to write: tracking.enabled is false")
@@ -64,26 +68,27 @@ def mirror(sweep: Sweep) -> int:
     return SUCCESS
 
 
-def gc(sweep: Sweep) -> int:
+def gc(config: Config, store: Store, console: Console) -> int:
     """List what no sweep of this store refers to, and remove it if ``gc.delete`` says so."""
-    unused = collect(sweep.store, sweep.plan, delete=sweep.config.gc.delete)
-    show.garbage(sweep.console, unused, sweep.config.gc.delete)
+    unused = collect(store, delete=config.gc.delete)
+    show.garbage(console, unused, config.gc.delete)
     return SUCCESS
 
 
-MODES: Mapping[Mode, Callable[[Sweep], int]] = {
+MODES: Mapping[Mode, Callable[[PlannedSweep], int]] = {
     Mode.run: run,
     Mode.resubmit: resubmit,
     Mode.plan: plan,
     Mode.why: why,
     Mode.status: status,
     Mode.mirror: mirror,
-    Mode.gc: gc,
 }
+# They act on what is there, whatever sweep is named.
+MODES_WITHOUT_PLAN: Mapping[Mode, Callable[[Config, Store, Console], int]] = {Mode.gc: gc}
 
 
-def _export(sweep: Sweep, file: Path, failures: Mapping[StepRef, Failure]) -> int:
-    then = results.recorded_environment(sweep.store, sweep.plan) or environment(sweep.plan)
+def _export(sweep: PlannedSweep, file: Path, failures: Mapping[StepRef, Failure]) -> int:
+    then = record.first_environment(sweep.store, sweep.plan.name) or environment(sweep.plan)
     return export(file, sweep.plan, failures, sweep.overrides, then)
 
 

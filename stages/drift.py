@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.errors import CheckpointError, ConfigError
-from stages.fields import identity
-from stages.statistics import NO_INTERVAL, Floats, Interval, generator, percentile_interval, resample_means
+from stages.statistics import (
+    NO_INTERVAL,
+    Floats,
+    Interval,
+    StatisticsConfig,
+    generator,
+    percentile_interval,
+    resample_means,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +30,8 @@ _GIB = 2**30
 
 
 @dataclass(kw_only=True, slots=True)
-class DriftConfig:
+class DriftConfig(StatisticsConfig):
     """Statistics of the drift; the text is an input."""
-
-    confidence: float = identity(0.95)
-    num_resamples: int = identity(10_000)
-    seed: int = identity(0)
 
 
 def drift(config: DriftConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

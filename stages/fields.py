@@ -1,12 +1,12 @@
 """How a config field says whether it is part of an artifact's identity.
 
-Every field of every stage config is made with one of these two; a test fails for a field that is not.  A field added
-after results exist may pass ``neutral=``: the value that means "as before" and is left out of the fingerprint, so
-old results stay valid.
+Every field of every stage config is made with ``identity`` or ``execution``; a test fails for a field that is not.  A
+field added after results exist may pass ``neutral=``: the value that means "as before" and is left out of the
+fingerprint, so old results stay valid.
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, field
+from dataclasses import MISSING, Field, field
 from typing import Any
 
 
@@ -18,6 +18,16 @@ def identity(default: Any = MISSING, *, factory: Callable[[], Any] | None = None
 def execution(default: Any = MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
     """A field that says where, how fast or under what label a step runs: never part of the fingerprint."""
     return _field(default, factory, {"identity": False})
+
+
+def command(default: Any = MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
+    """A field that belongs to one command or one machine: not even part of what a sweep is, wherever it is run."""
+    return _field(default, factory, {"identity": False, "command": True})
+
+
+def is_command(field: Field[Any]) -> bool:
+    """Whether a field was made with ``command``."""
+    return bool(field.metadata.get("command"))
 
 
 def _field(default: Any, factory: Callable[[], Any] | None, metadata: dict[str, Any]) -> Any:

@@ -6,11 +6,14 @@ Shapes: N documents, C columns (one, or trial and base side by side), R resample
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.fields import identity
 
 Floats = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
@@ -20,6 +23,21 @@ NO_INTERVAL: Interval = (None, None)
 # A distinct row costs a resample 100 ns as a multinomial count, a document 15 ns as an index.
 _INDICES_PER_COUNT = 7
 _CHUNK_INDICES = 2**16  # what they gather stays in the cache; measured from 2**14 to 2**18
+
+
+@dataclass(kw_only=True, slots=True)
+class StatisticsConfig:
+    """How every interval of a sweep is made; a stage that makes some has these among its settings."""
+
+    confidence: float = identity(0.95)
+    num_resamples: int = identity(10_000)
+    seed: int = identity(0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"compare.confidence must lie between 0 and 1; got {self.confidence}")
+        if self.num_resamples < 100:
+            raise ValueError(f"compare.num_resamples must be at least 100; got {self.num_resamples}")
 
 
 def generator(seed: int, *labels: str) -> np.random.Generator:

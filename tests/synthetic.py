@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.planning.plan import Plan
-from pipeline.steps.step import Resources, Stage
+from pipeline.steps.roles import kind_of, slot_of
+from pipeline.steps.stages import Stage
+from pipeline.steps.step import Resources
 from stages.evaluate import stage as evaluate
 from stages.fields import execution
 
@@ -60,20 +62,20 @@ class SyntheticConfig(evaluate.EvaluateConfig):
 def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
     """The same plan, whose steps are made here, with ``resources`` if given; comparisons and reports stay real."""
     metrics = {
-        ref: plan.steps[trial.comparisons[slot]].config.metric or "acc,none"
+        ref: plan.steps[trial.steps[f"compare/{slot_of(role)}"]].config.metric or "acc,none"
         for trial in plan.trials.values()
-        for slot, leaves in trial.evaluations.items()
-        for shards in leaves.values()
-        for ref in shards
+        for role, ref in trial.steps.items()
+        if kind_of(role) == "evaluate"
     }
     steps = {}
     for ref, step in plan.steps.items():
         function = "answer" if ref.stage == "evaluate" else "write_small"
-        stage = SyntheticStage(ref.stage, MODULE, function, step.stage.sessions, real=step.stage)
+        known = {field.name: getattr(step.stage, field.name) for field in fields(Stage)}
+        stage = SyntheticStage(**known | {"module": MODULE, "function": function}, real=step.stage)
         config = step.config
         if ref in metrics:
-            known = {field.name: getattr(config, field.name) for field in fields(config)}
-            config = SyntheticConfig(**known, metric=metrics[ref])
+            asked = {field.name: getattr(config, field.name) for field in fields(config)}
+            config = SyntheticConfig(**asked, metric=metrics[ref])
         step = step if ref.stage == "compare" else replace(step, stage=stage, config=config)
         steps[ref] = replace(step, resources=resources or step.resources)
         assert steps[ref].ref == ref

@@ -226,7 +226,7 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     refused = _without_sweep(own, elsewhere)
     assert refused.returncode == 2
     assert "package" in refused.stderr
-    assert "allow_drift=true" in refused.stderr
+    assert "allow_changed_environment=true" in refused.stderr
 
 
 def _without_sweep(own: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:

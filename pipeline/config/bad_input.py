@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 _NOISE = ("full_key:", "object_type=", "reference_type=")  # OmegaConf's, after its message
+RENAMED = {"allow_drift": "allow_changed_environment"}  # keys of earlier versions
 _GLOBAL = "# @package _global_"  # or Hydra takes what a file holds for keys of the file's group
 
 
@@ -25,7 +26,7 @@ def describe(error: BaseException) -> str | None:
 def _line(error: BaseException) -> str:
     text = str(error)
     if unknown := re.search(r"'(\w+)' object has no attribute '(\w+)'", text):
-        return f"unknown key {unknown[2]!r} in {unknown[1]}: check its spelling against conf/"
+        return _unknown_key(unknown[2], f" in {unknown[1]}: check its spelling against conf/")
     if "@sweep." in text and "Could not override" in text:
         return f"a sweep's file must begin with {_GLOBAL!r}"
     if "Could not override 'sweep'" in text:
@@ -37,13 +38,15 @@ def _line(error: BaseException) -> str:
         )
     if strange := re.search(r"In '(\w+)/([^']+)'.*Key '(\w+)' not in '(\w+)'", text, re.DOTALL):
         group, name, key = strange[1], strange[2], strange[3]
+        if key in RENAMED:
+            return f"{group}/{name}.yaml: {_unknown_key(key)}"
         if group == "sweep":
             return f"sweep/{name}.yaml: key {key!r} is out of place: the file must begin with {_GLOBAL!r}"
         return f"{group}/{name}.yaml: unknown key {key!r}: check its spelling against conf/{group}/"
     if odd := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{odd[1]!r} is no KEY=VALUE; a sweep is chosen with +sweep=NAME"
     if missing := re.search(r"Could not override '([^']+)'", text):
-        return f"unknown key {missing[1]!r}: check its spelling against conf/ (python -m pipeline --cfg job)"
+        return _unknown_key(missing[1], ": check its spelling against conf/ (python -m pipeline --cfg job)")
     if option := re.search(r"(?:Could not find|Could not load) '([^']+)'", text):
         return f"unknown option {option[1]!r}{_available(text)}; files of your own need --config-dir=DIR"
     key = re.search(r"full_key: (\S+)", text)
@@ -54,6 +57,10 @@ def _line(error: BaseException) -> str:
     if key and "dict is not a subclass of" in said:
         return f"{key[1]}: a command line adds no entry with settings; put it into a sweep's file, --config-dir=DIR"
     return f"{f'{key[1]}: ' if key else ''}{said}"
+
+
+def _unknown_key(key: str, advice: str = "") -> str:
+    return f"{key} is called {RENAMED[key]} now" if key in RENAMED else f"unknown key {key!r}{advice}"
 
 
 def _available(text: str) -> str:

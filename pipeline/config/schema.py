@@ -11,14 +11,15 @@ from omegaconf import MISSING
 from pipeline.config.execution import BudgetConfig, ClusterConfig, GcConfig, StoreConfig, TrackingConfig
 from stages.calibrate import CalibrationConfig
 from stages.checkpoints.shape import ModelShape
-from stages.compare.normalization import check_baselines
+from stages.compare.config import check_baselines
 from stages.evaluate.config import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
-from stages.fields import execution
-from stages.gate.stage import GateConfig
+from stages.fields import command, execution
+from stages.gate.config import GateConfig
 from stages.quantize import RecipeConfig
-from stages.report.serving.cost import GpuConfig
+from stages.report.serving.config import GpuConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
+from stages.statistics import StatisticsConfig
 
 _NAME = re.compile(r"[\w\- ][\w\-. ]*")
 
@@ -115,21 +116,6 @@ class SweepConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CompareSettings:
-    """Statistics of every comparison."""
-
-    confidence: float = 0.95
-    num_resamples: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"compare.confidence must lie between 0 and 1; got {self.confidence}")
-        if self.num_resamples < 100:
-            raise ValueError(f"compare.num_resamples must be at least 100; got {self.num_resamples}")
-
-
-@dataclass(kw_only=True, slots=True)
 class DriftSettings:
     """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
 
@@ -156,10 +142,12 @@ class DataConfig:
 class Config:
     """The whole config, as one composed trial of a sweep sees it."""
 
-    mode: Mode = Mode.run
-    only: list[str] = field(default_factory=list)  # globs of trials or of task slots; empty: everything
-    max_parallel: int | None = None  # batches at once; null: as many as the cluster holds
-    allow_drift: bool = False  # resubmit although packages, commit or weights are not those the sweep was run with
+    mode: Mode = command(Mode.run)
+    only: list[str] = command(factory=list)  # globs of trials or of task slots; empty: everything
+    max_parallel: int | None = command(None)  # batches at once; null: as many as the cluster holds
+    allow_changed_environment: bool = command(
+        False
+    )  # resubmit although packages, commit or weights are not those the sweep was run with
     seed: int = 0
     model: ModelConfig = MISSING
     recipe: RecipeConfig = MISSING
@@ -173,20 +161,20 @@ class Config:
     slo: SloConfig = field(default_factory=SloConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
-    compare: CompareSettings = field(default_factory=CompareSettings)
+    compare: StatisticsConfig = field(default_factory=StatisticsConfig)
     drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = command(factory=ClusterConfig)
+    store: StoreConfig = command(factory=StoreConfig)
+    tracking: TrackingConfig = command(factory=TrackingConfig)
     # Which failed steps mode=resubmit takes: those of a class, of a step (stage-fp12), or those of a file that
     # ``export`` wrote, here or elsewhere.  A mapping, because two of its names are Python's own words.
-    failures: dict[str, str | None] = field(
-        default_factory=lambda: {"class": None, "step": None, "export": None, "from": None}
+    failures: dict[str, str | None] = command(
+        factory=lambda: {"class": None, "step": None, "export": None, "from": None}
     )
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    gc: GcConfig = field(default_factory=GcConfig)
+    budget: BudgetConfig = command(factory=BudgetConfig)
+    gc: GcConfig = command(factory=GcConfig)
 
     def __post_init__(self) -> None:
         for group in ("tasks", "suites", "workloads"):

@@ -6,8 +6,8 @@ from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.store.provenance import cpu_model, package_versions
 from stages.evaluate.config import EngineKind
-from stages.report.serving.cost import usd_per_hour
-from stages.serving.gpu import read_gpus
+from stages.gpu import read_gpus
+from stages.report.serving.config import usd_per_hour
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from dataclasses import asdict, replace
 
 from pipeline.config.schema import Config
-from pipeline.steps.step import CEILINGS, DRIFT, EVALUATE, GATE, PROFILE, QUANTIZE, Resources, Stage
+from pipeline.steps.stages import Occupies, Stage
+from pipeline.steps.step import Resources
 
 
 def resources_of(config: Config, stage: Stage) -> Resources:
@@ -14,16 +15,17 @@ def resources_of(config: Config, stage: Stage) -> Resources:
 
 
 def _own_resources(config: Config, stage: Stage) -> Resources:
-    """The engine's share for whatever loads a model, one core for the rest."""
     engine = config.engine
-    if stage is EVALUATE:
-        return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
-    if stage is PROFILE:
-        num_gpus = engine.num_gpus * config.server.replicas
-        return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)
-    if stage is CEILINGS:
-        return Resources(engine.num_cpus, min(engine.num_gpus, 1), is_alone=True)
-    if stage in (QUANTIZE, GATE, DRIFT):
-        # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
-        return Resources(engine.num_cpus, min(engine.num_gpus, 1))
-    return Resources()
+    match stage.occupies:
+        case Occupies.engine:
+            return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
+        case Occupies.server:
+            num_gpus = engine.num_gpus * config.server.replicas
+            return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)
+        case Occupies.device:
+            return Resources(engine.num_cpus, min(engine.num_gpus, 1), is_alone=True)
+        case Occupies.model:
+            # llm-compressor and transformers spread over one GPU and offload the rest to the host's memory.
+            return Resources(engine.num_cpus, min(engine.num_gpus, 1))
+        case Occupies.core:
+            return Resources()

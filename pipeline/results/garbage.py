@@ -3,22 +3,21 @@
 import json
 from collections.abc import Iterator
 
-from pipeline.planning.plan import Plan
 from pipeline.steps.step import StepRef
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
 
 
-def collect(store: Store, plan: Plan, delete: bool) -> list[Stored]:
-    """What neither a recorded sweep nor ``plan`` refers to, damaged artifacts included; removed with ``delete``.
+def collect(store: Store, delete: bool) -> list[Stored]:
+    """What no recorded sweep refers to, damaged artifacts included; removed with ``delete``.
 
     Everything that a used artifact was made from counts as used.  Drafts are left to their owners.
     """
-    used = {(ref.stage, ref.fingerprint[:12]) for ref in _used(store, plan)}
-    unused = [each for each in store.storage.everything() if _digits(each) not in used]
+    used = {(ref.stage, ref.fingerprint[:12]) for ref in _used(store)}
+    unused = [each for each in store.everything() if _digits(each) not in used]
     if delete:
         for each in unused:
-            store.storage.remove(each)
+            store.remove(each)
     return unused
 
 
@@ -26,8 +25,8 @@ def _digits(stored: Stored) -> tuple[str, str] | None:
     return None if stored.name is None else (stored.stage, stored.name.rpartition("-")[2])
 
 
-def _used(store: Store, plan: Plan) -> set[StepRef]:
-    wanted = set(plan.steps) | set(_recorded(store))
+def _used(store: Store) -> set[StepRef]:
+    wanted = set(_recorded(store))
     used, seen = set(), set()
     while wanted:
         seen.add(ref := wanted.pop())
@@ -39,8 +38,8 @@ def _used(store: Store, plan: Plan) -> set[StepRef]:
 
 def _recorded(store: Store) -> Iterator[StepRef]:
     """Every step that a record of a sweep names."""
-    for name in store.storage.records("sweeps"):
-        yield from _refs(json.loads(store.storage.read(f"sweeps/{name}") or "{}"))
+    for name in store.records.records("sweeps"):
+        yield from _refs(json.loads(store.records.read(f"sweeps/{name}") or "{}"))
 
 
 def _refs(value: object) -> Iterator[StepRef]:

@@ -8,55 +8,43 @@ from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.fingerprint import fingerprint
+from pipeline.steps.roles import kind_of, slot_of
+from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
 
-TASK_METRICS = (
-    "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing",
-    "normalized", "normalized_recovery",
-)  # fmt: skip
+# Shared with other trials: what is known of a trial by its own steps stays known, whichever of these are shown.
+_SHARED_ROLES = ("model", "drift_text", "ceilings")
 
 
-def trial_refs(trial: TrialPlan) -> list[StepRef]:
-    """Every step of a trial's own, in the plan's order."""
-    own = [trial.calibration, trial.checkpoint, trial.gate, trial.drift]
-    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
-    return [
-        *(ref for ref in own if ref is not None),
-        *shards,
-        *trial.comparisons.values(),
-        *trial.profiles.values(),
-    ]
+def trial_key(trial: TrialPlan) -> str:
+    """What a trial's run is found by."""
+    own = {ref for role, ref in trial.steps.items() if role not in _SHARED_ROLES}
+    return fingerprint(sorted(ref.fingerprint for ref in own))
 
 
-def trial_metrics(store: Store, trial: TrialPlan) -> dict[str, float]:
-    """Headline numbers of a trial; what could not be measured is not there."""
+def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> dict[str, float]:
+    """What the stages say of a trial's steps, by role, and what each kind took; what is unknown is not there."""
     found: dict[str, float | None] = {}
-    for slot, ref in trial.comparisons.items():
-        metrics = (store.manifest(ref) or {}).get("metrics", {})
-        found |= {f"{slot}/{name}": metrics.get(name) for name in TASK_METRICS}
-    roles = {"checkpoint": trial.checkpoint, "gate": trial.gate, "drift": trial.drift}
-    for role, ref_or_none in roles.items():
-        manifest = store.manifest(ref_or_none) if ref_or_none else None
-        if manifest is not None:
-            found |= {f"{role}/{name}": value for name, value in manifest["metrics"].items()}
-            found[f"{role}/duration_s"] = _duration_s(manifest)
-    for name, ref in trial.profiles.items():
-        found |= {f"serve/{name}/{key}": value for key, value in (store.manifest(ref) or {}).get("metrics", {}).items()}
-    found["evaluate/duration_s"] = _evaluation_s(store, trial)
-    return {name: float(value) for name, value in found.items() if value is not None}
+    durations_s: dict[str, float] = {}
+    for role, ref in trial.steps.items():
+        if (manifest := store.manifest(ref)) is None:
+            continue
+        stage = plan.steps[ref].stage
+        place = slot_of(role) if stage.metrics_by_slot else role
+        metrics = manifest["metrics"]
+        shown = metrics if stage.metrics is None else stage.metrics
+        found |= {f"{place}/{name}": metrics.get(name) for name in shown}
+        took = f"{kind_of(role)}/duration_s"
+        durations_s[took] = durations_s.get(took, 0.0) + _duration_s(manifest)
+    return {name: float(value) for name, value in {**found, **durations_s}.items() if value is not None}
 
 
 def last_ended_s(store: Store, trial: TrialPlan) -> float:
     """When the newest artifact of a trial was made (Unix seconds); 0 when there is none."""
-    manifests = (store.manifest(ref) for ref in trial_refs(trial))
+    manifests = (store.manifest(ref) for ref in trial.steps.values())
     return max((float(manifest["provenance"]["ended"]) for manifest in manifests if manifest), default=0.0)
-
-
-def _evaluation_s(store: Store, trial: TrialPlan) -> float | None:
-    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
-    durations = [_duration_s(manifest) for ref in shards if (manifest := store.manifest(ref))]
-    return sum(durations) if durations else None
 
 
 def _duration_s(manifest: Mapping[str, Any]) -> float:
@@ -65,27 +53,14 @@ def _duration_s(manifest: Mapping[str, Any]) -> float:
 
 
 def datasets_of(plan: Plan, trial: TrialPlan) -> list[StepRef]:
-    read = {ref for own in trial_refs(trial) for ref in plan.steps[own].inputs.values()}
-    return sorted(ref for ref in read if ref.stage == "fetch_dataset")
+    read = {ref for own in trial.steps.values() for ref in plan.steps[own].inputs.values()}
+    return sorted(ref for ref in read if ref.stage == FETCH_DATASET.name)
 
 
-def small_files(trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
-    if trial.gate is not None:
-        yield trial.checkpoint, "checkpoint", "recipe.yaml"
-        yield trial.gate, "gate", "gate.json"
-    if trial.drift is not None:
-        yield trial.drift, "drift", "drift.*"
-    yield trial.checkpoint, "checkpoint", "config.json"
-    if trial.calibration is not None:
-        yield trial.calibration, "calibration", "*.parquet"
-    for leaves in trial.evaluations.values():
-        for leaf, shards in leaves.items():
-            for index, ref in enumerate(shards):
-                yield ref, f"samples/{leaf}/{index:04d}", "*"
-    for slot, ref in trial.comparisons.items():
-        yield ref, f"comparisons/{slot}", "comparison.*"
-    for name, ref in trial.profiles.items():
-        yield ref, f"profile/{name}", "*"
+def small_files(plan: Plan, trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
+    """Steps, the folder that shows each, and globs of its files; weights stay in the store."""
+    for role, ref in trial.steps.items():
+        yield from ((ref, role, pattern) for pattern in plan.steps[ref].stage.files)
 
 
 def flat_params(config: Config) -> dict[str, Any]:

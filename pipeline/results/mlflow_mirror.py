@@ -21,8 +21,8 @@ from pipeline.results.mlflow_content import (
     flat_params,
     last_ended_s,
     small_files,
+    trial_key,
     trial_metrics,
-    trial_refs,
 )
 from pipeline.results.results import read_suites
 from pipeline.running.capture import log_path
@@ -107,17 +107,17 @@ class Mirror:
 
     def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> Any:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
-        key = fingerprint(sorted(ref.fingerprint for ref in trial_refs(trial)))
-        run = self._run(client, experiment_id, TRIAL_TAG, key, trial.trial.name, tags)
-        present = [ref for ref in trial_refs(trial) if self.store.has(ref)]
+        run = self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
+        steps = dict.fromkeys(trial.steps.values())
+        present = [ref for ref in steps if self.store.has(ref)]
         content = fingerprint([list(ref) for ref in present])
-        complete = len(present) == len(trial_refs(trial))
+        complete = len(present) == len(steps)
         _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
         if run.data.tags.get(CONTENT_TAG) == content:
             return run
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
-        _log_metrics(client, run, trial_metrics(self.store, trial), last_ended_s(self.store, trial))
+        _log_metrics(client, run, trial_metrics(self.store, self.plan, trial), last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
@@ -141,11 +141,11 @@ class Mirror:
 
     def _artifacts(self, trial: TrialPlan) -> Iterator[tuple[Path, str]]:
         """Local files and the artifact folder each goes to; weights stay in the store."""
-        for ref, folder, pattern in small_files(trial):
+        for ref, folder, pattern in small_files(self.plan, trial):
             if (path := self.store.find(ref)) is not None:
                 yield from ((file, folder) for file in sorted(path.glob(pattern)))
-        for ref in trial_refs(trial):
-            log = self.store.storage.find_log(log_path(self.store.local, self.plan.steps[ref]))
+        for ref in dict.fromkeys(trial.steps.values()):
+            log = self.store.find_log(log_path(self.store.local, self.plan.steps[ref]))
             if log is not None:
                 yield log, f"logs/{ref.stage}"
 

@@ -3,17 +3,18 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.config.schema import Config, Weights
+from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.results.resubmission import drift
-from pipeline.steps.step import REPORT, Step, StepRef
-from pipeline.store.ledger import Ledger
+from pipeline.results.environment import changes
+from pipeline.steps.roles import kind_of, slot_of, under
+from pipeline.steps.stages import REPORT
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
-from stages.report.rows import FailureRow, SuiteRow, TrialRow
-from stages.report.serving.results import ServingConfig
-from stages.report.stage import ReportConfig
+from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
+from stages.report.serving.config import ServingConfig
 
 
-def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Step:
+def report_step(plan: Plan, config: Config, store: Store) -> Step:
     """The report of the artifacts published so far: same artifacts, same report."""
     inputs = {name: ref for name, ref in _report_inputs(plan) if store.has(ref)}
     return Step(
@@ -21,12 +22,12 @@ def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Ste
         config=ReportConfig(
             title=plan.name,
             trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
-            tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in trial.comparisons)),
+            tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in under(trial.steps, "compare"))),
             suites=[
                 SuiteRow(name=name, tasks=suite.tasks, normalized=suite.normalized)
                 for name, suite in config.suites.items()
             ],
-            failures=list(_failures(plan, store, ledger)),
+            failures=list(_failures(plan, store)),
             serving=_serving(plan, config),
         ),
         label=plan.name,
@@ -35,20 +36,17 @@ def report_step(plan: Plan, config: Config, store: Store, ledger: Ledger) -> Ste
 
 
 def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
+    """Named by role, with the trial behind its kind: ``compare/TRIAL/mmlu``."""
     for name, trial in plan.trials.items():
-        if trial.gate is not None:
-            yield f"gate/{name}", trial.gate
-        if trial.drift is not None:
-            yield f"drift/{name}", trial.drift
-        yield from ((f"compare/{name}/{slot}", ref) for slot, ref in trial.comparisons.items())
-        yield from ((f"profile/{name}/{point}", ref) for point, ref in trial.profiles.items())
-        if trial.ceilings is not None:
-            yield f"ceilings/{name}", trial.ceilings
+        for role, ref in trial.steps.items():
+            if plan.steps[ref].stage.in_report:
+                kind, slash, rest = role.partition("/")
+                yield f"{kind}/{name}{slash}{rest}", ref
 
 
 def _serving(plan: Plan, config: Config) -> ServingConfig | None:
     """Prices as they are now: a new price makes a new report, and no measurement again."""
-    served = {name: trial.trial.config for name, trial in plan.trials.items() if trial.profiles}
+    served = {name: trial.trial.config for name, trial in plan.trials.items() if under(trial.steps, "profile")}
     if not served:
         return None
     gpus = {each.gpu.name: each.gpu for each in served.values()}
@@ -84,22 +82,19 @@ def _notes(config: Config) -> str | None:
 
 def _mixed(compared: Sequence[TrialPlan], store: Store) -> str | None:
     """In what the environments differ that the shards of a trial and its base were made in; None when it was one."""
-    shards = (
-        ref for trial in compared for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs
-    )
-    first, *others = store.environments(shards) or [{}]
-    found = [line for other in others for line in drift(first, other)]
+    first, *others = store.environments(ref for trial in compared for ref in trial.shards) or [{}]
+    found = [line for other in others for line in changes(first, other)]
     return f"made in different environments: {'; '.join(dict.fromkeys(found))}" if found else None
 
 
-def _failures(plan: Plan, store: Store, ledger: Ledger) -> Iterator[FailureRow]:
-    task_of = {ref: slot for trial in plan.trials.values() for slot, ref in _steps_of_tasks(trial)}
+def _failures(plan: Plan, store: Store) -> Iterator[FailureRow]:
+    task_of = {ref: _task_of(role) for trial in plan.trials.values() for role, ref in trial.steps.items()}
     for step in store.missing(plan.steps.values()):
-        failure = ledger.last_failure(step.ref)
+        failure = store.ledger.last_failure(step.ref)
         if failure is None:
             status, failure_class, message = "missing", None, "not run yet"
         else:
-            status = "skipped" if failure.failure_class.value == "upstream" else "failed"
+            status = "skipped" if failure.failure_class is FailureClass.upstream else "failed"
             failure_class, message = failure.failure_class.value, failure.message
         yield FailureRow(
             step=step.ref.short,
@@ -111,8 +106,6 @@ def _failures(plan: Plan, store: Store, ledger: Ledger) -> Iterator[FailureRow]:
         )
 
 
-def _steps_of_tasks(trial: TrialPlan) -> Iterator[tuple[str, StepRef]]:
-    for slot, leaves in trial.evaluations.items():
-        yield from ((slot, ref) for shards in leaves.values() for ref in shards)
-    yield from trial.comparisons.items()
-    yield from trial.profiles.items()
+def _task_of(role: str) -> str | None:
+    """The report's name for what a step is about: a task, or a workload and its mode."""
+    return slot_of(role) if kind_of(role) == "evaluate" else role.partition("/")[2] or None

@@ -1,37 +1,25 @@
 """Failed steps as a portable file, and whether this environment is the one that a sweep was begun in."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
+from pipeline.results.environment import Environment
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
-from pipeline.store.manifest import code_of, write_durably
-from pipeline.store.provenance import git_state, package_versions
+from pipeline.store.manifest import write_durably
+from stages.fields import is_command
 
 FILE_VERSION = 1
-_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}")
 FROM = "failures.from="
 # What belongs to a machine or to one command, not to the sweep.
-NOT_OF_THE_SWEEP = (
-    "mode",
-    "only",
-    "max_parallel",
-    "allow_drift",
-    "failures",
-    "budget",
-    "gc",
-    "store",
-    "cluster",
-    "tracking",
-)
-
-Environment = Mapping[str, Any]
+NOT_OF_THE_SWEEP = {each.name for each in fields(Config) if is_command(each)}
 
 
 def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
@@ -42,40 +30,6 @@ def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
             raise UserError(f"failures.{name} has no meaning in mode={mode}: use mode={wanted}")
     if failures["from"] is not None and (failures["class"] or failures["step"]):
         raise UserError("failures.from takes every step of its file: leave out failures.class and failures.step")
-
-
-def environment(plan: Plan) -> dict[str, Any]:
-    """What could make the same step come out differently: packages, commit, and the weights each model stands for."""
-    git = git_state(Path(__file__).resolve().parent)
-    models = {trial.trial.config.model.name: trial.model.fingerprint for trial in plan.trials.values()}
-    return {"packages": package_versions(), "git": code_of(git), "weights": models}
-
-
-def drift(then: Environment, now: Environment) -> list[str]:
-    """One line for every way in which two environments differ."""
-    shown = {"packages": "package ", "git": "git commit", "weights": "weights of "}
-    found = []
-    for path, old, new in differences(dict(then), dict(now)):
-        kind, _, name = path.partition(".")
-        old_text, new_text = (_short(str(value)) for value in (old, new))
-        found.append(f"{shown.get(kind, kind)}{name}: {old_text} -> {new_text}")
-    return found
-
-
-def _short(text: str) -> str:
-    """The beginning of a digest; what stands behind it stays."""
-    return _DIGEST.sub(r"\1", text)
-
-
-def check_drift(then: Environment | None, now: Environment, allow: bool) -> list[str]:
-    """The drift to record; raises UserError when there is some that nobody allowed."""
-    found = drift(then, now) if then else []
-    if found and not allow:
-        raise UserError(
-            f"this is not the environment that the sweep was run with ({'; '.join(found)}): restore it, or set "
-            "allow_drift=true, which the results will show"
-        )
-    return found
 
 
 def export(
@@ -119,17 +73,17 @@ def read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def recreated(content: Mapping[str, Any], plan: Plan, allow_drift: bool) -> list[StepRef]:
+def recreated(content: Mapping[str, Any], plan: Plan, allow_changes: bool) -> list[StepRef]:
     """The file's steps in this plan.  A step that would come out as another one is refused, with what differs.
 
-    With ``allow_drift`` the step of the same label takes its place.
+    With ``allow_changes`` the step of the same label takes its place.
     """
     by_label = {(step.stage.name, step.label): step for step in plan.steps.values()}
     refs = []
     for wanted in content["steps"]:
         ref = StepRef(wanted["stage"], wanted["fingerprint"])
         same = by_label.get((wanted["stage"], wanted["label"]))
-        if ref not in plan.steps and not (same and allow_drift):
+        if ref not in plan.steps and not (same and allow_changes):
             raise UserError(f"{ref.short} of the file is not a step of this plan: {_difference(wanted, same)}")
         refs.append(ref if ref in plan.steps else same.ref)  # type: ignore[union-attr]
     return refs
@@ -140,7 +94,7 @@ def _difference(wanted: Mapping[str, Any], same: Step | None) -> str:
         return f"nothing in it is called {wanted['label']}"
     found = differences(described(wanted["payload"]), described(same.payload))
     fields = ", ".join(f"{path.removeprefix('config.')}: {old!r} -> {new!r}" for path, old, new in found)
-    return f"{fields}; make them the same, or set allow_drift=true"
+    return f"{fields}; make them the same, or set allow_changed_environment=true"
 
 
 def with_overrides_of_file(arguments: Sequence[str]) -> list[str]:

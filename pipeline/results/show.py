@@ -14,11 +14,14 @@ from pipeline.planning.memory import gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.results import read_suites
 from pipeline.running.outcome import Outcome, Status
-from pipeline.steps.step import FETCH_DATASET, Step, StepRef
+from pipeline.steps.roles import slot_of
+from pipeline.steps.stages import FETCH_DATASET
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
-from stages.report.rows import FailureRow
+from stages.fetch import DatasetSource
+from stages.report.config import FailureRow
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
@@ -222,7 +225,7 @@ def _trial_cells(plan: Plan, trial: TrialPlan, to_run: set[StepRef]) -> list[str
     engine, memory = trial.trial.config.engine, gpu_memory(trial.trial.config)
     weights = f"{memory.weights_gib:.1f}" if memory else NOTHING
     needed = f"{memory.per_gpu_gib:.1f}" if memory else NOTHING
-    shards = [ref for leaves in trial.evaluations.values() for refs in leaves.values() for ref in refs]
+    shards = trial.shards
     documents, left = (
         sum(plan.steps[ref].num_documents for ref in some) for some in (shards, to_run.intersection(shards))
     )
@@ -231,21 +234,20 @@ def _trial_cells(plan: Plan, trial: TrialPlan, to_run: set[StepRef]) -> list[str
 
 
 def _missing_data(plan: Plan, to_run: set[StepRef]) -> dict[str, list[str]]:
-    """Data sets that are nowhere to be had, and the tasks and calibrations that would read them."""
+    """Data sets that are nowhere to be had, and the tasks and texts that would read them."""
     found: dict[str, dict[str, None]] = {}
-    for trial in plan.trials.values():
-        readers = {
-            slot: [shard for refs in leaves.values() for shard in refs] for slot, leaves in trial.evaluations.items()
-        }
-        drift = plan.steps[trial.drift].inputs["text"] if trial.drift else None
-        texts = {"the calibration": trial.calibration, "the drift text": drift}
-        readers |= {f"{name} of {trial.trial.name}": [ref] for name, ref in texts.items() if ref is not None}
-        for reader, steps in readers.items():
-            inputs = {ref for step in to_run.intersection(steps) for ref in plan.steps[step].inputs.values()}
-            for source in (plan.steps[ref].config for ref in inputs if ref.stage == FETCH_DATASET.name):
+    for name, trial in plan.trials.items():
+        for role, ref in trial.steps.items():
+            for source in _datasets_read(plan, ref) if ref in to_run else ():
                 if source.digest is None and source.revision is None:
+                    reader = slot_of(role) or f"the {role.replace('_', ' ')} of {name}"
                     found.setdefault(source.repo_id, {})[reader] = None
     return {name: list(found[name]) for name in sorted(found)}
+
+
+def _datasets_read(plan: Plan, ref: StepRef) -> list[DatasetSource]:
+    inputs = plan.steps[ref].inputs.values()
+    return [plan.steps[each].config for each in inputs if each.stage == FETCH_DATASET.name]
 
 
 def _by_stage(plan: Plan) -> dict[str, list[Step]]:
@@ -267,7 +269,7 @@ def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure
         return "done"
     if step.ref not in failures:
         return "running" if step.ref in running else "missing"
-    return "skipped" if failures[step.ref].failure_class.value == "upstream" else "failed"
+    return "skipped" if failures[step.ref].failure_class is FailureClass.upstream else "failed"
 
 
 def _print_failures(console: Console, plan: Plan, failures: Mapping[StepRef, Failure]) -> None:

@@ -26,7 +26,7 @@ class Attempts:
         return log_path(self.store.local, step)
 
     def started(self, step: Step) -> None:
-        self.ledger.started(step.ref, self.context.run_id, self.store.storage.log_place(self.log_path(step)))
+        self.ledger.started(step.ref, self.context.run_id, self.store.log_place(self.log_path(step)))
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from pipeline.steps.step import PROFILE, Resources, Step, StepRef
+from pipeline.steps.stages import Occupies
+from pipeline.steps.step import Resources, Step, StepRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def _session(step: Step) -> object:
 
 def _num_engines(step: Step, replicas: int) -> int:
     """Points of a checkpoint are measured on one server: they are to be compared."""
-    return 1 if step.stage is PROFILE else replicas
+    return 1 if step.stage.occupies is Occupies.server else replicas
 
 
 def _shares(steps: list[Step], number: int) -> list[list[Step]]:

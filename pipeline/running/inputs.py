@@ -3,12 +3,14 @@
 import time
 from pathlib import Path
 
+from pipeline.steps.stages import STAGES
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
 from stages.errors import CheckpointError, DataError, StageError
 
 # A network file system may go on saying for a minute that what another machine published is not there.
 APPEARS_WITHIN_S, LOOK_EVERY_S = 60.0, 2.0
+_CHECKPOINTS = {name for name, stage in STAGES.items() if stage.makes_checkpoint}
 
 
 class Inputs:
@@ -32,7 +34,7 @@ class Inputs:
 
     def _sound(self, ref: StepRef) -> Path:
         if ref not in self._refused and (what := self._trouble(ref)):
-            kind = CheckpointError if ref.stage in ("fetch_model", "quantize") else DataError
+            kind = CheckpointError if ref.stage in _CHECKPOINTS else DataError
             self._refused[ref] = kind(what)
         if ref in self._refused:
             raise self._refused[ref]
@@ -53,7 +55,7 @@ class Inputs:
             if time.monotonic() > deadline_s:
                 return False
             time.sleep(LOOK_EVERY_S)
-            self._store.storage.refresh()
+            self._store.refresh()
         return True
 
     def _damage(self, ref: StepRef) -> str | None:

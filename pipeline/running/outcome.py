@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
 from pipeline.errors import FailureClass
 from pipeline.steps.step import StepRef
-from pipeline.store.store import Store
+from pipeline.store.store import Address
 
 
 class Status(Enum):
@@ -34,20 +33,16 @@ class RunContext:
     """What every batch of a run shares.
 
     ``timeout_s`` holds limits by stage.  They are enforced by ending the process, so only where it is a worker's
-    (``kills``).  ``drift`` says in which ways this environment is not the one that the sweep was begun in.
+    (``kills``).  ``changes`` say in which ways this environment is not the one that the sweep was begun in.
     """
 
-    store_root: str | Path
+    store: Address
     run_id: str
     max_attempts: int
-    store_cache: Path | None = None
     timeout_s: Mapping[str, float] = field(default_factory=dict)
     back_off_s: float = 0
     kills: bool = False
-    drift: tuple[str, ...] = ()
-
-    def open_store(self, patience_s: float = 0) -> Store:
-        return Store(self.store_root, self.store_cache, patience_s)
+    changes: tuple[str, ...] = ()
 
     def limit_s(self, stage: str) -> float | None:
         """Seconds that a step of the stage may take here."""

@@ -18,7 +18,6 @@ from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.placement import GIB, Node, check_fits, cluster_nodes, placement_group_of, whole_node
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import StepRef
-from pipeline.store.ledger import Ledger
 from pipeline.store.store import Store
 
 Outcomes = dict[StepRef, Outcome]
@@ -80,7 +79,7 @@ class _Submission:
 
     def __init__(self, batches: Sequence[Batch], context: RunContext, nodes: Sequence[Node], limit: int) -> None:
         self._context, self._nodes = context, nodes
-        self._ledger = Ledger(context.open_store().storage)
+        self._ledger = context.store.open().ledger
         self._limit = limit
         owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
         before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
@@ -169,7 +168,7 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
         done: list[Outcome] = ray.get(ref)
         return done
     except ray.exceptions.RayError as error:
-        store, message = context.open_store(), one_line(getattr(error, "cause", None) or error)
+        store, message = context.store.open(), one_line(getattr(error, "cause", None) or error)
         return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
 
 
@@ -178,7 +177,7 @@ def _without_word(ref: StepRef, store: Store, run_id: str, message: str) -> Outc
     if store.has(ref):
         return Outcome(ref, Status.succeeded)
     with contextlib.suppress(OSError):
-        Ledger(store.storage).failed(ref, run_id, FailureClass.crash, message)
+        store.ledger.failed(ref, run_id, FailureClass.crash, message)
     return Outcome(ref, Status.failed, FailureClass.crash, message)
 
 

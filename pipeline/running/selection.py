@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from pipeline.errors import FailureClass, UserError
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.roles import kind_of, slot_of, slots
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 
@@ -17,13 +18,13 @@ def chosen(plan: Plan, missing: Sequence[Step], only: Sequence[str]) -> list[Ste
     """
     if not only:
         return list(missing)
-    slots = dict.fromkeys(slot for trial in plan.trials.values() for slot in _slots(trial))
+    known = slots(role for trial in plan.trials.values() for role in trial.steps)
     for glob in only:
-        if not (_matching(plan.trials, [glob]) or _matching(slots, [glob])):
+        if not (_matching(plan.trials, [glob]) or _matching(known, [glob])):
             raise UserError(f"only={glob}: no trial or task of the sweep has such a name; mode=plan lists the trials")
     trials = _matching(plan.trials, only) or list(plan.trials)
-    tasks = _matching(slots, only) or list(slots)
-    wanted = {ref for name in trials for ref in _steps_of(plan.trials[name], tasks)}
+    tasks = _matching(known, only) or known
+    wanted = {ref for name in trials for ref in _steps_of(plan, plan.trials[name], tasks)}
     return with_needs(missing, wanted)
 
 
@@ -71,20 +72,11 @@ def _matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
-def _slots(trial: TrialPlan) -> Iterator[str]:
-    """Tasks, and workloads."""
-    yield from trial.evaluations
-    yield from (name.split("/")[0] for name in trial.profiles)
-
-
-def _steps_of(trial: TrialPlan, tasks: Sequence[str]) -> Iterator[StepRef]:
-    if trial.drift is not None and trial.evaluations.keys() <= set(tasks):
-        yield trial.drift
-    for slot in tasks:
-        if slot in trial.evaluations:
-            yield from (ref for shards in trial.evaluations[slot].values() for ref in shards)
-            yield trial.comparisons[slot]
-    points = [ref for name, ref in trial.profiles.items() if name.split("/")[0] in tasks]
-    yield from points
-    if points and trial.ceilings is not None:
-        yield trial.ceilings
+def _steps_of(plan: Plan, trial: TrialPlan, wanted: Sequence[str]) -> Iterator[StepRef]:
+    """Those of the wanted slots; what is for no slot comes with all of them, or along with what it accompanies."""
+    is_whole = set(slots(trial.steps)) <= set(wanted)
+    kinds = {kind_of(role) for role in trial.steps if slot_of(role) in wanted}
+    for role, ref in trial.steps.items():
+        slot = slot_of(role)
+        if slot in wanted or (slot is None and (is_whole or plan.steps[ref].stage.accompanies in kinds)):
+            yield ref

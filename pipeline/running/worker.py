@@ -16,7 +16,6 @@ from pipeline.running.inputs import Inputs
 from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
-from pipeline.store.ledger import Ledger
 from pipeline.store.provenance import provenance
 
 LISTING_PATIENCE_S = 10.0
@@ -38,8 +37,8 @@ class _BatchRun:
         self._batch = batch
         self._context = context
         self._upstream = dict(upstream)
-        self._store = context.open_store(LISTING_PATIENCE_S)
-        self._ledger = Ledger(self._store.storage)
+        self._store = context.store.open(LISTING_PATIENCE_S)
+        self._ledger = self._store.ledger
         self._attempts = Attempts(batch, context, self._store, self._ledger)
         self._inputs = Inputs(self._store)
         self._unopened: list[BaseException] = []  # why the session did not open, since it last did
@@ -152,8 +151,8 @@ class _BatchRun:
                 "stage_s": round(time.perf_counter() - called, 4),
                 "run_id": self._context.run_id,
             }
-            drift = {"drift": list(self._context.drift)} if self._context.drift else {}
-            draft.publish(metrics, {**provenance(), **times, **drift})
+            changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
+            draft.publish(metrics, {**provenance(), **times, **changes})
 
     def _opened(self, session: contextlib.AbstractContextManager[Any]) -> Any:
         try:
@@ -189,4 +188,4 @@ class _BatchRun:
             with captured(log):
                 yield
         finally:
-            self._store.storage.keep_log(log)
+            self._store.keep_log(log)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import FailureClass
 from pipeline.steps.step import Step, StepRef
-from pipeline.store.storage import Storage
+from pipeline.store.storage import Records
 
 NUM_READERS = 16
 # A driver says so often that it lives; one that was silent for longer, or whose clock is off by more, does not.
@@ -48,8 +48,8 @@ class History:
 class Ledger:
     """Attempts of all runs over one store."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
     def started(self, ref: StepRef, run_id: str, log: str | None) -> None:
         """Record an attempt and where its log will be; call before the stage does anything."""
@@ -77,7 +77,7 @@ class Ledger:
 
     def events(self, ref: StepRef) -> list[dict[str, Any]]:
         """Every event of a step, oldest first; a line torn by a kill is passed over."""
-        return [event for line in self._storage.lines(_record(ref)) if (event := _parse(line))]
+        return [event for line in self._records.lines(_record(ref)) if (event := _parse(line))]
 
     def has_seen(self, steps: Iterable[Step], failure_class: FailureClass, run_id: str) -> bool:
         """Whether any of the steps failed so in a run."""
@@ -111,16 +111,16 @@ class Ledger:
 
     def request_stop(self, run_id: str, reason: str) -> None:
         """Ask every worker of a run to stop after the step it is at; the first reason stays."""
-        self._storage.create(_stop_record(run_id), reason)
+        self._records.create(_stop_record(run_id), reason)
 
     def stop_reason(self, run_id: str) -> str | None:
         """Why a run was asked to stop; None when it was not."""
-        reason = self._storage.read(_stop_record(run_id))
+        reason = self._records.read(_stop_record(run_id))
         return reason if reason is None else reason or "stopped"
 
     def clear_stop(self, run_id: str) -> None:
         """Remove the request when the run is over."""
-        self._storage.delete(_stop_record(run_id))
+        self._records.delete(_stop_record(run_id))
 
     @contextmanager
     def alive(self, run_id: str) -> Iterator[None]:
@@ -130,7 +130,7 @@ class Ledger:
         def beat() -> None:
             while True:
                 with suppress(OSError):  # said again in a moment
-                    self._storage.write(record, f"{time.time():.3f}")
+                    self._records.write(record, f"{time.time():.3f}")
                 if over.wait(HEARTBEAT_S):
                     return
 
@@ -142,11 +142,11 @@ class Ledger:
             over.set()
             thread.join()
             with suppress(OSError):
-                self._storage.delete(record)
+                self._records.delete(record)
 
     def is_alive(self, run_id: str) -> bool:
         """Whether the driver of a run said so lately."""
-        said_at = self._storage.read(_run_record(run_id))
+        said_at = self._records.read(_run_record(run_id))
         return bool(said_at) and time.time() - float(said_at or 0) < DEAD_AFTER_S
 
     def last_failure(self, ref: StepRef) -> Failure | None:
@@ -192,7 +192,7 @@ class Ledger:
 
     def _append(self, ref: StepRef, **event: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False)
-        self._storage.append(_record(ref), line)
+        self._records.append(_record(ref), line)
 
 
 def _record(ref: StepRef) -> str:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.steps.step import Metrics, Step
+from pipeline.steps.stages import Metrics
+from pipeline.steps.step import Step
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -23,7 +23,32 @@ class Stored(NamedTuple):
     num_bytes: int
 
 
-class Storage(Protocol):
+class Records(Protocol):
+    """Small texts beside the artifacts, under names like ``ledger/evaluate-0123456789ab``."""
+
+    def append(self, record: str, line: str) -> None:
+        """Add a line to a record, whoever else is adding to it."""
+
+    def lines(self, record: str) -> Sequence[str]:
+        """A record's lines, oldest first; none when there is no such record."""
+
+    def create(self, record: str, text: str) -> None:
+        """Write a record unless it is there."""
+
+    def write(self, record: str, text: str) -> None:
+        """Write a record, whole, in place of what is there."""
+
+    def read(self, record: str) -> str | None:
+        """A record's text; None when there is no such record."""
+
+    def delete(self, record: str) -> None:
+        """Remove a record if it is there."""
+
+    def records(self, folder: str) -> Sequence[str]:
+        """Names of the records in a folder, sorted."""
+
+
+class Storage(Records, Protocol):
     """What a store needs of the place where its bytes lie.  ``local`` is a directory for drafts, logs and memories."""
 
     @property
@@ -67,27 +92,6 @@ class Storage(Protocol):
 
     def check_writable(self, needed_bytes: int) -> None:
         """Raise UserError when artifacts of ``needed_bytes`` cannot be taken."""
-
-    def append(self, record: str, line: str) -> None:
-        """Add a line to a record, whoever else is adding to it."""
-
-    def lines(self, record: str) -> Sequence[str]:
-        """A record's lines, oldest first; none when there is no such record."""
-
-    def create(self, record: str, text: str) -> None:
-        """Write a record unless it is there."""
-
-    def write(self, record: str, text: str) -> None:
-        """Write a record, whole, in place of what is there."""
-
-    def read(self, record: str) -> str | None:
-        """A record's text; None when there is no such record."""
-
-    def delete(self, record: str) -> None:
-        """Remove a record if it is there."""
-
-    def records(self, folder: str) -> Sequence[str]:
-        """Names of the records in a folder, sorted."""
 
     def log_place(self, log: Path) -> str:
         """Where people find a log that this machine writes below ``local``."""

@@ -13,17 +13,19 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.steps.step import Metrics, Step, StepRef
+from pipeline.steps.stages import Metrics
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.bucket import BucketStorage
 from pipeline.store.directory import DirectoryStorage
 from pipeline.store.index import Index
+from pipeline.store.ledger import Ledger
 from pipeline.store.manifest import environment_of, file_name, manifest_of
-from pipeline.store.storage import ABANDONED_AFTER_S, Storage
+from pipeline.store.storage import ABANDONED_AFTER_S, Records, Storage, Stored
 
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 NUM_READERS, STEPS_A_READER = 16, 256
@@ -43,7 +45,18 @@ class Draft:
             return
         manifest = manifest_of(self.step, self.path, metrics, provenance)
         name = f"{file_name(self.step.label)}-{self.step.fingerprint[:12]}"
-        self.store.storage.publish(self.path, self.step.stage.name, name, manifest)
+        self.store._storage.publish(self.path, self.step.stage.name, name, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a process needs to open a store: a directory, or a URL and a directory of the machine's own for copies."""
+
+    root: str | Path
+    cache: Path | None = None
+
+    def open(self, patience_s: float = 0) -> "Store":
+        return Store(self.root, self.cache, patience_s)
 
 
 class Store:
@@ -53,18 +66,64 @@ class Store:
     """
 
     def __init__(self, root: str | Path, cache: Path | None = None, patience_s: float = 0) -> None:
-        self.storage = open_storage(root, cache, patience_s)
-        self._index = Index(self.storage)
+        self._storage = open_storage(root, cache, patience_s)
+        self._index = Index(self._storage)
+        self._address = Address(root, cache)
+
+    @property
+    def address(self) -> Address:
+        """Where a worker finds the same store; absolute, because a worker's directory is another one."""
+        if is_url(self._address.root):
+            return replace(self._address, cache=self.local.resolve())
+        return Address(self.local.resolve())
+
+    @property
+    def records(self) -> Records:
+        """Small texts beside the artifacts: what is known of sweeps, runs and attempts."""
+        return self._storage
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every attempt at every step."""
+        return Ledger(self._storage)
 
     @property
     def url(self) -> str:
         """The store's place as users know it."""
-        return self.storage.url
+        return self._storage.url
 
     @property
     def local(self) -> Path:
         """A directory of this machine for logs and memories; the store itself when that is a directory."""
-        return self.storage.local
+        return self._storage.local
+
+    def refresh(self) -> None:
+        """Look again at what others may have published."""
+        self._storage.refresh()
+
+    def check_writable(self, needed_bytes: int) -> None:
+        """Raise UserError when artifacts of ``needed_bytes`` cannot be taken."""
+        self._storage.check_writable(needed_bytes)
+
+    def everything(self) -> Iterator[Stored]:
+        """Whatever the store made: artifacts, and what is left of others."""
+        return self._storage.everything()
+
+    def remove(self, stored: Stored) -> None:
+        """Remove it for good."""
+        self._storage.remove(stored)
+
+    def log_place(self, log: Path) -> str:
+        """Where people find a log that this machine writes below ``local``."""
+        return self._storage.log_place(log)
+
+    def keep_log(self, log: Path) -> None:
+        """Bring a log there."""
+        self._storage.keep_log(log)
+
+    def find_log(self, log: Path) -> Path | None:
+        """The log on this machine, wherever it was written; None when there is none."""
+        return self._storage.find_log(log)
 
     def has(self, ref: StepRef) -> bool:
         """Whether the step is published.  The full fingerprint in the manifest decides."""
@@ -73,22 +132,22 @@ class Store:
     def find(self, ref: StepRef) -> Path | None:
         """A directory with the published artifact's files, or None."""
         name = self._name(ref)
-        return None if name is None else self.storage.fetch(ref.stage, name)
+        return None if name is None else self._storage.fetch(ref.stage, name)
 
     def path(self, ref: StepRef) -> Path:
         """Like ``find`` for an artifact that must be there; raises FileNotFoundError."""
-        return self.storage.fetch(ref.stage, self._name_of_present(ref))
+        return self._storage.fetch(ref.stage, self._name_of_present(ref))
 
     def manifest(self, ref: StepRef) -> dict[str, Any] | None:
         """The manifest of a published artifact, or None when there is none."""
         name = self._name(ref)
-        return None if name is None else self.storage.manifest(ref.stage, name)
+        return None if name is None else self._storage.manifest(ref.stage, name)
 
     def manifests(self, stage: str) -> Iterator[dict[str, Any]]:
         """The manifests of everything a stage has published, in order of name."""
-        names = sorted(self.storage.listing(stage).values())
+        names = sorted(self._storage.listing(stage).values())
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            yield from filter(None, readers.map(lambda name: self.storage.manifest(stage, name), names))
+            yield from filter(None, readers.map(lambda name: self._storage.manifest(stage, name), names))
 
     def environments(self, refs: Iterable[StepRef]) -> list[dict[str, Any]]:
         """The different environments that published artifacts were made in, with one manifest read for each."""
@@ -96,7 +155,7 @@ class Store:
         for stage, name in ((ref.stage, name) for ref in refs if (name := self._name(ref)) is not None):
             if (known := self._index.of(stage, name)) is not None:
                 found.setdefault(known.environment, (stage, name))
-        return [environment_of(self.storage.manifest(*artifact)) for artifact in found.values()]
+        return [environment_of(self._storage.manifest(*artifact)) for artifact in found.values()]
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
         """The steps that are not published: the one list a run works through.
@@ -105,9 +164,9 @@ class Store:
         their fingerprints, so that the next start reads no manifest.
         """
         steps = list(steps)
-        self.storage.refresh()
+        self._storage.refresh()
         for stage in {step.stage.name for step in steps}:
-            self.storage.listing(stage)
+            self._storage.listing(stage)
         portions = [steps[first : first + STEPS_A_READER] for first in range(0, len(steps), STEPS_A_READER)]
         with ThreadPoolExecutor(NUM_READERS) as readers:
             found = list(readers.map(self._not_found, portions))
@@ -117,16 +176,16 @@ class Store:
     def damaged(self, steps: Iterable[Step]) -> dict[StepRef, str]:
         """Digest every published artifact of the steps again; those that are not what their manifest says, and why."""
         present = [(step.ref, name) for step in steps if (name := self._name(step.ref)) is not None]
-        return {ref: what for ref, name in present if (what := self.storage.audit(ref.stage, name)) is not None}
+        return {ref: what for ref, name in present if (what := self._storage.audit(ref.stage, name)) is not None}
 
     def damage(self, ref: StepRef) -> str | None:
         """Digest the files that ``path`` gives again; what in them is not as the manifest says, or None."""
-        return self.storage.damage(ref.stage, self._name_of_present(ref))
+        return self._storage.damage(ref.stage, self._name_of_present(ref))
 
     def set_aside(self, ref: StepRef) -> None:
         """Take a damaged artifact out of the store's sight; ``mode=gc`` removes it."""
         if (name := self._name(ref)) is not None:
-            self.storage.set_aside(ref.stage, name)
+            self._storage.set_aside(ref.stage, name)
 
     @contextlib.contextmanager
     def draft(self, step: Step) -> Iterator[Draft]:
@@ -147,7 +206,7 @@ class Store:
         return len(drafts)
 
     def _name(self, ref: StepRef) -> str | None:
-        name = self.storage.listing(ref.stage).get(ref.fingerprint[:12])
+        name = self._storage.listing(ref.stage).get(ref.fingerprint[:12])
         if name is None:
             return None
         known = self._index.of(ref.stage, name)
@@ -156,7 +215,7 @@ class Store:
     def _name_of_present(self, ref: StepRef) -> str:
         name = self._name(ref)
         if name is None:
-            self.storage.refresh()  # it may have been published by another worker a moment ago
+            self._storage.refresh()  # it may have been published by another worker a moment ago
             name = self._name(ref)
         if name is None:
             raise FileNotFoundError(f"{ref.short} is not in the store {self.url}")
@@ -183,8 +242,13 @@ def open_storage(root: str | Path, cache: Path | None = None, patience_s: float 
     Listings may be ``patience_s`` old: a worker that publishes shard after shard beside thousands of others would
     read nothing else.  What it may miss so long is work that another driver did, which it then does again.
     """
-    if "://" not in str(root):
+    if not is_url(root):
         return DirectoryStorage(Path(root), patience_s)
     if cache is None:
         raise UserError(f"the store {root} needs a directory of this machine for its copies: set store.cache=DIR")
     return BucketStorage(str(root), cache, patience_s)
+
+
+def is_url(root: str | Path) -> bool:
+    """Whether a store's root is object storage rather than a directory."""
+    return "://" in str(root)

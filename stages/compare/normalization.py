@@ -4,20 +4,11 @@ Source: huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization.  Th
 is laid over scores, the ends of their intervals and every bootstrap draw alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stages.compare.evidence import Evidence, Pairs, Side, combine
 from stages.statistics import normalize
-
-
-def check_baselines(task: str, random_baseline: float | None, leaf_baselines: Mapping[str, float]) -> None:
-    """Raise ValueError unless they are shares below 1, of the whole task or of its leaves."""
-    if leaf_baselines and random_baseline is not None:
-        raise ValueError(f"{task}: give random_baseline (of the whole task) or leaf_baselines, not both")
-    for baseline in (random_baseline or 0.0, *leaf_baselines.values()):
-        if not 0 <= baseline < 1:
-            raise ValueError(f"{task}: a random baseline must be at least 0 and below 1, got {baseline}")
 
 
 def normalize_leaf(part: Evidence, baseline: float) -> Evidence:

@@ -10,54 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.compare.aggregation import aggregation_label
+from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
-from stages.compare.normalization import check_baselines, normalize_leaf, normalize_task
+from stages.compare.normalization import normalize_leaf, normalize_task
 from stages.compare.rows import NUMBERS, SCHEMA, draws_table, row
 from stages.compare.samples import Leaf, Pairing, check_comparable, pair, read_leaves
 from stages.errors import ConfigError, DataError
-from stages.fields import execution, identity
 from stages.statistics import generator
 
 VERSION = 4
 
 _LABELS = ("task", "leaf", "metric", "primary")
-
-
-@dataclass(kw_only=True, slots=True)
-class CompareConfig:
-    """One task of one trial: a single lm-eval task, or a group that is a mean over several (``leaves``)."""
-
-    task: str = identity()
-    leaves: list[str] = identity()  # in the order of the rows
-    metric: str | None = identity(None)  # the primary one, e.g. "exact_match,strict-match"; None: the task's first
-    weight_by_size: bool = identity(True)  # a group's score: mean over documents, else plain mean of its leaves
-    random_baseline: float | None = identity(None, neutral=None)  # what guessing scores in the primary metric
-    leaf_baselines: dict[str, float] = identity(factory=dict, neutral={})  # or on each leaf; see compare_normalization
-    confidence: float = identity(0.95)
-    num_resamples: int = identity(10_000)
-    seed: int = identity(0)
-    num_expected: int | None = identity(None)  # documents over all leaves
-    include_paths: list[str] = execution(factory=list)  # where a task's own aggregation functions are looked for
-
-    def __post_init__(self) -> None:
-        if not self.leaves or len(set(self.leaves)) != len(self.leaves):
-            raise ValueError(f"{self.task}: leaves must name each leaf task once, got {list(self.leaves)}")
-        check_baselines(self.task, self.random_baseline, self.leaf_baselines)
-        if self.leaf_baselines and set(self.leaf_baselines) != set(self.leaves):
-            raise ValueError(f"{self.task}: leaf_baselines must name every leaf and no other")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"{self.task}: confidence must lie between 0 and 1, got {self.confidence}")
-        if self.num_resamples < 100:
-            raise ValueError(f"{self.task}: num_resamples must be at least 100, got {self.num_resamples}")
-
-    @property
-    def is_normalized(self) -> bool:
-        """Whether the primary metric is also shown relative to guessing."""
-        return self.random_baseline is not None or bool(self.leaf_baselines)
-
-    def baseline_of(self, leaf: str) -> float:
-        """What guessing scores on one leaf."""
-        return self.leaf_baselines.get(leaf, self.random_baseline or 0.0)
 
 
 class _Line(NamedTuple):

@@ -2,26 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import CheckpointError
-from stages.fields import identity
 from stages.gate.behaviour import check_answers, check_divergence, check_logits, check_loss, observe
+from stages.gate.config import GateConfig
 from stages.gate.weights import Check, check_weights, read_files
 
 VERSION = 1
-
-
-@dataclass(kw_only=True, slots=True)
-class GateConfig:
-    """Thresholds.  Divergence and agreement are always reported; a divergence fails only with a threshold."""
-
-    max_mean_kl: float | None = identity(None)  # nats per token
-    max_size_deviation: float = identity(0.02)  # of the size that the recipe leads one to expect
-    max_lost: float = identity(0.5)  # share of the base's advantage over uniform guessing, in nats per token
-    max_degenerate: float = identity(0.5)  # share of the probes that the base answers properly
-    num_probe_tokens: int = identity(32)
 
 
 def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

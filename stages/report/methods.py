@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
-from stages.report.rows import Comparison, TrialRow, read_json
+from stages.report.rows import Comparison, read_json
 
 Comparisons = Mapping[tuple[str, str], Comparison]
 

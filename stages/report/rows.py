@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stages.compare.rows import NORMALIZED
 from stages.errors import DataError
-from stages.fields import identity
+from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.statistics import NO_INTERVAL, Floats, Interval, percentile_interval, recovery_draws, recovery_of
 
 Row = dict[str, Any]
@@ -69,46 +69,6 @@ SUITES_SCHEMA = pa.schema(
         ("recovery_high", _SCORE),
     ]
 )
-
-
-@dataclass(kw_only=True, slots=True)
-class TrialRow:
-    """A trial as the report names it."""
-
-    name: str = identity()
-    model: str = identity()
-    recipe: str = identity()
-    is_base: bool = identity(False)
-    base: str | None = identity(None, neutral=None)  # the trial that it is compared with
-    notes: str | None = identity(None)  # what a reader must know of the model
-    mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
-    size_gib: float | None = identity(None)
-
-    @property
-    def label(self) -> str:
-        """Its name among the trials of its model: the recipe, and the other axes of the sweep."""
-        return self.name.removeprefix(f"{self.model}/")
-
-
-@dataclass(kw_only=True, slots=True)
-class SuiteRow:
-    """Tasks whose plain mean is shown: of their scores, or of their ``normalized`` ones."""
-
-    name: str = identity()
-    tasks: list[str] = identity()
-    normalized: bool = identity(False)
-
-
-@dataclass(kw_only=True, slots=True)
-class FailureRow:
-    """A step that has no result: it failed, was skipped because another did, or has not run."""
-
-    step: str = identity()
-    trial: str | None = identity(None)
-    task: str | None = identity(None)
-    status: str = identity()  # failed, skipped, missing
-    failure_class: str | None = identity(None)
-    message: str = identity("")
 
 
 @dataclass(frozen=True, slots=True)

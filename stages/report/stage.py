@@ -2,50 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.fields import identity
 from stages.report.chart import recovery_chart
+from stages.report.config import ReportConfig
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
-from stages.report.rows import (
-    SUMMARY_SCHEMA,
-    Comparison,
-    FailureRow,
-    Row,
-    SuiteRow,
-    TrialRow,
-    read_comparisons,
-    suite_rows,
-    summary_rows,
-)
-from stages.report.serving.results import ServingConfig
+from stages.report.rows import SUMMARY_SCHEMA, Comparison, Row, read_comparisons, suite_rows, summary_rows
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
 VERSION = 4
-
-
-@dataclass(kw_only=True, slots=True)
-class ReportConfig:
-    """What the report shows, in its order."""
-
-    title: str = identity()
-    trials: list[TrialRow] = identity()
-    tasks: list[str] = identity()
-    suites: list[SuiteRow] = identity(factory=list)
-    failures: list[FailureRow] = identity(factory=list)
-    serving: ServingConfig | None = identity(None, neutral=None)  # prices and mixes of the points among the inputs
-
-    def __post_init__(self) -> None:
-        names = [trial.name for trial in self.trials]
-        if len(set(names)) != len(names):
-            raise ValueError(f"{self.title}: two trials have the same name: {', '.join(names)}")
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stages.compare.rows import NORMALIZED
+from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import (
     MISSING,
     count,
@@ -15,7 +16,7 @@ from stages.report.numbers import (
     percent,
     percent_interval,
 )
-from stages.report.rows import Row, SuiteRow, TrialRow
+from stages.report.rows import Row
 
 _MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈"}
 # Of a suite's mean, which has no interval, raw and normalized (a number of up to 100), and of its recovery in per cent.

@@ -5,29 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
-from stages.fields import execution, identity
-from stages.serving.gpu import check_gpus, wait_until_idle
+from stages.gpu import check_gpus, wait_until_idle
+from stages.serving.config import CeilingsConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
 _REPEATS, _ENOUGH_S = 10, 1.0
-
-
-@dataclass(kw_only=True, slots=True)
-class CeilingsConfig:
-    """The device, as the plan names it."""
-
-    device: str = identity()
-    driver: str | None = identity(None)
-    on_gpu: bool = identity()
-    allow_busy_gpu: bool = execution(False)
 
 
 def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

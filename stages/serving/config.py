@@ -70,3 +70,13 @@ class ProfileConfig:
     @property
     def num_gpus(self) -> int:
         return self.engine.num_gpus * self.server.replicas
+
+
+@dataclass(kw_only=True, slots=True)
+class CeilingsConfig:
+    """The device, as the plan names it."""
+
+    device: str = identity()
+    driver: str | None = identity(None)
+    on_gpu: bool = identity()
+    allow_busy_gpu: bool = execution(False)

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError
+from stages.gpu import check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
 from stages.serving.config import ProfileConfig, ProfileMode
-from stages.serving.gpu import check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
 from stages.serving.kernels import kernels_of
 from stages.serving.roofline import work_of
 

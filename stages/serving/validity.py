@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.serving.gpu import GpuState
+from stages.gpu import GpuState
 from stages.serving.load import Request, answered
 
 MAX_FAILED_SHARE = 0.01

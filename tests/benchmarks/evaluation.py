@@ -80,7 +80,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _found(
     options: argparse.Namespace, ours_s: float, theirs_s: dict[str, float], pairs: list[tuple[str, float, float]]
 ) -> dict[str, Any]:
-    from stages.serving.gpu import read_gpus
+    from stages.gpu import read_gpus
     from tests.benchmarks.grid import machine
 
     gpus = read_gpus(1)

@@ -102,11 +102,10 @@ def planned(root: Path, seeds: int) -> Any:
 
     from pipeline.config.schema import register
     from pipeline.config.sweep import expand
-    from pipeline.context import Sweep
+    from pipeline.context import PlannedSweep
     from pipeline.planning.facts import resolve
-    from pipeline.planning.plan import make_plan
+    from pipeline.planning.make_plan import make_plan
     from pipeline.steps.step import Resources
-    from pipeline.store.ledger import Ledger
     from pipeline.store.store import Store
     from tests.synthetic import synthetic
 
@@ -129,7 +128,7 @@ def planned(root: Path, seeds: int) -> Any:
     for trial in plan.trials.values():  # its weights would not fit this disk, and are not written
         trial.trial.config.model.shape = None
     console = Console(file=sys.stderr, width=200)
-    return Sweep(plan, config, store, Ledger(store.storage), console, overrides), plan_s
+    return PlannedSweep(plan, config, store, console, overrides), plan_s
 
 
 def plan(root: Path, seeds: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.steps.step import Resources, Stage, Step, StepRef
+from pipeline.steps.stages import Stage
+from pipeline.steps.step import Resources, Step, StepRef
 from stages.errors import DataError, EngineError
 from stages.fields import execution, identity
 

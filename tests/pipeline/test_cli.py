@@ -120,6 +120,11 @@ BAD_INPUT = {
         ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1"],
         r"cluster.address=127.0.0.1:1: no Ray cluster there",
     ),
+    "a key of an earlier version": (
+        ["allow_drift=true"],
+        r"error: allow_drift is called allow_changed_environment now",
+    ),
+    "one that is added": (["++allow_drift=true"], r"error: allow_drift is called allow_changed_environment now"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 

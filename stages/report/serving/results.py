@@ -8,24 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.fields import identity
 from stages.measured import Measured, weighted_sum
-from stages.report.rows import Row, TrialRow, read_json
-from stages.report.serving.cost import GpuConfig, cost_reduction, queries_per_usd, speedup, usd_per_hour
+from stages.report.config import TrialRow
+from stages.report.rows import Row, read_json
+from stages.report.serving.config import GpuConfig, ServingConfig, usd_per_hour
+from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup
 from stages.report.serving.recommendation import Curve, Mix, Option
 
 ASSUMED_SHARE = 0.1  # the relative half-interval of what was not repeated, where nothing of its trial was
-
-
-@dataclass(kw_only=True, slots=True)
-class ServingConfig:
-    """What costs are computed from, beside the points: prices, mixes of workloads, and latency objectives."""
-
-    gpus: list[GpuConfig] = identity()
-    gpu_of: dict[str, str] = identity()  # trial -> name of its GPU
-    mixes: dict[str, dict[str, float]] = identity(factory=dict)
-    slo_itl_ms: float | None = identity(None)
-    slo_ttft_ms: float | None = identity(None)
 
 
 @dataclass(frozen=True, slots=True)

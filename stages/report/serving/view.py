@@ -8,15 +8,16 @@ from typing import Any
 import pyarrow as pa
 
 from stages.measured import Measured
+from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, number
-from stages.report.rows import Row, TrialRow, read_json
+from stages.report.rows import Row, read_json
 from stages.report.serving.chart import bar_chart, curve_chart
+from stages.report.serving.config import ServingConfig
 from stages.report.serving.points import POINT_SCHEMA, point_lines, point_rows, why_lines
 from stages.report.serving.recommendation import Recommendation, recommend
 from stages.report.serving.results import (
     Point,
     Served,
-    ServingConfig,
     base_of,
     curve_of,
     goodput_of,

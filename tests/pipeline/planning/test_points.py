@@ -13,7 +13,9 @@ from pipeline.running.outcome import RunContext, Status
 from pipeline.running.placement import Node, whole_node
 from pipeline.running.selection import chosen
 from pipeline.running.worker import run_batch
+from pipeline.steps.roles import under
 from pipeline.steps.step import Resources
+from pipeline.store.store import Address
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.planning.test_plan import by_stage, planned, trials_of
 
@@ -35,16 +37,16 @@ def points(plan: Plan) -> set[str]:
 def test_every_workload_is_measured_alone_at_its_most_and_at_rates_up_to_that(tmp_path: Path) -> None:
     plan = planned(tmp_path, SMOKE)
     for trial in plan.trials.values():
-        assert list(trial.profiles) == [
+        assert list(under(trial.steps, "profile")) == [
             "first_token_64/synchronous",
             "first_token_64/throughput",
             "short/synchronous",
             "short/throughput",
             "short/rate-0.5",
         ]
-        rate = plan.steps[trial.profiles["short/rate-0.5"]]
-        assert rate.inputs["throughput"] == trial.profiles["short/throughput"]
-        assert trial.ceilings is not None
+        rate = plan.steps[trial.steps["profile/short/rate-0.5"]]
+        assert rate.inputs["throughput"] == trial.steps["profile/short/throughput"]
+        assert trial.steps["ceilings"] == by_stage(plan, "ceilings")[0].ref
     assert len(by_stage(plan, "ceilings")) == 1
 
 
@@ -92,7 +94,6 @@ def test_more_rates_leave_what_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_new_price_makes_a_new_report_only(tmp_path: Path) -> None:
-    from pipeline.store.ledger import Ledger
     from pipeline.store.store import Store
 
     store = Store(tmp_path)
@@ -100,7 +101,7 @@ def test_a_new_price_makes_a_new_report_only(tmp_path: Path) -> None:
     def made(*overrides: str) -> tuple[str, str]:
         trials = trials_of(SMOKE, *overrides)
         plan = planned(tmp_path, SMOKE, *overrides)
-        step = report_step(plan, trials[0].config, store, Ledger(store.storage))
+        step = report_step(plan, trials[0].config, store)
         return plan.fingerprint, step.fingerprint
 
     plan, report = made()
@@ -151,6 +152,6 @@ def test_a_rate_is_skipped_when_the_point_it_needs_failed(tmp_path: Path) -> Non
     rate = serving("rate", checkpoint, most, scratch=str(tmp_path))
     other = serving("other", checkpoint, scratch=str(tmp_path))
     first, batch = batches([checkpoint, most, rate, other])
-    context = RunContext(tmp_path, "run", max_attempts=1)
+    context = RunContext(Address(tmp_path), "run", max_attempts=1)
     outcomes = run_batch(batch, context, run_batch(first, context, []))
     assert [outcome.status for outcome in outcomes] == [Status.failed, Status.skipped, Status.succeeded]

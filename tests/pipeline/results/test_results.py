@@ -1,14 +1,19 @@
 """What a store remembers of a sweep: its latest plan, and the environment it was begun in."""
 
+import json
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
-from pipeline.results import results
-from pipeline.results.resubmission import drift
-from pipeline.steps.step import Step
+from pipeline.results import load, record
+from pipeline.results.environment import changes
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
+from tests.pipeline.planning.test_plan import planned
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -19,20 +24,64 @@ def test_a_plan_that_takes_another_one_s_name_knows_what_that_leaves_behind(tmp_
         with store.draft(step) as draft:
             draft.publish({}, {})
     before, after = _plan(note("kept"), note("left"), note("never made")), _plan(note("kept"), note("new"))
-    assert results.num_replaced(store, before) == 0
-    results.save(store, before, None)
-    assert results.num_replaced(store, before) == 0
-    assert results.num_replaced(store, after) == 1
-    results.save(store, after, None)
-    assert results.num_replaced(store, after) == 0
+    assert record.num_replaced(store, before) == 0
+    record.save(store, before, None)
+    assert record.num_replaced(store, before) == 0
+    assert record.num_replaced(store, after) == 1
+    record.save(store, after, None)
+    assert record.num_replaced(store, after) == 0
 
 
 def test_uncommitted_changes_are_another_environment() -> None:
     clean, changed = (environment_of({"provenance": {"git": {"commit": COMMIT, "dirty": dirty}}}) for dirty in (0, 1))
-    assert drift(clean, changed) == ["git commit: 0123456789ab -> 0123456789ab with changes"]
-    assert drift(clean, clean) == []
+    assert changes(clean, changed) == ["git commit: 0123456789ab -> 0123456789ab with changes"]
+    assert changes(clean, clean) == []
     assert environment_of({}) == {"packages": None, "git": None}
 
 
 def _plan(*steps: Step) -> Plan:
     return Plan("test", {}, {step.ref: step for step in steps})
+
+
+def test_a_record_of_the_first_version_is_read_and_its_results_are_found(tmp_path: Path) -> None:
+    """What a store holds that was made before trials had roles."""
+    refs = {name: ["note", name * 64] for name in "abcdefg"}
+    trial = {
+        "name": "m/r", "base": "m/bf16", "model": "m", "recipe": "r",
+        "checkpoint": refs["a"], "gate": refs["b"], "calibration": None, "drift": None,
+        "evaluations": {"quiz": {"quiz_a": [refs["c"], refs["d"]]}}, "comparisons": {"quiz": refs["e"]},
+        "profiles": {"rag/throughput": refs["f"]}, "ceilings": refs["g"],
+    }  # fmt: skip
+    old = {"name": "old", "plan_fingerprint": "f" * 64, "trials": [trial], "steps": [], "report": None}
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "old.json").write_text(json.dumps(old))
+    assert load(tmp_path, "old").trials["m/r"].steps == {
+        "checkpoint": StepRef("note", "a" * 64),
+        "gate": StepRef("note", "b" * 64),
+        "ceilings": StepRef("note", "g" * 64),
+        "evaluate/quiz/quiz_a/0000": StepRef("note", "c" * 64),
+        "evaluate/quiz/quiz_a/0001": StepRef("note", "d" * 64),
+        "compare/quiz": StepRef("note", "e" * 64),
+        "profile/rag/throughput": StepRef("note", "f" * 64),
+    }
+    assert load(tmp_path, "old").samples("m/r", "quiz").num_rows == 0
+
+
+def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "new.json").write_text(json.dumps({"version": 99}))
+    with pytest.raises(UserError, match=r"newer version.*sweeps/new\.json has version 99"):
+        load(tmp_path, "new")
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "+sweep=smoke")
+    store = Store(tmp_path / "store")
+    record.save(store, plan, None, {"packages": {}})
+    found = record.read(store, plan.name)
+    assert found is not None
+    assert {name: trial.steps for name, trial in found.trials.items()} == {
+        name: trial.steps for name, trial in plan.trials.items()
+    }
+    assert found.steps == set(plan.steps)
+    assert record.first_environment(store, plan.name) == {"packages": {}}

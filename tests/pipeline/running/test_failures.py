@@ -14,7 +14,7 @@ from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import Outcomes, make_runner
 from pipeline.steps.step import Resources, Step
 from pipeline.store.ledger import Ledger
-from pipeline.store.store import Store, open_storage
+from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 
 
@@ -25,7 +25,7 @@ def run(
     timeout_s: Mapping[str, float] | None = None,
     run_id: str = "run",
 ) -> Outcomes:
-    context = RunContext(root, run_id, max_attempts=2, timeout_s=timeout_s or {})
+    context = RunContext(Address(root), run_id, max_attempts=2, timeout_s=timeout_s or {})
     runner = make_runner(ClusterConfig(runner=kind, num_cpus=2))
     return runner.run(batches(Store(root).missing(steps)), context, lambda _: None)
 

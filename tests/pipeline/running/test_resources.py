@@ -14,7 +14,7 @@ from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import make_runner
 from pipeline.steps.step import Resources, Step
 from pipeline.store.ledger import Ledger
-from pipeline.store.store import Store, open_storage
+from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.planning.test_plan import planned
 from tests.sweeping import wait_for
@@ -38,7 +38,7 @@ def test_logical_gpus_are_never_oversubscribed(tmp_path: Path, node_of_eight: An
         for index, size in enumerate(sizes)
     ]
     cluster = ClusterConfig(runner=RunnerKind.ray, address=node_of_eight.address)
-    context = RunContext(tmp_path, "run", max_attempts=2)
+    context = RunContext(Address(tmp_path), "run", max_attempts=2)
     outcomes = make_runner(cluster).run(batches(steps), context, lambda _: None)
     assert {outcome.status for outcome in outcomes.values()} == {Status.succeeded}
     spans = [_span(tmp_path, step) for step in steps]
@@ -78,7 +78,7 @@ def test_a_node_that_joins_later_is_used(tmp_path: Path) -> None:
     steps = [note(f"{index}", behaviour="slow") for index in range(40)]
     growing = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster = ClusterConfig(runner=RunnerKind.ray, address=growing.address)
-    context = RunContext(tmp_path, "run", max_attempts=2)
+    context = RunContext(Address(tmp_path), "run", max_attempts=2)
     with ThreadPoolExecutor() as thread:
         running = thread.submit(make_runner(cluster).run, batches(steps), context, lambda _: None)
         wait_for(lambda: len(list((tmp_path / "note").glob("*/manifest.json"))) > 4)
@@ -94,7 +94,7 @@ def test_a_node_that_joins_later_is_used(tmp_path: Path) -> None:
 def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
     steps = [note(f"{index}", behaviour="slow", resources=Resources(num_cpus=0.1)) for index in range(4)]
     cluster = ClusterConfig(runner=RunnerKind.ray, num_cpus=2)
-    context = RunContext(tmp_path, "run", max_attempts=2)
+    context = RunContext(Address(tmp_path), "run", max_attempts=2)
     make_runner(cluster, max_parallel=1).run(batches(steps), context, lambda _: None)
     spans = sorted(_span(tmp_path, step) for step in steps)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
@@ -111,7 +111,7 @@ def test_more_memory_than_any_node_has_is_refused(tmp_path: Path) -> None:
     step = note("a", resources=Resources(memory_gib=10_000))
     with pytest.raises(UserError, match=r"needs 10000 GiB of memory"):
         make_runner(ClusterConfig(runner=RunnerKind.ray, num_cpus=2)).run(
-            batches([step]), RunContext(tmp_path, "run", max_attempts=2), lambda _: None
+            batches([step]), RunContext(Address(tmp_path), "run", max_attempts=2), lambda _: None
         )
 
 
@@ -125,7 +125,7 @@ def test_gpus_and_memory_of_different_nodes_are_not_added_up(tmp_path: Path) -> 
     )
     two.add_node(num_cpus=1, memory=8 * gib)
     runner = make_runner(ClusterConfig(runner=RunnerKind.ray, address=two.address))
-    context = RunContext(tmp_path, "run", max_attempts=2)
+    context = RunContext(Address(tmp_path), "run", max_attempts=2)
     fitting = note("fitting", resources=Resources(num_gpus=1, memory_gib=1))
     with pytest.raises(UserError, match=r"needs 1 GPUs and 4 GiB of memory on one node, but no node .* has both"):
         runner.run(
@@ -140,6 +140,6 @@ def test_a_node_that_may_come_is_waited_for_only_when_the_cluster_grows(tmp_path
     step = note("a", resources=Resources(num_gpus=16, num_nodes=2))
     with pytest.raises(UserError, match=r"needs 16 GPUs, but the cluster has 0.*autoscales"):
         make_runner(ClusterConfig(runner=RunnerKind.ray, num_cpus=2)).run(
-            batches([step]), RunContext(tmp_path, "run", max_attempts=2), lambda _: None
+            batches([step]), RunContext(Address(tmp_path), "run", max_attempts=2), lambda _: None
         )
     assert Store(tmp_path).find(step.ref) is None

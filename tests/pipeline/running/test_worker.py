@@ -14,14 +14,14 @@ from pipeline.running.runner import Outcomes, make_runner
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import Resources, Step, StepRef
 from pipeline.store.ledger import Ledger
-from pipeline.store.store import Store, open_storage
+from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 
 
 def run(root: Path, steps: Sequence[Step], kind: RunnerKind = RunnerKind.inline, run_id: str = "run") -> Outcomes:
     cluster = ClusterConfig(runner=kind, num_cpus=2)
     missing = Store(root).missing(steps)
-    return make_runner(cluster).run(batches(missing), RunContext(root, run_id, max_attempts=2), lambda _: None)
+    return make_runner(cluster).run(batches(missing), RunContext(Address(root), run_id, max_attempts=2), lambda _: None)
 
 
 def read(root: Path, step: Step) -> str:

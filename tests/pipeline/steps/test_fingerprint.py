@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pipeline.steps.fingerprint import canonical, canonical_json, differences, fingerprint, payload
 from stages.calibrate import CalibrationConfig
-from stages.compare.stage import CompareConfig
+from stages.compare.config import CompareConfig
 from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
 from stages.fetch import DatasetSource, ModelSource
 from stages.fields import identity
-from stages.gate.stage import GateConfig
+from stages.gate.config import GateConfig
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig
 
 PLAIN = st.recursive(

@@ -14,8 +14,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
+from pipeline.results import load
 from pipeline.results.garbage import collect
-from pipeline.results.results import load
+from pipeline.results.record import save
+from pipeline.steps.roles import under
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
 from tests.sweeping import driver, free_port, make_sweep, stop_group, tables, wait_for
@@ -89,7 +91,7 @@ def test_of_two_publishers_the_first_wins_and_the_second_leaves_nothing(bucket: 
         (draft.path / "note.txt").write_text("mine")
         publish(first, "hello", "the first")
         draft.publish({}, {})
-    second.storage.refresh()
+    second.refresh()
     assert (second.path(note("hello").ref) / "note.txt").read_text() == "the first"
     assert len([name for name in objects(bucket) if "/artifacts/" in name]) == 2
 
@@ -129,8 +131,8 @@ def test_garbage_is_what_no_sweep_refers_to(bucket: str, tmp_path: Path) -> None
     store = Store(bucket, tmp_path)
     for text in ("used", "old"):
         publish(store, text)
-    plan = Plan("test", {}, {note("used").ref: note("used")})
-    [unused] = collect(store, plan, delete=True)
+    save(store, Plan("test", {}, {note("used").ref: note("used")}), None)
+    [unused] = collect(store, delete=True)
     assert "/old-" in unused.location
     assert store.missing([note("used"), note("old")]) == [note("old")]
     assert not [name for name in objects(bucket) if "/old-" in name]
@@ -139,7 +141,7 @@ def test_garbage_is_what_no_sweep_refers_to(bucket: str, tmp_path: Path) -> None
 def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket: str, tmp_path: Path) -> None:
     store = Store("s3://no-such-bucket-at-all/x", tmp_path)
     with pytest.raises(UserError, match=r"cannot be written .*; check|cannot be written .*: check"):
-        store.storage.check_writable(0)
+        store.check_writable(0)
     with pytest.raises(UserError, match=r"store\.cache=DIR"):
         Store(bucket)
 
@@ -163,8 +165,8 @@ def test_a_sweep_killed_twice_in_a_bucket_ends_as_in_a_directory(bucket: str, tm
     results = load(bucket, "small", tmp_path / "notebook")
     reference = tables(own / "reference")
     for trial, record in results.trials.items():
-        for task in record.comparisons:
-            found = results.store.find(record.comparisons[task])
+        for task, ref in under(record.steps, "compare").items():
+            found = results.store.find(ref)
             assert found is not None
             assert (found / "comparison.parquet").read_bytes() == reference[found.name]
             assert results.samples(trial, task).num_rows in (60, 40)

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.results.garbage import collect
-from pipeline.results.results import save
+from pipeline.results.record import save
 from pipeline.store.manifest import MANIFEST, file_name
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
@@ -147,9 +147,9 @@ def test_a_draft_of_a_living_process_is_not_abandoned(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"store\.root=DIR"):
-        Store(tmp_path / "file" / "store").storage.check_writable(0)
+        Store(tmp_path / "file" / "store").check_writable(0)
     with pytest.raises(UserError, match="GiB free"):
-        Store(tmp_path).storage.check_writable(needed_bytes=2**60)
+        Store(tmp_path).check_writable(needed_bytes=2**60)
 
 
 def test_an_open_store_with_patience_sees_at_once_what_it_publishes_itself(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     record = {"trials": [{"checkpoint": list(note("recorded").ref)}], "report": None}
     (tmp_path / "sweeps" / "earlier.json").write_text(json.dumps(record))
-    plan = Plan("test", {}, {from_it.ref: from_it})
-    assert [unused.location for unused in collect(store, plan, delete=False)] == [str(old)]
+    save(store, Plan("test", {}, {from_it.ref: from_it}), None)
+    assert [unused.location for unused in collect(store, delete=False)] == [str(old)]
     assert old.exists()
     theirs = tmp_path / "notes" / "of the user"
     theirs.mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     with store.draft(used) as draft:
         draft.publish({}, {})
     with store.draft(note("being made")) as draft:
-        collect(store, plan, delete=True)
+        collect(store, delete=True)
         assert draft.path.exists()
     assert not old.exists()
     assert theirs.exists()
@@ -240,7 +240,7 @@ def test_what_a_sweep_will_need_is_no_garbage_before_anything_is_made_of_it(tmp_
     path, data = publish(tmp_path, "data"), note("data")
     store, theirs = Store(tmp_path), note("theirs", data)
     save(store, Plan("other", {}, {data.ref: data, theirs.ref: theirs}), None)
-    assert collect(store, Plan("mine", {}, {}), delete=True) == []
+    assert collect(store, delete=True) == []
     assert path.exists()
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.compare.stage import CompareConfig, compare
+from stages.compare.config import CompareConfig
+from stages.compare.stage import compare
 from stages.errors import ConfigError, DataError
 
 right_or_wrong = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from stages.errors import CheckpointError
 from stages.gate.behaviour import Behaviour, check_answers, check_loss, is_degenerate
-from stages.gate.stage import GateConfig, gate
+from stages.gate.config import GateConfig
+from stages.gate.stage import gate
 from stages.quantize import Algorithm
 
 RECIPES = {

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.compare.stage import CompareConfig, compare
+from stages.compare.config import CompareConfig
+from stages.compare.stage import compare
 from stages.errors import DataError
+from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
 from stages.report.numbers import decimals, interval, number, p_value, percent
 from stages.report.rows import suite_rows
-from stages.report.stage import FailureRow, ReportConfig, SuiteRow, TrialRow, report
+from stages.report.stage import report
 
 TASKS = ["gsm8k", "arc", "ppl"]
 TRIALS = [

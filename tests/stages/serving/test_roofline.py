@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from stages.checkpoints.shape import ModelShape
 from stages.dummy import DummyConfig, dummy
 from stages.quantize import Algorithm, RecipeConfig
-from stages.serving.ceilings import CeilingsConfig, ceilings
+from stages.serving.ceilings import ceilings
+from stages.serving.config import CeilingsConfig
 from stages.serving.roofline import least_latency_s, most_requests_per_s, work_of
 
 H100 = {"bandwidth_gb_s": 3000.0, "bf16_tflop_s": 800.0, "fp8_tflop_s": 1600.0, "int8_tflop_s": 1600.0}

@@ -15,9 +15,9 @@ import pytest
 
 from stages.errors import ConfigError, EngineError
 from stages.evaluate.config import EngineConfig
+from stages.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving import validity
 from stages.serving.config import ProfileConfig, ProfileMode, ServerConfig, WorkloadConfig
-from stages.serving.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving.kernels import kernels_of
 from stages.serving.load import LoadClient, answered, requests_per_s, sustained_per_s
 from stages.serving.measure import under_load

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from stages.report.serving.results import ServingConfig
-from stages.report.stage import ReportConfig, TrialRow, report
+from stages.report.config import ReportConfig, TrialRow
+from stages.report.serving.config import ServingConfig
+from stages.report.stage import report
 from tests.published import GPUS, TABLES, WORKLOADS, recipes, row
 from tests.stages.report.test_report import Tables
 

@@ -1,0 +1,222 @@
+"""Planning: the steps of each trial, put into the plan after those they need.  Pure, like the plan itself."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+
+from pipeline.config.schema import TaskConfig, Weights
+from pipeline.config.sweep import Trial
+from pipeline.errors import UserError
+from pipeline.planning.facts import Facts
+from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.points import points
+from pipeline.planning.resources import resources_of
+from pipeline.planning.shards import evaluate_config, shard_ranges
+from pipeline.planning.task_facts import TaskFacts, task_key
+from pipeline.steps.roles import shard_role, under
+from pipeline.steps.stages import (
+    CALIBRATE,
+    CEILINGS,
+    COMPARE,
+    DRIFT,
+    DUMMY,
+    EVALUATE,
+    FETCH_DATASET,
+    FETCH_MODEL,
+    GATE,
+    PROFILE,
+    QUANTIZE,
+    Stage,
+)
+from pipeline.steps.step import Step, StepRef
+from stages.calibrate import CalibrationConfig
+from stages.compare.config import CompareConfig
+from stages.drift import DriftConfig
+from stages.dummy import DummyConfig
+from stages.fetch import DatasetSource
+from stages.quantize import Algorithm, QuantizeConfig, check_group_size, needs_calibration
+from stages.serving.config import CeilingsConfig
+
+Inputs = Mapping[str, StepRef]
+
+
+def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
+    """The plan of a sweep.  Raises UserError for a recipe that does not fit its model."""
+    plan = Plan(name)
+    trials = list(trials)
+    for trial in sorted(trials, key=lambda t: not t.is_base):  # a comparison needs its base's shards
+        plan.trials[trial.name] = _Builder(plan, trial, facts).build()
+    plan.trials = {trial.name: plan.trials[trial.name] for trial in trials}
+    return plan
+
+
+class _Builder:
+    """Adds one trial's steps to a plan."""
+
+    def __init__(self, plan: Plan, trial: Trial, facts: Facts) -> None:
+        self._config = replace(trial.config, model=facts.models[trial.config.model.name])
+        self._plan, self._facts = plan, facts
+        self._planned = TrialPlan(replace(trial, config=self._config))
+        self._steps = self._planned.steps
+
+    @property
+    def _trial(self) -> Trial:
+        return self._planned.trial
+
+    @property
+    def _after_gate(self) -> tuple[StepRef, ...]:
+        """A checkpoint that fails its gate is neither evaluated nor served."""
+        return (self._steps["gate"],) if "gate" in self._steps else ()
+
+    def build(self) -> TrialPlan:
+        """Everything that the trial's config asks for."""
+        self._add_checkpoint()
+        for slot, task in self._config.tasks.items():
+            known = self._facts.tasks[task_key(task)]
+            self._add_evaluations(slot, task, known)
+            self._add_comparison(slot, task, known)
+        if self._config.workloads:
+            self._add_ceilings()
+            self._add_profiles()
+        return self._planned
+
+    def _add(
+        self,
+        role: str,
+        stage: Stage,
+        config: object,
+        label: str,
+        inputs: Inputs | None = None,
+        after: tuple[StepRef, ...] = (),
+        num_documents: int = 0,
+    ) -> StepRef:
+        step = Step(
+            stage=stage,
+            config=config,
+            label=label,
+            inputs=inputs or {},
+            after=after,
+            trial=self._trial.name,
+            resources=resources_of(self._config, stage),
+            num_documents=num_documents,
+        )
+        ref = self._steps[role] = self._plan.add(step)
+        return ref
+
+    def _add_dataset(self, source: DatasetSource) -> StepRef:
+        """It belongs to no trial: many read it."""
+        resources = resources_of(self._config, FETCH_DATASET)
+        return self._plan.add(Step(stage=FETCH_DATASET, config=source, label=source.repo_id, resources=resources))
+
+    def _add_checkpoint(self) -> None:
+        config, name = self._config, self._config.model.name
+        if config.model.weights is Weights.dummy:
+            self._add_dummy()
+        elif config.recipe.algorithm is Algorithm.none:
+            self._add("checkpoint", FETCH_MODEL, config.model.source, name)
+        else:
+            self._check_recipe()
+            self._add_quantized(self._add("model", FETCH_MODEL, config.model.source, name))
+
+    def _add_dummy(self) -> None:
+        """A shape in place of weights: nothing to fetch, to quantize or to check."""
+        config = self._config
+        assert config.model.shape is not None, "resolve() refuses dummy weights without a shape"
+        self._check_recipe()
+        made = DummyConfig(shape=asdict(config.model.shape), recipe=config.recipe)
+        self._add("checkpoint", DUMMY, made, f"{config.model.name}-{config.recipe.name}")
+
+    def _add_quantized(self, model: StepRef) -> None:
+        config, inputs = self._config, {"model": model}
+        label = f"{config.model.name}-{config.recipe.name}"
+        if needs_calibration(config.recipe):
+            inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
+        made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
+        pair = {"base": model, "checkpoint": self._add("checkpoint", QUANTIZE, made, label, inputs)}
+        self._add("gate", GATE, config.gate, label, pair)
+        if config.drift.text is not None:
+            text = self._add_tokens("drift_text", config.drift.text, model)
+            settings = DriftConfig(**asdict(config.compare))
+            self._add("drift", DRIFT, settings, label, {**pair, "text": text}, self._after_gate)
+
+    def _add_tokens(self, role: str, text: CalibrationConfig, model: StepRef) -> StepRef:
+        """Token sequences for a model, to calibrate on or to compare on."""
+        inputs = {"model": model}
+        if text.dataset is not None:
+            source = self._facts.datasets[text.dataset.repo_id]
+            text = replace(text, dataset=source)
+            inputs["data"] = self._add_dataset(source)
+        return self._add(role, CALIBRATE, text, f"{self._config.model.name}-{text.method.name}", inputs)
+
+    def _add_evaluations(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
+        inputs = {"checkpoint": self._planned.checkpoint}
+        inputs |= {f"data:{source.repo_id}": self._add_dataset(source) for source in known.datasets}
+        for leaf, num_docs in known.leaves.items():
+            for index, (start, stop) in enumerate(shard_ranges(num_docs, task)):
+                self._add(
+                    shard_role(slot, leaf, index),
+                    EVALUATE,
+                    evaluate_config(self._config, task, leaf, known, start, stop),
+                    f"{self._trial.name}-{leaf}-{start:06d}",
+                    inputs,
+                    self._after_gate,
+                    num_documents=min(stop, num_docs) - start,
+                )
+
+    def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
+        shards = under(self._steps, "evaluate", slot)
+        inputs = _of_side("trial", shards)
+        if not self._trial.is_base:
+            inputs |= _of_side("base", under(self._plan.trials[self._trial.base].steps, "evaluate", slot))
+        settings = CompareConfig(
+            task=slot,
+            leaves=list(known.leaves),
+            metric=task.metric,
+            weight_by_size=known.weight_by_size,
+            random_baseline=task.random_baseline,
+            leaf_baselines=_leaf_baselines(slot, task, known),
+            num_expected=sum(self._plan.steps[ref].num_documents for ref in shards.values()),
+            include_paths=self._config.data.task_paths,
+            **asdict(self._config.compare),
+        )
+        self._add(f"compare/{slot}", COMPARE, settings, f"{self._trial.name}-{slot}", inputs)
+
+    def _add_ceilings(self) -> None:
+        device = self._facts.devices[self._config.gpu.name]
+        measured = CeilingsConfig(
+            device=device.product,
+            driver=device.driver,
+            on_gpu=self._config.engine.on_gpu,
+            allow_busy_gpu=self._config.server.allow_busy_gpu,
+        )
+        self._add("ceilings", CEILINGS, measured, device.product)
+
+    def _add_profiles(self) -> None:
+        config, device = self._config, self._facts.devices[self._config.gpu.name]
+        for point in points(config, device, config.model.weights is Weights.dummy):
+            inputs = {"checkpoint": self._planned.checkpoint}
+            if point.after is not None:
+                inputs["throughput"] = self._steps[f"profile/{point.after}"]
+            label = f"{self._trial.name}-{point.name}"
+            self._add(f"profile/{point.name}", PROFILE, point.config, label, inputs, self._after_gate)
+
+    def _check_recipe(self) -> None:
+        model = self._config.model
+        if model.shape is None:
+            return
+        try:
+            check_group_size(self._config.recipe, model.shape)
+        except ValueError as error:
+            raise UserError(f"model {model.name}: {error}") from None
+
+
+def _of_side(side: str, shards: Inputs) -> dict[str, StepRef]:
+    return {f"{side}/{place}": ref for place, ref in shards.items()}
+
+
+def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:
+    """Those of the leaves that are evaluated."""
+    if not task.leaf_baselines:
+        return {}
+    if lacking := [leaf for leaf in known.leaves if leaf not in task.leaf_baselines]:
+        raise UserError(f"tasks.{slot}.leaf_baselines lacks {lacking[0]}: say what guessing scores on it")
+    return {leaf: task.leaf_baselines[leaf] for leaf in known.leaves}

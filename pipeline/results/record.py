@@ -1,0 +1,145 @@
+"""The record of a sweep in its store, ``sweeps/NAME.json``: its latest plan by trials and roles, and its report.
+
+Results are found again by it without the configs that made them, and garbage collection leaves what it names.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.roles import Roles, shard_role
+from pipeline.steps.step import StepRef
+from pipeline.store.manifest import file_name
+from pipeline.store.store import Store
+
+VERSION = 2  # 1: a field for each role a step can have, and no version
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial as a finished or running sweep left it on disk; ``steps`` by role, as in a plan."""
+
+    name: str
+    base: str
+    model: str
+    recipe: str
+    steps: Roles
+
+    @property
+    def checkpoint(self) -> StepRef:
+        """What was evaluated and served."""
+        return self.steps["checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a sweep's name stands for in its store."""
+
+    name: str
+    plan_fingerprint: str
+    environment: Mapping[str, Any] | None  # of the first run, whatever the plan was then
+    trials: Mapping[str, TrialRecord]
+    steps: frozenset[StepRef]  # of the whole plan
+    report: StepRef | None
+
+
+def read(store: Store, name: str) -> Record | None:
+    """What was last saved under a sweep's name; None before anything was.  Raises UserError for a newer version."""
+    text = store.records.read(_place(name))
+    if text is None:
+        return None
+    found = json.loads(text)
+    if found.get("version", 1) > VERSION:
+        raise UserError(
+            f"{store.url} was written by a newer version of this project ({_place(name)} has version "
+            f"{found['version']}, known up to {VERSION}): use that one"
+        )
+    return Record(
+        name=found["name"],
+        plan_fingerprint=found["plan_fingerprint"],
+        environment=found.get("environment"),
+        trials={trial["name"]: _trial(trial) for trial in found["trials"]},
+        steps=frozenset(StepRef(*ref) for ref in found.get("steps", [])),
+        report=_ref(found["report"]),
+    )
+
+
+def names(store: Store) -> list[str]:
+    """The sweeps that a store knows."""
+    return [name.removesuffix(".json") for name in store.records.records("sweeps")]
+
+
+def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:
+    """Write down what the sweep consists of, before anything is made of it.
+
+    What is not given (``report``) and what is known already (``environment``, of the first run) stays as the same plan
+    left it.
+    """
+    last = read(store, plan.name)
+    if last is not None and last.plan_fingerprint != plan.fingerprint:
+        last = None
+    record = {
+        "version": VERSION,
+        "name": plan.name,
+        "plan_fingerprint": plan.fingerprint,
+        "environment": (last and last.environment) or environment,
+        "trials": [_trial_json(trial) for trial in plan.trials.values()],
+        "steps": list(plan.steps),
+        "report": report or (last and last.report),
+    }
+    store.records.write(_place(plan.name), json.dumps(record, indent=1))
+
+
+def first_environment(store: Store, name: str) -> Mapping[str, Any] | None:
+    """The environment that a sweep of this name was first run in; None if it never was."""
+    last = read(store, name)
+    return last.environment if last else None
+
+
+def num_replaced(store: Store, plan: Plan) -> int:
+    """How many steps of the plan that this sweep's name stood for until now are in the store and not in this plan."""
+    last = read(store, plan.name)
+    return sum(ref not in plan.steps and store.has(ref) for ref in (last.steps if last else ()))
+
+
+def _place(name: str) -> str:
+    return f"sweeps/{file_name(name)}.json"
+
+
+def _trial_json(trial: TrialPlan) -> dict[str, Any]:
+    return {
+        "name": trial.trial.name,
+        "base": trial.trial.base,
+        "model": trial.trial.config.model.name,
+        "recipe": trial.trial.config.recipe.name,
+        "steps": trial.steps,
+    }
+
+
+def _trial(record: Mapping[str, Any]) -> TrialRecord:
+    roles = record["steps"] if "steps" in record else dict(_roles_of_version_1(record))
+    return TrialRecord(
+        name=record["name"],
+        base=record["base"],
+        model=record["model"],
+        recipe=record["recipe"],
+        steps={role: StepRef(*ref) for role, ref in roles.items()},
+    )
+
+
+def _roles_of_version_1(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for role in ("checkpoint", "calibration", "gate", "drift", "ceilings"):
+        if record.get(role) is not None:
+            yield role, record[role]
+    for slot, leaves in record["evaluations"].items():
+        for leaf, shards in leaves.items():
+            yield from ((shard_role(slot, leaf, index), ref) for index, ref in enumerate(shards))
+    yield from ((f"compare/{slot}", ref) for slot, ref in record["comparisons"].items())
+    yield from ((f"profile/{point}", ref) for point, ref in record.get("profiles", {}).items())
+
+
+def _ref(pair: list[str] | None) -> StepRef | None:
+    return None if pair is None else StepRef(*pair)

@@ -1,0 +1,45 @@
+"""Roles: what each step of a trial is for, as a path whose first part is its kind and whose second may be a slot.
+
+``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``gate``, ``drift``,
+``drift_text``, ``ceilings``, ``evaluate/SLOT/LEAF/0003``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from pipeline.steps.step import StepRef
+
+Roles = Mapping[str, StepRef]
+
+
+def kind_of(role: str) -> str:
+    """The first part: what kind of step plays it."""
+    return role.partition("/")[0]
+
+
+def slot_of(role: str) -> str | None:
+    """The task or workload of the sweep that the step is for; None where it is for all of them."""
+    return role.partition("/")[2].partition("/")[0] or None
+
+
+def slots(roles: Iterable[str]) -> list[str]:
+    """Every task and workload, once, in the plan's order."""
+    return list(dict.fromkeys(slot for role in roles if (slot := slot_of(role)) is not None))
+
+
+def under(roles: Roles, *path: str) -> dict[str, StepRef]:
+    """The steps whose role goes on from ``path``, by the rest of it."""
+    prefix = "/".join(path) + "/"
+    return {role.removeprefix(prefix): ref for role, ref in roles.items() if role.startswith(prefix)}
+
+
+def shards(roles: Roles, slot: str) -> dict[str, list[StepRef]]:
+    """The shards of a task slot by leaf task, in the order of their documents."""
+    found: dict[str, list[StepRef]] = {}
+    for place, ref in under(roles, "evaluate", slot).items():
+        found.setdefault(place.rpartition("/")[0], []).append(ref)
+    return found
+
+
+def shard_role(slot: str, leaf: str, index: int) -> str:
+    """The role of a leaf's shard ``index``."""
+    return f"evaluate/{slot}/{leaf}/{index:04d}"
