@@ -52,7 +52,7 @@ _PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_tex
 _HEAVY = _PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
 _READS_HEAVY = re.compile(rf"^(?:import|from) (?:{'|'.join(_HEAVY)})\b", re.MULTILINE)
 _NOT_QUICK_MARKS = {"vllm", "e2e", "full", "dear"}
-_NOT_QUICK_FIXTURES = {"tiny_model", "smollm2"}
+_NOT_QUICK_FIXTURES = {"tiny_model", "smollm2", "checkpoints", "load"}  # made or read with model libraries
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
