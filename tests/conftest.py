@@ -3,9 +3,13 @@
 ``tiny_model`` is a random Llama made here; ``smollm2`` is SmolLM2-135M-Instruct from its registry package.
 """
 
+import functools
 import hashlib
 import json
+import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,41 @@ _SENTENCES = [
     "def area(width, height): return width * height",
     "A good map leaves out most of the country and keeps the roads.",
 ]
+_PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+_HEAVY = _PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
+_READS_HEAVY = re.compile(rf"^(?:import|from) (?:{'|'.join(_HEAVY)})\b", re.MULTILINE)
+_NOT_QUICK_MARKS = {"vllm", "e2e", "full", "dear"}
+_NOT_QUICK_FIXTURES = {"tiny_model", "smollm2", "checkpoints", "load"}  # made or read with model libraries
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where quick tests alone are asked for, a module that reads a heavy library is not even opened."""
+    return (config.option.markexpr == "quick" and _reads_heavy(collection_path)) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is quick that is not marked as anything dearer, by its marks, its module or its fixtures."""
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if not (marks & _NOT_QUICK_MARKS or fixtures & _NOT_QUICK_FIXTURES or _reads_heavy(item.path)):
+            item.add_marker("quick")
+
+
+@functools.cache
+def _reads_heavy(path: Path) -> bool:
+    """Whether a module imports at its top what the project imports in functions only."""
+    return path.suffix == ".py" and bool(_READS_HEAVY.search(path.read_text()))
+
+
+@pytest.fixture(autouse=True)
+def _quick_is_quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A quick test that loads a heavy library fails, unless an earlier test has loaded it already."""
+    before = set(_HEAVY) & set(sys.modules)
+    yield
+    loaded = set(_HEAVY) & set(sys.modules) - before
+    if loaded and request.node.get_closest_marker("quick"):
+        pytest.fail(f"loads {', '.join(sorted(loaded))}: mark it dear")
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def test_the_newest_release_of_the_changelog_is_this_one():
     assert newest[1] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+@pytest.mark.dear
 @pytest.mark.skipif(not (HUB / "allenai" / "ai2_arc").is_dir(), reason="QUANTSWEEP_DATA names no mirror of data sets")
 @pytest.mark.parametrize(
     ("page", "arguments"),

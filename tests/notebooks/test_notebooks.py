@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.dear
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STORE = Path(__file__).parents[1] / "data" / "smoke_store"
 

@@ -17,6 +17,8 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 
+pytestmark = pytest.mark.dear
+
 
 def run(
     root: Path,

@@ -19,6 +19,8 @@ from tests.pipeline.fakes import note, serving
 from tests.pipeline.planning.test_plan import planned
 from tests.sweeping import wait_for
 
+pytestmark = pytest.mark.dear
+
 
 @pytest.fixture
 def node_of_eight() -> Any:

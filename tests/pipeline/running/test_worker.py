@@ -129,6 +129,7 @@ def test_a_batch_comes_after_what_its_later_steps_need() -> None:
     assert [batch.steps for batch in batches([checkpoint, first, late, last])][-1] == (first, last)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("kind", RunnerKind)
 def test_both_runners_do_the_same(tmp_path: Path, kind: RunnerKind) -> None:
     broken, first = note("broken", behaviour="data_error"), note("a")
@@ -139,6 +140,7 @@ def test_both_runners_do_the_same(tmp_path: Path, kind: RunnerKind) -> None:
     assert read(tmp_path, steps[2]) == "ab"
 
 
+@pytest.mark.dear
 def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_aside(tmp_path: Path) -> None:
     scratch = str(tmp_path)
     unlucky = note("unlucky", behaviour="die_once", scratch=scratch)
@@ -156,6 +158,7 @@ def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_asi
     assert failure.failure_class is FailureClass.crash
 
 
+@pytest.mark.dear
 def test_work_that_no_node_can_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
     step = note("a", scratch=str(tmp_path), resources=Resources(num_gpus=4))
     with pytest.raises(UserError, match="needs 4 GPUs"):

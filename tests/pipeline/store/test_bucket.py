@@ -22,6 +22,8 @@ from pipeline.store.store import Store
 from tests.pipeline.fakes import note
 from tests.sweeping import driver, free_port, make_sweep, stop_group, tables, wait_for
 
+pytestmark = pytest.mark.dear
+
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

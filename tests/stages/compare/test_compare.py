@@ -200,6 +200,7 @@ def test_partial_credit_has_bootstrap_intervals_and_no_mcnemar(run, write_evalua
     assert found["verdict"] == "lower"
 
 
+@pytest.mark.dear
 @few_examples
 @given(st.lists(right_or_wrong, min_size=2, max_size=4), st.booleans())
 def test_a_group_is_the_mean_that_lm_eval_makes_of_it(run, write_evaluation, leaves, weight_by_size):
@@ -319,6 +320,7 @@ def test_lm_evals_bypass_is_no_metric(run, write_evaluation):
     assert [row["metric"] for row in result.rows] == ["acc,none", "acc,none"]
 
 
+@pytest.mark.dear
 def test_other_aggregations_are_lm_evals_own(run, write_evaluation):
     from lm_eval.api.metrics import f1_score
 

@@ -21,6 +21,7 @@ def index():
     return build_index()
 
 
+@pytest.mark.dear
 def test_names_kinds_and_settings_are_those_of_lm_evals_own_index(index):
     from lm_eval.tasks import TaskManager
 
@@ -105,6 +106,7 @@ def test_a_users_tasks_are_found_and_override(tmp_path):
     assert "mine_not" in facts["mmlu"]["error"]
 
 
+@pytest.mark.dear
 def test_rows_that_a_task_makes_itself_are_counted():
     facts = describe(["tabular", "mathador"])
     assert facts["tabular"]["datasets"] == {leaf: [] for leaf in facts["tabular"]["leaves"]}
@@ -112,6 +114,7 @@ def test_rows_that_a_task_makes_itself_are_counted():
     assert facts["mathador"]["num_docs"]["mathador"] > 100
 
 
+@pytest.mark.dear
 @needs_hub
 def test_documents_are_counted_from_the_mirror():
     tasks = ["mmlu_abstract_algebra", "hellaswag", "arc_challenge", "gsm8k_cot_llama", "leaderboard_ifeval", "piqa"]
@@ -127,6 +130,7 @@ def test_documents_are_counted_from_the_mirror():
     }
 
 
+@pytest.mark.dear
 def test_default_metrics_are_lm_evals():
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 

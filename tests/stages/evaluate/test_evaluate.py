@@ -15,6 +15,8 @@ from stages.evaluate.engines.protocol import Generation, Score
 from stages.evaluate.session import Session
 from stages.evaluate.stage import announce, evaluate, open_session, session_key
 
+pytestmark = pytest.mark.dear
+
 ENGINE = EngineConfig(kind=EngineKind.transformers, dtype="float32", max_model_len=320, batch_size=4)
 DATA_SET = "quizzes/harbour"
 NUM_DOCS = 11

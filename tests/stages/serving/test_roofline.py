@@ -79,6 +79,7 @@ def test_without_a_ceiling_there_is_no_bound(checkpoints):
     assert most_requests_per_s(work, {}, 8) is None
 
 
+@pytest.mark.dear
 def test_a_processor_s_ceilings_are_measured(tmp_path):
     found = ceilings(CeilingsConfig(device="this", on_gpu=False), {}, tmp_path)
     assert 0.1 < found["bandwidth_gb_s"] < 2000

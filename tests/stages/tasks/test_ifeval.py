@@ -11,6 +11,8 @@ from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.scoring import prompt_digest
 from stages.tasks.ifeval_strict.ifeval_strict import mean_of_both_levels
 
+pytestmark = pytest.mark.dear
+
 HUB = Path(os.environ.get("QUANTSWEEP_DATA", Path(__file__).parents[3] / "../shared/data/hub"))
 HUB_ID = "wis-k/instruction-following-eval"
 RESPONSES = [

@@ -9,6 +9,8 @@ import pytest
 from stages.evaluate.harness import load_task
 from stages.tasks.math_level5.judge import Judge, JudgeError
 
+pytestmark = pytest.mark.dear
+
 HUB = Path(os.environ.get("QUANTSWEEP_DATA", Path(__file__).parents[3] / "../shared/data/hub"))
 HUB_ID = "DigitalLearningGmbH/MATH-lighteval"
 TASKS = Path(__file__).parents[3] / "stages" / "tasks"
