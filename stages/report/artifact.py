@@ -17,7 +17,7 @@ Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
+class SummaryRow:
     """A trial and a task; the numbers beside it are those of the comparison's whole task."""
 
     trial: str
@@ -53,7 +53,7 @@ class Summary:
     suites: list[SuiteMean]
 
 
-SUMMARY_SCHEMA = pa.schema(plain_columns(Cell) | plain_columns(Numbers))
+SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryRow) | plain_columns(Numbers))
 SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
 
 QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
