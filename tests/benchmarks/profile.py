@@ -6,7 +6,7 @@
 Runs ``+sweep=profile_llama31_8b`` without Ray and MLflow until it is done or the seconds are over, and leaves in DIR:
 ``store.tar.gz`` (what a later call goes on with, on this machine or another), the report, its points as Parquet and the
 log.  Every point is kept the moment it is done; the same command again measures what is missing.  ``--table`` prints
-such points as README shows them.
+such points as the README beside it shows them.
 """
 
 import argparse

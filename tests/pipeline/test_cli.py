@@ -140,6 +140,7 @@ def test_help_is_the_project_s_own_page_whatever_else_is_asked(run) -> None:  # 
     assert run("-h") == (0, out, "")
 
 
+@pytest.mark.dear
 def test_every_example_of_the_help_is_a_command_that_plans(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "DIR" / "sweep").mkdir(parents=True)
     (tmp_path / "DIR" / "sweep" / "mine.yaml").write_text("# @package _global_\nsweep: {name: mine}\n")

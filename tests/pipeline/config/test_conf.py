@@ -74,6 +74,7 @@ def test_a_normalized_suite_has_a_baseline_for_every_leaf_of_its_tasks() -> None
         assert task.random_baseline is not None or task.leaf_baselines.keys() == task.num_docs.keys()
 
 
+@pytest.mark.dear
 def test_the_baselines_of_choices_are_those_of_the_choices_lm_eval_offers() -> None:
     index = build_index()
     for name in ("bbh", "gpqa", "musr", "mmlu_pro"):
@@ -90,6 +91,7 @@ def cards() -> dict[str, TaskConfig]:
     return composed("suite=none", *(f"+task@tasks.{name}={name}" for name in names)).tasks
 
 
+@pytest.mark.dear
 def test_a_card_that_declares_its_leaves_loses_nothing_that_a_group_lays_over_them() -> None:
     index = build_index()
     for name, task in cards().items():
@@ -108,6 +110,7 @@ def test_mmlu_has_the_same_subjects_of_the_same_sizes_in_its_three_forms() -> No
     assert (len(sizes[0]), sum(sizes[0].values())) == (57, 14042)
 
 
+@pytest.mark.dear
 @pytest.mark.skipif(not HUB.is_dir(), reason="QUANTSWEEP_DATA names no mirror of data sets")
 def test_the_sizes_that_cards_declare_are_those_of_the_data() -> None:
     names = ("arc_challenge_generative", "gsm8k_cot", "ifeval", "math_hard", "truthfulqa")
@@ -119,6 +122,7 @@ def test_the_sizes_that_cards_declare_are_those_of_the_data() -> None:
             assert all(task.metric in metrics for metrics in facts[name]["metrics"].values()), name
 
 
+@pytest.mark.dear
 def test_the_study_is_planned_as_the_study_did_it() -> None:
     cli = ["+sweep=llama31"]
     trials = {trial.name: trial.config for trial in expand(cli, composed(*cli))}
@@ -146,6 +150,7 @@ def test_an_axis_of_a_recipe_field_shares_one_base() -> None:
     assert {trial.config.recipe.group_size for trial in trials if not trial.is_base} == {32, 64}
 
 
+@pytest.mark.dear
 def test_an_override_of_a_field_reaches_the_points_that_use_it() -> None:
     cli = ["+sweep=smoke", "recipe.group_size=32"]
     sizes = {trial.config.recipe.name: trial.config.recipe.group_size for trial in expand(cli, composed(*cli))}

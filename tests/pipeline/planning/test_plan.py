@@ -90,6 +90,7 @@ def test_an_evaluation_waits_for_the_gate_but_is_not_made_wrong_by_a_new_thresho
     assert {s.ref for s in by_stage(plan, "evaluate")} == {s.ref for s in by_stage(stricter, "evaluate")}
 
 
+@pytest.mark.dear
 def test_a_changed_field_makes_exactly_the_dependent_steps_new(tmp_path: Path) -> None:
     before = planned(tmp_path, "+sweep=smoke")
     after = planned(tmp_path, "+sweep=smoke", "recipe.group_size=32")
@@ -104,11 +105,13 @@ def test_where_it_runs_does_not_change_what_it_is(tmp_path: Path) -> None:
     assert before.fingerprint == after.fingerprint
 
 
+@pytest.mark.dear
 def test_a_group_size_that_does_not_fit_is_refused_with_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"group_size 128 does not divide .*q_proj.*: 16, 32, 64"):
         planned(tmp_path, "+sweep=smoke", "recipe.group_size=128")
 
 
+@pytest.mark.dear
 def test_the_study_has_half_a_million_evaluations(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=llama31")
     assert plan.num_evaluations >= 500_000
@@ -153,6 +156,7 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.dear
 def test_planning_imports_no_model_library() -> None:
     code = (
         "import sys; from pipeline.__main__ import main; sys.argv[1:] = ['+sweep=llama31', 'mode=plan']; main();"

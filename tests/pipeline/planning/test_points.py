@@ -19,6 +19,8 @@ from pipeline.store.store import Address
 from tests.pipeline.fakes import note, serving
 from tests.pipeline.planning.test_plan import by_stage, planned, trials_of
 
+pytestmark = pytest.mark.dear  # each composes and plans a sweep
+
 SMOKE = "+sweep=smoke_profile"
 PRODUCT = "gpu.product='NVIDIA H100 80GB HBM3'"
 H100 = ("+sweep=profile_llama31_8b", "gpu.driver=570.1", PRODUCT)

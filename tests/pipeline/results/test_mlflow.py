@@ -43,6 +43,7 @@ def test_every_stage_can_be_loaded_and_has_a_version() -> None:
         assert (stage.name, stage.version >= 1) == (name, True)
 
 
+@pytest.mark.dear
 def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by_themselves(
     plan: Plan, store: Store, tmp_path: Path
 ) -> None:

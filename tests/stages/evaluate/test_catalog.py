@@ -95,6 +95,7 @@ def test_a_member_that_has_no_name_of_its_own_is_refused(index):
         expand(index, "darija_translation")
 
 
+@pytest.mark.dear
 def test_a_users_tasks_are_found_and_override(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "task: mine\ncustom_dataset: !function mine.rows\ntest_split: test\ndoc_to_text: x\n"
