@@ -40,12 +40,12 @@ def dummy(config: DummyConfig, inputs: Mapping[str, Path], out: Path) -> Mapping
     except ValueError as error:
         raise ConfigError(str(error)) from error
     model = _llama(shape, config.max_position_embeddings)
-    weights = weight_format(config.recipe)
-    if weights is not None:
-        model["quantization_config"] = _quantization(config.recipe, weights)
+    quantized = weight_format(config.recipe)
+    if quantized is not None:
+        model["quantization_config"] = _quantization(config.recipe, quantized)
     write_json(out / "config.json", model)
     _write_tokenizer(shape.vocab_size, out)
-    return {"size_gib": weight_gib(shape, weights)}
+    return {"size_gib": weight_gib(shape, quantized)}
 
 
 def _llama(shape: ModelShape, max_position_embeddings: int) -> dict[str, Any]:
@@ -70,21 +70,21 @@ def _llama(shape: ModelShape, max_position_embeddings: int) -> dict[str, Any]:
     }
 
 
-def _quantization(recipe: RecipeConfig, weights: Format) -> dict[str, Any]:
+def _quantization(recipe: RecipeConfig, quantized: Format) -> dict[str, Any]:
     """What llm-compressor would write into ``config.json`` for this recipe."""
     from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
 
     scheme = preset_name_to_scheme(str(recipe.scheme), recipe.targets)
-    chosen = {"group_size": weights.weights.group_size, "observer": recipe.observer}
+    chosen = {"group_size": quantized.weights.group_size, "observer": recipe.observer}
     if recipe.algorithm is Algorithm.gptq:
         chosen["actorder"] = recipe.actorder
     scheme.weights = scheme.weights.model_copy(update=chosen)
-    scheme.format = CompressionFormat(weights.packing)
+    scheme.format = CompressionFormat(quantized.packing)
     described: dict[str, Any] = QuantizationConfig(
         config_groups={"group_0": scheme},
         ignore=recipe.ignore,
-        format=weights.packing,
+        format=quantized.packing,
         quantization_status=QuantizationStatus.COMPRESSED,
     ).model_dump(mode="json")
     return described

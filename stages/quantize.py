@@ -63,10 +63,7 @@ class RecipeConfig:
         if self.scheme not in SUPPORTED:
             raise ValueError(f"{owner}: scheme must be one of {', '.join(SUPPORTED)}; got {self.scheme!r}")
         if self.group_size is not None and not FORMATS[self.scheme].takes_group_size:
-            weights = FORMATS[self.scheme].weights
-            scaled = (
-                f"groups of {weights.columns_per_scale}" if weights.columns_per_scale else f"whole {weights.strategy}s"
-            )
+            scaled = FORMATS[self.scheme].weights.scaled
             raise ValueError(f"{owner}: {self.scheme} scales {scaled} and takes no group_size")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"{owner}: group_size must be at least 1; got {self.group_size}")
@@ -94,10 +91,10 @@ def weight_format(recipe: RecipeConfig) -> Format | None:
 
 def needs_calibration(recipe: RecipeConfig) -> bool:
     """Whether the recipe looks at activations: GPTQ, SmoothQuant, or static activation scales."""
-    weights = weight_format(recipe)
-    if weights is None:
+    quantized = weight_format(recipe)
+    if quantized is None:
         return False
-    return recipe.algorithm is Algorithm.gptq or recipe.smoothing_strength is not None or weights.needs_calibration
+    return recipe.algorithm is Algorithm.gptq or recipe.smoothing_strength is not None or quantized.needs_calibration
 
 
 def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> bool:
@@ -107,8 +104,8 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
 
 def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
     """Raise ValueError, naming layers and sizes that fit, unless the group size divides every targeted layer."""
-    weights = weight_format(recipe)
-    if weights is None or (group_size := weights.weights.columns_per_scale) is None:
+    quantized = weight_format(recipe)
+    if quantized is None or (group_size := quantized.weights.columns_per_scale) is None:
         return
     columns = {
         layer: size[1] for layer, size in linear_layers(shape).items() if _is_layer_targeted(layer, recipe, shape)
@@ -118,7 +115,7 @@ def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
         fitting = [size for size in (16, 32, 64, 128, 256) if not any(width % size for width in columns.values())]
         named = ", ".join(f"{layer} ({width} inputs)" for layer, width in misfits.items())
         advice = f"group sizes that fit: {', '.join(map(str, fitting))}" if fitting else "no usual group size fits"
-        if not weights.takes_group_size:
+        if not quantized.takes_group_size:
             advice = f"{recipe.scheme} has no other: add these layers to ignore"
         raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 

@@ -46,6 +46,11 @@ class Quantization:
         """Inputs that share a scale in one row; None where all of them do."""
         return self.block_structure[1] if self.block_structure else self.group_size
 
+    @property
+    def scaled(self) -> str:
+        """What shares a scale, in words."""
+        return f"groups of {self.columns_per_scale}" if self.columns_per_scale else f"whole {self.strategy}s"
+
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the scales of a weight (rows, columns)."""
         if self.strategy == "tensor":

@@ -63,9 +63,9 @@ def num_parameters(shape: ModelShape) -> int:
     return _num_linear(shape) + _num_unquantized(shape)
 
 
-def weight_gib(shape: ModelShape, weights: Format | None = None) -> float:
-    """Memory of the weights when block linears are stored as ``weights`` and the rest in 16 bits; None: all of it."""
-    return (_num_linear_bytes(shape, weights) + 2 * _num_unquantized(shape)) / GIB
+def weight_gib(shape: ModelShape, quantized: Format | None = None) -> float:
+    """Memory of the weights: block linears as ``quantized`` stores them, the rest, or all of it, in 16 bits."""
+    return (_num_linear_bytes(shape, quantized) + 2 * _num_unquantized(shape)) / GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
@@ -74,10 +74,10 @@ def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> f
     return per_token * num_tokens * num_bits / 8 / GIB
 
 
-def _num_linear_bytes(shape: ModelShape, weights: Format | None) -> int:
-    if weights is None:
+def _num_linear_bytes(shape: ModelShape, quantized: Format | None) -> int:
+    if quantized is None:
         return 2 * _num_linear(shape)
-    return shape.num_layers * sum(weights.num_bytes(*size) for size in linear_layers(shape).values())
+    return shape.num_layers * sum(quantized.num_bytes(*size) for size in linear_layers(shape).values())
 
 
 def _num_linear(shape: ModelShape) -> int:

@@ -1,5 +1,6 @@
 """Quantized weights against NumPy references written here, and what quantizing must leave alone."""
 
+import dataclasses
 import json
 import shutil
 
@@ -246,8 +247,10 @@ def test_calibration_is_needed_by_whatever_looks_at_activations(recipe, needed):
     ("fields", "message"),
     [
         ({"algorithm": Algorithm.gptq}, "scheme must be one of"),
+        (FP8 | {"scheme": "NVFP4A16"}, "scheme must be one of FP8_DYNAMIC, FP8, W8A8, W8A16, W4A16, W4A16_ASYM; got"),
+        (FP8 | {"scheme": "W9A9"}, "scheme must be one of"),
         ({"algorithm": Algorithm.none, "scheme": "W8A8"}, "algorithm=none takes no scheme"),
-        (FP8 | {"group_size": 128}, "takes no group_size"),
+        (FP8 | {"group_size": 128}, "scales whole channels and takes no group_size"),
         (INT4 | {"group_size": 0}, "at least 1"),
         (INT4 | {"observer": "best"}, "minmax or mse"),
         (INT4 | {"actorder": "group"}, "static or null"),
@@ -266,6 +269,18 @@ def test_misfit_names_layers_and_sizes_that_fit():
     assert message.startswith("recipe w4a16_int: ") and "\n" not in message
     assert "self_attn.q_proj (576 inputs)" in message and "down_proj" not in message
     assert message.endswith("group sizes that fit: 16, 32, 64")
+
+
+def test_a_format_with_groups_of_its_own_takes_no_other(monkeypatch):
+    monkeypatch.setattr("stages.quantize.SUPPORTED", ("MXFP4A16",))
+    fields = {"algorithm": Algorithm.rtn, "scheme": "MXFP4A16"}
+    with pytest.raises(ValueError, match="MXFP4A16 scales groups of 32 and takes no group_size"):
+        RecipeConfig(name="r", **fields, group_size=16)
+    odd = dataclasses.replace(SMOLLM2, hidden_size=592)
+    with pytest.raises(
+        ValueError, match=r"group_size 32 does not divide self_attn.q_proj .* add these layers to ignore"
+    ):
+        check_group_size(RecipeConfig(name="r", **fields), odd)
 
 
 def test_ignored_layers_need_not_fit():
