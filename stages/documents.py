@@ -58,12 +58,12 @@ def read_table(path: Path, columns: Sequence[str] | None = None, artifact: str |
 
     asked = None if columns is None else list(columns)
     try:
-        table = pq.read_table(path, columns=asked, partitioning=None, use_threads=False)
+        missing = set(asked or ()) - set(pq.read_schema(path).names)
+        if not missing:
+            return pq.read_table(path, columns=asked, partitioning=None, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, artifact, one_line(error)) from error
-    if missing := set(asked or ()) - set(table.column_names):
-        raise _unreadable(path, artifact, f"it lacks {', '.join(sorted(missing))}")
-    return table
+    raise _unreadable(path, artifact, f"it lacks {', '.join(sorted(missing))}")
 
 
 def plain_columns(kind: Any) -> dict[str, "pa.DataType"]:
