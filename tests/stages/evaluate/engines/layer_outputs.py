@@ -1,8 +1,10 @@
-"""What the linear layers of an open engine give for chosen inputs: ``layer_outputs.py CHECKPOINT DTYPE INPUTS OUTPUTS``.
+"""What linear layers of open engines give for chosen inputs, in a process of its own: ``layer_outputs.py FOLDER``.
 
-``INPUTS`` holds a tensor (tokens, inputs) for each layer by its name in vLLM's model; run in a process of its own.
+``FOLDER/jobs.json`` lists [checkpoint, dtype]; ``inputs.safetensors`` holds a tensor (tokens, inputs) for each layer by
+its name in vLLM's model.  Writes ``0.safetensors``, ``1.safetensors``, ...: the outputs of each job.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,20 +15,25 @@ from stages.evaluate.config import EngineConfig
 from stages.evaluate.session import open_engine
 
 
-def main(checkpoint: str, dtype: str, inputs_path: str, outputs_path: str) -> None:
-    inputs = load_file(inputs_path)
-    engine = open_engine(
-        Path(checkpoint), EngineConfig(dtype=dtype, max_model_len=64, kv_cache_gib=0.1, max_num_seqs=4)
-    )
+def main(folder: Path) -> None:
+    inputs = load_file(folder / "inputs.safetensors")
+    for number, (checkpoint, dtype) in enumerate(json.loads((folder / "jobs.json").read_text())):
+        save_file(outputs(Path(checkpoint), dtype, inputs), folder / f"{number}.safetensors")
 
-    def outputs_of(model):
-        return {name: model.get_submodule(name)(value.to(getattr(torch, dtype)))[0] for name, value in inputs.items()}
+
+def outputs(checkpoint, dtype, inputs):
+    config = EngineConfig(dtype=dtype, max_model_len=64, kv_cache_gib=0.1, max_num_seqs=4)
+    engine = open_engine(checkpoint, config)
+
+    def ask(model):
+        of_dtype = {name: value.to(getattr(torch, dtype)) for name, value in inputs.items()}
+        return {name: model.get_submodule(name)(value)[0].float().contiguous() for name, value in of_dtype.items()}
 
     with torch.inference_mode():
-        (outputs,) = engine._llm.apply_model(outputs_of)
-    save_file({name: value.float().contiguous() for name, value in outputs.items()}, outputs_path)
+        (found,) = engine._llm.apply_model(ask)
     engine.close()
+    return found
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))
