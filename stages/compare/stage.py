@@ -18,7 +18,7 @@ from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.statistics import generator
 
-VERSION = 4
+VERSION = 5
 
 _LABELS = ("task", "leaf", "metric", "primary")
 
@@ -215,7 +215,7 @@ def _document(comparison: _Comparison, headline: Mapping[str, Any]) -> dict[str,
 def _facts(leaf: Leaf | None) -> dict[str, Any] | None:
     if leaf is None:
         return None
-    facts = {name: leaf.info[name] for name in ("version", "num_docs", "comparable")}
+    facts = {name: leaf.info[name] for name in ("version", "num_docs", "comparable", "arithmetic")}
     return {"num_documents": leaf.documents.num_rows, **facts}
 
 

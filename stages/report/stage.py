@@ -28,7 +28,7 @@ from stages.report.serving.results import ServingConfig
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(kw_only=True, slots=True)
