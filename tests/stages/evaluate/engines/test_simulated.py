@@ -16,6 +16,7 @@ from stages.calibrate import CalibrationConfig, calibrate
 from stages.errors import ConfigError
 from stages.evaluate.config import EngineConfig, EngineKind
 from stages.evaluate.engines.protocol import ScoreRequest
+from stages.evaluate.engines.rounding import InputFormat
 from stages.evaluate.engines.simulated import is_simulated, write_dense_copy
 from stages.evaluate.session import open_engine
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
@@ -30,13 +31,12 @@ PARTS = {
     "mlp.down_proj": ["mlp.down_proj"],
 }
 TEXT = "The harbour master counted nine boats before noon. How many were red, and who had painted them?\n" * 6
-JOBS = {  # the largest relative distance from the definition; bfloat16 outputs alone are 1.7e-3 apart
-    ("FP8_DYNAMIC", "float32"): 1e-5,
-    ("W8A8", "float32"): 1e-5,
-    ("FP8", "float32"): 1e-5,
-    ("FP8_DYNAMIC", "bfloat16"): 5e-3,
-    ("W8A8", "bfloat16"): 5e-3,
+FORMATS = {
+    "FP8_DYNAMIC": InputFormat("e4m3", "token"),
+    "W8A8": InputFormat("int8", "token"),
+    "FP8": InputFormat("e4m3", "tensor"),
 }
+FARTHEST = {"float32": 1e-5, "bfloat16": 5e-3}  # relative; that outputs are bfloat16 costs 1.7e-3 alone
 PREFIX, NEXT = (403, 1250, 284, 7042), (260, 28)
 TOKEN = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
 
@@ -103,7 +103,7 @@ def distance(found, exact):
 
 @pytest.fixture(scope="module")
 def outputs(quantized, real_inputs, tmp_path_factory):
-    """Of each job the outputs of an open engine's layers.
+    """Of each scheme the outputs of an open engine's layers in float32.
 
     The engines open in a process that knows this checkout by PYTHONPATH alone, and none of vLLM's plugins.
     """
@@ -111,30 +111,48 @@ def outputs(quantized, real_inputs, tmp_path_factory):
     save_file(
         {f"{LAYER}.{name}": real_inputs[parts[0]] for name, parts in PARTS.items()}, folder / "inputs.safetensors"
     )
-    (folder / "jobs.json").write_text(json.dumps([[str(quantized(scheme)), dtype] for scheme, dtype in JOBS]))
+    (folder / "jobs.json").write_text(json.dumps([[str(quantized(scheme)), "float32"] for scheme in FORMATS]))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, layer_outputs.__file__, folder], env=environment, cwd=folder, check=True)
-    return {job: load_file(folder / f"{number}.safetensors") for number, job in enumerate(JOBS)}
+    return {scheme: load_file(folder / f"{number}.safetensors") for number, scheme in enumerate(FORMATS)}
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("job", JOBS)
-def test_a_linear_layer_of_an_open_engine_computes_its_format_exactly(quantized, real_inputs, outputs, job):
-    scheme, dtype = job
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_a_linear_layer_of_an_open_engine_computes_its_format_exactly(quantized, real_inputs, outputs, scheme):
     for name, parts in PARTS.items():
-        inputs = real_inputs[parts[0]].to(getattr(torch, dtype)).float()
-        exact, not_rounded = (
-            torch.cat([output(quantized(scheme), part, inputs) for part in parts], dim=-1)
-            for output in (defined_output, output_of_exact_inputs)
-        )
-        assert distance(outputs[job][f"{LAYER}.{name}"], exact) < JOBS[job]
-        assert distance(not_rounded, exact) > max(5e-3, 1.5 * JOBS[job]), "a layer that rounds nothing would pass"
+        assert_is_format(outputs[scheme][f"{LAYER}.{name}"], quantized(scheme), parts, real_inputs[parts[0]], "float32")
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_a_linear_layer_in_bfloat16_is_as_near_as_its_dtype_allows(quantized, real_inputs, scheme):
+    from stages.evaluate.engines.rounded_linear import RoundedLinearMethod
+
+    for part, *_ in PARTS.values():
+        weight, scale = weight_of(quantized(scheme), part)
+        layer, method = torch.nn.Module(), RoundedLinearMethod(FORMATS[scheme])
+        layer.weight = torch.nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+        layer.input_scale = scale
+        method.process_weights_after_loading(layer)
+        found = method.apply(layer, real_inputs[part].to(torch.bfloat16))
+        assert_is_format(found, quantized(scheme), [part], real_inputs[part], "bfloat16")
+
+
+def assert_is_format(found, checkpoint, parts, inputs, dtype):
+    read = inputs.to(getattr(torch, dtype)).float()
+    exact, not_rounded = (
+        torch.cat([output(checkpoint, part, read) for part in parts], dim=-1)
+        for output in (defined_output, output_of_exact_inputs)
+    )
+    assert distance(found, exact) < FARTHEST[dtype]
+    assert distance(not_rounded, exact) > 5e-3, "a layer that rounds nothing would pass"
 
 
 @pytest.mark.vllm
 def test_packed_weights_answer_in_float32_whatever_this_process_ran_before(smollm2, quantized):
     """Once vLLM's kernels are loaded, on AVX512 there is one for packed weights; it takes no float32."""
-    unquantized, arithmetic = logprobs(smollm2, EngineKind.vllm)
+    unquantized, arithmetic = logprobs(smollm2, EngineKind.transformers)
     assert arithmetic == {"method": "dense"}
     packed = quantized("W4A16", group_size=64)
     found, arithmetic = logprobs(packed, EngineKind.vllm)
