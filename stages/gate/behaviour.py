@@ -105,7 +105,7 @@ def _noise(model: Any, tokenizer: Any, log_probs: "Tensor") -> float | None:
     hook = model.get_input_embeddings().register_forward_hook(_disturb)
     disturbed, _ = _read_held_out(model, tokenizer)
     hook.remove()
-    return divergences(log_probs, disturbed).mean().item()
+    return float(divergences(log_probs, disturbed).mean())
 
 
 def _disturb(module: Any, inputs: Any, embeddings: "Tensor") -> "Tensor":

@@ -57,8 +57,8 @@ def _arithmetics(comparisons: Comparisons) -> Iterator[str]:
     trials: dict[str, dict[str, None]] = {}
     for (trial, _), comparison in comparisons.items():
         for leaf in filter(None, comparison.document["leaves"].values()):
-            method = (leaf.get("arithmetic") or {}).get("method")
-            trials.setdefault(method, {})[trial] = None
+            arithmetic = leaf.get("arithmetic") or {"method": "unknown"}
+            trials.setdefault(arithmetic["method"], {})[trial] = None
     simulated, native = (", ".join(trials.get(method, ())) for method in ("simulated", "native"))
     if simulated:
         yield f"{simulated}: simulated with dense products of dequantized weights and rounded inputs"

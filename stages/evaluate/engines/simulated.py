@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DENSE = {"method": "dense"}
 METHOD = "simulated"  # quant_method of a dense copy whose inputs are rounded
-_NOT_SIMULATED = ("kv_cache_scheme", "sparsity_config", "transform_config")
 _COPIED_SUFFIXES, _NOT_COPIED = (".json", ".jinja", ".model", ".txt"), ("config", "model.", "manifest")
 
 
@@ -108,9 +107,10 @@ def _is_served(quantization: Mapping[str, Any], dtype: str) -> bool:
 
 def _refuse_unknown(quantization: Mapping[str, Any]) -> None:
     groups = quantization.get("config_groups", {}).values()
-    named = [name for name in _NOT_SIMULATED if quantization.get(name)]
+    is_sparse = (quantization.get("sparsity_config") or {}).get("format", "dense") != "dense"
+    named = [name for name in ("kv_cache_scheme", "transform_config") if quantization.get(name)]
     named += ["output_activations" for group in groups if group.get("output_activations")]
-    if named:
+    if named := named + ["sparsity_config"] * is_sparse:
         raise ConfigError(
             f"the checkpoint's {', '.join(dict.fromkeys(named))} cannot be simulated on a CPU; use engine=vllm_gpu on "
             "a GPU with a kernel for it"

@@ -207,12 +207,13 @@ def test_vllm_finds_the_method_by_the_entry_point_in_processes_of_its_own(tmp_pa
 def test_a_format_that_cannot_be_simulated_is_refused_before_an_engine_opens(tmp_path):
     group = {"input_activations": TOKEN, "output_activations": None}
     write = partial(_write_config, tmp_path, quant_method="compressed-tensors", format="float-quantized")
-    write(config_groups={"group_0": group})
+    write(config_groups={"group_0": group}, sparsity_config={"format": "dense"}, transform_config={})
     assert is_simulated(tmp_path, "float32") and is_simulated(tmp_path, "bfloat16")
     for refused in (
         {"config_groups": {"a": group, "b": {"input_activations": TOKEN | {"num_bits": 4}}}},
         {"config_groups": {"a": group | {"output_activations": TOKEN}}},
         {"config_groups": {"a": group}, "kv_cache_scheme": TOKEN},
+        {"config_groups": {"a": group}, "sparsity_config": {"format": "sparse-24-bitmask"}},
         {"config_groups": {"a": group}, "transform_config": {"config_groups": {"R1": {}}}},
     ):
         write(**refused)
