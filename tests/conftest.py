@@ -209,7 +209,17 @@ def write_evaluation(tmp_path_factory):
     """Make one evaluate artifact: documents ``docs`` (default 0, 1, ...) with the columns ``metrics``."""
 
     def write(
-        task, metrics, *, docs=None, doc_ids=None, prompts=None, truncated=(), facts=None, version=1, **comparable
+        task,
+        metrics,
+        *,
+        docs=None,
+        doc_ids=None,
+        prompts=None,
+        truncated=(),
+        facts=None,
+        version=1,
+        arithmetic=None,
+        **comparable,
     ):
         if not isinstance(metrics, dict):
             metrics = {"acc,none": metrics}
@@ -237,6 +247,8 @@ def write_evaluation(tmp_path_factory):
             "metrics": {name: (facts or {}).get(name, MEAN) for name in metrics},
             "comparable": COMPARABLE | comparable,
         }
+        if arithmetic is not None:
+            info["arithmetic"] = arithmetic
         (path / "task.json").write_text(json.dumps(info))
         return path
 

@@ -90,6 +90,7 @@ class LeafFacts:
     version: Any
     num_docs: int
     comparable: dict[str, Any]
+    arithmetic: dict[str, Any] | None = None  # as in the evaluation's TaskFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

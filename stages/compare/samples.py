@@ -36,6 +36,11 @@ class Leaf:
         """What must be equal for two numbers to be subtracted."""
         return _settings(self.facts)
 
+    @property
+    def arithmetic(self) -> Mapping[str, Any] | None:
+        """Dense, native or simulated products, with their settings; None of results older than the field."""
+        return self.facts.arithmetic
+
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
@@ -61,12 +66,22 @@ def read_leaves(role: str, leaves: Iterable[str], inputs: Mapping[str, Path]) ->
 
 
 def check_comparable(task: str, trial: Mapping[str, Leaf], base: Mapping[str, Leaf]) -> None:
-    """Raise DataError naming each setting that differs between trial and base, with both values."""
+    """Raise DataError naming each setting that differs between trial and base, with both values.
+
+    A dense base is what every arithmetic is compared with; another one must be that of the trial.
+    """
+    for role, leaves in (("trial", trial), ("base", base)):
+        _check_one_arithmetic(f"{task}: leaves of the {role}", {name: leaf.arithmetic for name, leaf in leaves.items()})
     for name in trial.keys() & base.keys():
         differences = _differences(trial[name].settings, base[name].settings, "trial", "base")
         if differences:
             label = task if name == task else f"{task}, {name}"
             raise DataError(f"{label}: trial and base are not comparable: {differences}; evaluate both alike")
+        methods = [leaf.arithmetic and leaf.arithmetic["method"] for leaf in (trial[name], base[name])]
+        if None not in methods and methods[1] not in ("dense", methods[0]):
+            raise DataError(
+                f"{task}: arithmetic is {methods[0]} in trial and {methods[1]} in base; use one engine for both"
+            )
 
 
 def pair(trial: pa.Table, base: pa.Table) -> Pairing:
@@ -95,11 +110,22 @@ def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
         differences = _differences(_settings(facts), _settings(other), f"shard {first}", f"shard {shard}")
         if differences:
             raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
+    _check_one_arithmetic(label, {f"shard {shard}": other.arithmetic for shard, other in known.items()})
     columns = _KEY_COLUMNS + list(facts.metrics)
     tables = [read_samples(path, columns, f"{label}/{shard}") for shard, path in shards.items()]
     documents = pa.concat_tables(_of_one_type(tables)).sort_by("doc_id").combine_chunks()
     _check_no_duplicates(label, documents)
     return Leaf(name, documents, facts)
+
+
+def _check_one_arithmetic(label: str, found: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """A native kernel on one machine and its simulation on another are not one measurement."""
+    known = {name: arithmetic for name, arithmetic in found.items() if arithmetic is not None}
+    first = next(iter(known), None)
+    for name, arithmetic in known.items():
+        differences = _differences(known[first or name], arithmetic, str(first), name)
+        if differences:
+            raise DataError(f"{label}: two arithmetics: {differences}; evaluate them on machines of one kind")
 
 
 def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:

@@ -16,7 +16,7 @@ from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
 
-VERSION = 4
+VERSION = 5
 
 
 class _Line(NamedTuple):
@@ -177,6 +177,7 @@ def _leaf_facts(leaf: Leaf | None) -> LeafFacts | None:
         version=asked.version,
         num_docs=asked.num_docs,
         comparable=asked.comparable,
+        arithmetic=asked.arithmetic,
     )
 
 

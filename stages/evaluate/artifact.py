@@ -64,7 +64,8 @@ class MetricFacts:
 class TaskFacts:
     """How a task was asked; ``num_docs`` are those of the whole, ``metrics`` by ``<metric>,<filter>`` in its order.
 
-    ``comparable`` is what must be equal for two numbers to be subtracted, ``scoring`` how an engine scores.
+    ``comparable`` is what must be equal for two numbers to be subtracted, ``scoring`` how an engine scores, and
+    ``arithmetic`` what it multiplied with (None of results older than the field).
     """
 
     task: str
@@ -73,6 +74,7 @@ class TaskFacts:
     num_docs: int
     metrics: dict[str, MetricFacts]
     scoring: dict[str, str] = field(default_factory=dict)
+    arithmetic: dict[str, Any] | None = None
     comparable: dict[str, Any]
 
 

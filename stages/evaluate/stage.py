@@ -26,7 +26,7 @@ from stages.evaluate.task_index import task_roots
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
 
-VERSION = 2
+VERSION = 3
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
@@ -127,6 +127,7 @@ def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Samp
         num_docs=built.num_docs,
         metrics=metric_facts(task, task_roots(config.include_paths), seen),
         scoring=dict(session.engine.scoring),
+        arithmetic=dict(session.engine.arithmetic),
         comparable={
             **session.engine.facts,
             "dtype": config.engine.dtype,

@@ -26,12 +26,14 @@ _PROBES = (
 class Behaviour(NamedTuple):
     """What one model does on held-out text and on the probes.
 
-    ``log_probs``: float32 (num_tokens, vocabulary) on the CPU; ``loss``: nats per token; ``answers``: token ids.
+    ``log_probs``: float32 (num_tokens, vocabulary) on the CPU; ``loss``: nats per token; ``answers``: token ids;
+    ``noise_kl``: nats per token from itself when its embeddings are disturbed, None of a model that rounds no inputs.
     """
 
     log_probs: "Tensor"
     loss: float
     answers: list[list[int]]
+    noise_kl: float | None = None
 
 
 def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
@@ -41,7 +43,8 @@ def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
     with open_model(model_dir) as model:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
         log_probs, loss = _read_held_out(model, tokenizer)
-        behaviour = Behaviour(log_probs, loss, _answer_probes(model, tokenizer, num_probe_tokens))
+        answers = _answer_probes(model, tokenizer, num_probe_tokens)
+        behaviour = Behaviour(log_probs, loss, answers, _noise(model, tokenizer, log_probs))
         del model
     return behaviour
 
@@ -85,10 +88,37 @@ def check_divergence(base: Behaviour, checkpoint: Behaviour, max_mean_kl: float 
     yield Check("top1_agreement", True, same, None, "share of held-out tokens with the same best guess")
 
 
+def check_noise(checkpoint: Behaviour) -> Iterator[Check]:
+    """How far two correct runs of a model that rounds its inputs may be apart: a difference below it means nothing."""
+    if checkpoint.noise_kl is not None:
+        detail = "nats per token from itself, every embedding disturbed by one rounding of its dtype"
+        yield Check("noise_kl", True, _finite(checkpoint.noise_kl), None, detail)
+
+
 def is_degenerate(answer: list[int]) -> bool:
     """Whether an answer is empty or goes round in a short loop."""
     trigrams = list(zip(answer, answer[1:], answer[2:], strict=False))
     return not answer or (len(trigrams) > 1 and len(set(trigrams)) / len(trigrams) < _MIN_DISTINCT)
+
+
+def _noise(model: Any, tokenizer: Any, log_probs: "Tensor") -> float | None:
+    """Rounding inputs amplifies: what differs by 1e-7 flips a tie here and there, and one flip is a whole step."""
+    schemes = (getattr(module, "quantization_scheme", None) for module in model.modules())
+    if not any(scheme and scheme.input_activations for scheme in schemes):
+        return None
+    hook = model.get_input_embeddings().register_forward_hook(_disturb)
+    disturbed, _ = _read_held_out(model, tokenizer)
+    hook.remove()
+    return float(divergences(log_probs, disturbed).mean())
+
+
+def _disturb(module: Any, inputs: Any, embeddings: "Tensor") -> "Tensor":
+    """Each value times 1 plus or minus half of its dtype's precision, by a seed."""
+    import torch
+
+    signs = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    step = torch.finfo(embeddings.dtype).eps / 2
+    return embeddings * torch.where(signs, 1 + step, 1 - step).to(embeddings)
 
 
 def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from stages.errors import CheckpointError
 from stages.gate.artifact import Check, write_checks
-from stages.gate.behaviour import check_answers, check_divergence, check_logits, check_loss, observe
+from stages.gate.behaviour import check_answers, check_divergence, check_logits, check_loss, check_noise, observe
 from stages.gate.config import GateConfig
 from stages.gate.weights import check_weights, read_files
 
-VERSION = 1
+VERSION = 2
 
 
 def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``gate.json``, every check with what was found and expected.
 
-    Metrics ``mean_kl`` (nats per token), ``top1_agreement``, ``size_ratio`` (bytes / base bytes).
+    Metrics ``mean_kl`` (nats per token), ``top1_agreement``, ``size_ratio`` (bytes / base bytes), ``noise_kl`` (nats
+    per token, None of a checkpoint that rounds no inputs).
     Raises CheckpointError naming the checks that failed.
     """
     checks = list(_run_checks(config, inputs["base"], inputs["checkpoint"]))
@@ -25,7 +26,7 @@ def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[s
         reasons = "; ".join(f"{check.name} ({check.detail})" for check in failed)
         raise CheckpointError(f"the checkpoint fails its gate: {reasons}; quantize again or change the recipe")
     values = {check.name: check.value for check in checks}
-    return {name: values[name] for name in ("mean_kl", "top1_agreement", "size_ratio")}
+    return {name: values.get(name) for name in ("mean_kl", "top1_agreement", "size_ratio", "noise_kl")}
 
 
 def _run_checks(config: GateConfig, base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
@@ -48,3 +49,4 @@ def _run_checks(config: GateConfig, base_dir: Path, checkpoint_dir: Path) -> Ite
     yield check_loss(base, checkpoint, config.max_lost)
     yield check_answers(base, checkpoint, config.max_degenerate)
     yield from check_divergence(base, checkpoint, config.max_mean_kl)
+    yield from check_noise(checkpoint)

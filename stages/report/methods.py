@@ -51,7 +51,24 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
-    return list(dict.fromkeys(of_models + of_comparisons))
+    return list(dict.fromkeys([*of_models, *_arithmetics(comparisons), *of_comparisons]))
+
+
+def _arithmetics(comparisons: Comparisons) -> Iterator[str]:
+    """Which trials' formats are simulated, and which beside them are computed by kernels of their own."""
+    trials: dict[str, dict[str, None]] = {}
+    for (trial, _), comparison in comparisons.items():
+        for leaf in filter(None, comparison.facts.leaves.values()):
+            arithmetic = leaf.arithmetic or {"method": "unknown"}
+            trials.setdefault(arithmetic["method"], {})[trial] = None
+    simulated, native = (", ".join(trials.get(method, ())) for method in ("simulated", "native"))
+    if simulated:
+        yield f"{simulated}: simulated with dense products of dequantized weights and rounded inputs"
+    if simulated and native:
+        yield (
+            f"{native}: computed by kernels of the format, beside simulated trials in the same tables; a difference "
+            "between the two is of arithmetic as well as of format"
+        )
 
 
 def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
     from stages.evaluate.config import EngineConfig
-    from stages.evaluate.engines.dense import lacks_kernel, write_dense_copy
+    from stages.evaluate.engines.simulated import is_simulated, register, write_dense_copy
     from stages.evaluate.engines.vllm_engine import _llm_arguments
 
     config = (
@@ -232,8 +232,9 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
             max_model_len=MAX_MODEL_LEN, dtype="float32", kv_cache_gib=2, max_num_seqs=64, enforce_eager=True
         )
     )
-    if not on_gpu and lacks_kernel(checkpoint, config.dtype):
-        write_dense_copy(checkpoint, work_dir)
+    if not on_gpu and is_simulated(checkpoint, config.dtype):
+        register()
+        write_dense_copy(checkpoint, work_dir, config.dtype)
         checkpoint = work_dir
     arguments = _llm_arguments(checkpoint, config, not on_gpu)
     return VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)

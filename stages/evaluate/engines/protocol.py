@@ -55,6 +55,10 @@ class Engine(Protocol):
         """What a result depends on: ``engine``, ``engine_version``, ``platform`` (cpu or cuda)."""
 
     @property
+    def arithmetic(self) -> Mapping[str, Any]:
+        """``method`` of the linear layers: ``dense``, ``native`` and its kernels, or ``simulated`` and its settings."""
+
+    @property
     def scoring(self) -> Mapping[str, str]:
         """The method behind ``loglikelihood``: of one-token and of longer continuations."""
 

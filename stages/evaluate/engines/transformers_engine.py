@@ -19,6 +19,7 @@ from stages.evaluate.engines.protocol import (
     Score,
     ScoreRequest,
 )
+from stages.evaluate.engines.simulated import DENSE, read_quantization, simulated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,7 @@ class TransformersEngine:
         except Exception as error:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error
         _check_window(config.max_model_len, self._model.config)
+        self.arithmetic: Mapping[str, Any] = _arithmetic(read_quantization(checkpoint), config.dtype)
         self._end_ids = _end_ids(self._tokenizer, self._model)
         # A checkpoint's own penalties and cut-offs are nobody's gen_kwargs: greedy is greedy, as in vLLM.
         self._model.generation_config = GenerationConfig(top_k=0, top_p=1.0, temperature=1.0)
@@ -224,6 +226,29 @@ def _end_ids(tokenizer: Any, model: Any) -> list[int]:
     named = model.generation_config.eos_token_id
     found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def _arithmetic(quantization: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
+    """transformers dequantizes what compressed-tensors packed, and lets it round the inputs as the format says."""
+    if not quantization:
+        return DENSE
+    if quantization["quant_method"] != "compressed-tensors":
+        return {"method": "native", "kernels": [quantization["quant_method"]]}
+    inputs = [args for group in quantization["config_groups"].values() if (args := group.get("input_activations"))]
+    rounding = f"compressed-tensors {metadata.version('compressed-tensors')}" if inputs else None
+    return simulated(dtype, [_rounded_input(args, dtype) for args in inputs], rounding)
+
+
+def _rounded_input(args: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """compressed-tensors computes a scale in the input's dtype, and lets INT8 reach from -127.5 to 127.5."""
+    largest = {"e4m3": 448.0, "int8": 127.5}
+    kind = "e4m3" if (args["type"], args["num_bits"]) == ("float", 8) else f"{args['type']}{args['num_bits']}"
+    return {
+        "kind": kind,
+        "granularity": args["strategy"],
+        "largest_code": largest.get(kind),
+        "scale_dtype": dtype,
+    }
 
 
 def _check_window(max_model_len: int, config: Any) -> None:

@@ -10,10 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import EngineError, one_line
-from stages.evaluate.engines.dense import lacks_kernel, write_dense_copy
+from stages.errors import ConfigError, EngineError, StageError, one_line
+from stages.evaluate.engines.native import native_facts
 from stages.evaluate.engines.process_state import ProcessState
 from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest
+from stages.evaluate.engines.simulated import (
+    DENSE,
+    is_simulated,
+    read_quantization,
+    register,
+    simulation_facts,
+    write_dense_copy,
+)
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
 from stages.units import GIB
@@ -33,27 +41,29 @@ class VllmEngine:
         self._process_state = ProcessState(_compile_cache(checkpoint))
         self._numbers = itertools.count()
         try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-
-            self._is_cpu = current_platform.is_cpu()
-            with TemporaryDirectory(prefix="dense_") as dense_dir:
-                weights = self._loadable(checkpoint, config.dtype, Path(dense_dir))
-                self._llm: Any = LLM(**_llm_arguments(weights, config, self._is_cpu))
+            self._llm, self.arithmetic = self._open(checkpoint, config)
         except Exception as error:
             self._process_state.restore()
+            if isinstance(error, StageError):
+                raise
             raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
         self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
 
-    def _loadable(self, checkpoint: Path, dtype: str, dense_dir: Path) -> Path:
-        if not (self._is_cpu and lacks_kernel(checkpoint, dtype)):
-            return checkpoint
-        write_dense_copy(checkpoint, dense_dir)
-        self.scoring = {
-            **self.scoring,
-            "weights": "dequantized when loaded: this build has no kernel for packed weights",
-        }
-        return dense_dir
+    def _open(self, checkpoint: Path, config: "EngineConfig") -> tuple[Any, Mapping[str, Any]]:
+        """vLLM, and the arithmetic of its linear layers."""
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self._is_cpu = current_platform.is_cpu()
+        if self._is_cpu and is_simulated(checkpoint, config.dtype):
+            _refuse_ranks(checkpoint, config)
+            register()
+            with TemporaryDirectory(prefix="dense_") as dense_dir:
+                write_dense_copy(checkpoint, Path(dense_dir), config.dtype)
+                llm = LLM(**_llm_arguments(Path(dense_dir), config, self._is_cpu))
+            return llm, simulation_facts(checkpoint, config.dtype)
+        llm = LLM(**_llm_arguments(checkpoint, config, self._is_cpu))
+        return llm, native_facts(llm) if read_quantization(checkpoint) else DENSE
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -169,6 +179,15 @@ def _alive() -> Iterator[None]:
         raise
     except Exception as error:
         raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
+
+
+def _refuse_ranks(checkpoint: Path, config: "EngineConfig") -> None:
+    """A rank sees a part of some layers' inputs, whose scale would not be the whole input's."""
+    if config.num_ranks > 1:
+        raise ConfigError(
+            f"{checkpoint.name}: its format is simulated on a CPU, in one process; set engine.tensor_parallel_size=1 "
+            "and engine.pipeline_parallel_size=1"
+        )
 
 
 def _compile_cache(checkpoint: Path) -> Path:

@@ -426,3 +426,36 @@ def test_damaged_and_foreign_artifacts_are_refused(run, write_evaluation):
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         CompareConfig(**{"task": "t", "leaves": ["a"]} | values)
+
+
+SIMULATED = {"method": "simulated", "weights": "dequantized to float32", "inputs": [], "rounding": None}
+NATIVE = {"method": "native", "kernels": ["MacheteLinearKernel"]}
+
+
+def test_one_trial_has_one_arithmetic(run, write_evaluation):
+    """Between its shards and between the leaves of a task; shards of before the field was written are read."""
+    shard = write_evaluation
+    for first, second in ((SIMULATED, NATIVE), (SIMULATED, SIMULATED | {"weights": "dequantized to bfloat16"})):
+        shards = [shard("t", [1.0], docs=[0], arithmetic=first), shard("t", [1.0], docs=[1], arithmetic=second)]
+        message = refusal(run, {"t": shards})
+        assert "trial/t: two arithmetics" in message and "shard 0001" in message
+    leaves = {"a": shard("a", [1.0], arithmetic=SIMULATED), "b": shard("b", [1.0], arithmetic=NATIVE)}
+    message = refusal(run, leaves)
+    assert (
+        "leaves of the trial: two arithmetics" in message and 'method is "simulated" in a and "native" in b' in message
+    )
+    old = [shard("t", [1.0], docs=[0]), shard("t", [1.0], docs=[1])]
+    assert run({"t": old}).whole["score"] == 1.0
+
+
+@pytest.mark.parametrize("arithmetic", [SIMULATED, NATIVE, {"method": "dense"}, None])
+def test_a_dense_base_is_compared_with_every_arithmetic(run, write_evaluation, arithmetic):
+    trial = write_evaluation("t", [1.0, 0.0], arithmetic=arithmetic)
+    for base in ({"method": "dense"}, None, arithmetic):
+        result = run({"t": trial}, {"t": write_evaluation("t", [1.0, 1.0], arithmetic=base)})
+        assert result.document["leaves"]["t"]["arithmetic"] == arithmetic
+
+
+def test_a_simulated_base_is_not_compared_with_a_kernel(run, write_evaluation):
+    sides = (write_evaluation("t", [1.0], arithmetic=arithmetic) for arithmetic in (NATIVE, SIMULATED))
+    assert "arithmetic is native in trial and simulated in base" in refusal(run, *({"t": side} for side in sides))

@@ -355,3 +355,24 @@ def test_numbers_are_written_as_people_write_them():
     assert (percent(0.99312, 1), percent(None, 1)) == ("99.3 %", "–")
     assert interval(0.5, None, 2) == "[0.50, –]"
     assert [p_value(p) for p in (None, 1.0, 0.0201, 0.00004)] == ["–", "1.00", "0.020", "< 0.0001"]
+
+
+def test_simulated_trials_are_named_and_kernels_beside_them(write, write_evaluation, tmp_path):
+    """A table of kernels alone, or of dense models, needs no word."""
+    arithmetics = {
+        "bf16": {"method": "dense"},
+        "w8a8": {"method": "simulated", "weights": "dequantized to float32"},
+        "w4a16": {"method": "native", "kernels": ["MacheteLinearKernel"]},
+    }
+    found = {}
+    for recipe, arithmetic in arithmetics.items():
+        out = tmp_path / f"m-{recipe}-arc-0123456789ab"
+        out.mkdir()
+        shard = write_evaluation("arc", [1.0, 0.0] * 8, arithmetic=arithmetic)
+        compare(CompareConfig(task="arc", leaves=["arc"], num_resamples=100), {"trial/arc/0000": shard}, out)
+        found[f"compare/m/{recipe}/arc"] = out
+    for text in (written := write(found)).markdown, written.html:
+        assert "m/w8a8: simulated" in text
+        assert "m/w4a16: computed by kernels of the format, beside simulated trials" in text
+    assert "kernels of the format" not in write({name: found[name] for name in found if "w4a16" not in name}).markdown
+    assert "simulated" not in write({name: found[name] for name in found if "w8a8" not in name}).markdown

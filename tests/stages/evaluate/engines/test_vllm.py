@@ -163,6 +163,7 @@ def test_a_shard_has_the_same_bytes_alone_and_after_others_and_in_another_engine
     facts = json.loads((tmp_path / "after_tabular_iris" / "task.json").read_text())
     assert facts["scoring"]["one_token"] == "logprob_token_ids"
     assert facts["comparable"]["platform"] == "cpu"
+    assert facts["arithmetic"] == {"method": "dense"}
 
 
 def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_state_returns(tmp_path, monkeypatch):
