@@ -25,8 +25,12 @@ from pipeline.planning.plan import Plan
 from pipeline.steps.roles import kind_of, slot_of
 from pipeline.steps.stages import Stage
 from pipeline.steps.step import Resources
+from stages import drift
+from stages.documents import write_json
 from stages.evaluate import stage as evaluate
+from stages.evaluate.artifact import SAMPLES, TASK
 from stages.fields import execution
+from stages.gate.artifact import write_checks
 
 NUM_SENTENCES = 2048
 SENTENCES_A_RESPONSE = 10  # of 100 characters
@@ -85,8 +89,8 @@ def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
 def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """A checkpoint, data set, or what a report reads of a gate and of a drift: small files."""
     (out / "content.json").write_text(json.dumps({"config": repr(config), "inputs": sorted(inputs)}))
-    (out / "gate.json").write_text("[]")
-    (out / "drift.json").write_text(json.dumps(DRIFT))
+    write_checks(out, [])
+    write_json(out / drift.FACTS, DRIFT)
     return {"size_gib": 1.0}
 
 
@@ -124,8 +128,8 @@ def answer(
         "truncated": pa.array([False] * len(doc_ids)),
         "error": pa.array([None] * len(doc_ids), pa.string()),
     }
-    pq.write_table(pa.table(columns), out / "samples.parquet", compression="zstd")
-    (out / "task.json").write_text(json.dumps(_task_facts(config), indent=1))
+    pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")
+    write_json(out / TASK, _task_facts(config))
     return {"num_documents": len(doc_ids), "num_missing": 0.0}
 
 

@@ -1,7 +1,7 @@
 """What a report writes: pages, the summary as a table and as a document, suites, and what serving costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ class SuiteMean:
 
     trial: str
     suite: str
-    normalized: bool
+    normalized: bool = False
     mean: float | None
-    base_mean: float | None
-    recovery: float | None
-    recovery_low: float | None
-    recovery_high: float | None
+    base_mean: float | None = None
+    recovery: float | None = None
+    recovery_low: float | None = None
+    recovery_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Summary:
 
     title: str
     rows: list[Row]
-    suites: list[SuiteMean]
+    suites: list[SuiteMean] = field(default_factory=list)
 
 
 SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryRow) | plain_columns(Numbers))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from stages.calibrate import CalibrationConfig, CalibrationMethod, calibrate
+from stages.calibrate import SEQUENCES, CalibrationConfig, CalibrationMethod, calibrate, read_sequences
 from stages.checkpoints.chat import render_chat
 from stages.errors import DataError
 from stages.fetch import DatasetSource
@@ -24,9 +24,9 @@ def run(tiny_model, tmp_path_factory):
         out = tmp_path_factory.mktemp("calibration")
         inputs = {"model": tiny_model} if data_dir is None else {"model": tiny_model, "data": data_dir}
         metrics = calibrate(config, inputs, out)
-        samples = pq.read_table(out / "calibration.parquet")["input_ids"].to_pylist()
+        samples = read_sequences(out)
         assert metrics == {"num_samples": len(samples), "num_tokens": sum(map(len, samples))}
-        return samples, (out / "calibration.parquet").read_bytes()
+        return samples, (out / SEQUENCES).read_bytes()
 
     return calibrate_once
 

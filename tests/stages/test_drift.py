@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.drift import DriftConfig, drift
-from stages.errors import ConfigError
+from stages.calibrate import SEQUENCES, read_sequences
+from stages.drift import FACTS, DriftConfig, drift, read_drift
+from stages.errors import ConfigError, DataError
 from stages.quantize import Algorithm
 
 
@@ -63,7 +65,7 @@ def test_divergence_and_agreement_are_the_textbooks_over_the_whole_vocabulary(
     rows = pq.read_table(tmp_path / "drift.parquet").to_pylist()
     weights = [row["num_tokens"] for row in rows]
     assert np.average([row["mean_kl"] for row in rows], weights=weights) == pytest.approx(found["mean_kl"])
-    assert json.loads((tmp_path / "drift.json").read_text()) == found
+    assert json.loads((tmp_path / "drift.json").read_text()) == found == asdict(read_drift(tmp_path))
 
 
 def test_what_does_not_fit_the_disk_is_refused_before_a_model_is_loaded(run, tiny_model, monkeypatch):
@@ -74,3 +76,12 @@ def test_what_does_not_fit_the_disk_is_refused_before_a_model_is_loaded(run, tin
     with pytest.raises(ConfigError, match=r"take 0\.0 GiB.*set TMPDIR") as refused:
         run(tiny_model)
     assert "\n" not in str(refused.value)
+
+
+def test_damaged_facts_and_texts_are_named(tmp_path):
+    (tmp_path / FACTS).write_text('{"num_documents": 2}')
+    with pytest.raises(DataError, match=r"drift.json cannot be read.*delete it and run again"):
+        read_drift(tmp_path)
+    (tmp_path / SEQUENCES).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"calibration.parquet cannot be read.*delete it and run again"):
+        read_sequences(tmp_path)
