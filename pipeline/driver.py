@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config.execution import Verify
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
-from pipeline.errors import FailureClass, one_line
+from pipeline.errors import FailureClass
 from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, show
 from pipeline.results.environment import check_unchanged, environment
@@ -26,6 +26,7 @@ from pipeline.running.selection import chosen, failed, with_needs
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
+from stages.errors import one_line
 
 MIRROR_EVERY_S = 60.0
 

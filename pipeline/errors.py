@@ -4,11 +4,11 @@ import errno
 from collections.abc import Iterator
 from enum import Enum
 
-from stages.errors import StageError
+from stages.errors import ExplainedError, StageError
 
 
-class UserError(Exception):
-    """Bad input, found before any expensive work.  One line: what is wrong and how to fix it; exit code 2."""
+class UserError(ExplainedError):
+    """Bad input, found before any expensive work; exit code 2."""
 
 
 class FailureClass(Enum):
@@ -78,12 +78,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def one_line(error: BaseException | str, limit: int = 400) -> str:
-    """The first informative line of an error, short enough for a table cell."""
-    text = str(error).strip() or type(error).__name__
-    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
-    if isinstance(error, BaseException) and not isinstance(error, (StageError, UserError)):
-        line = f"{type(error).__name__}: {line}"
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -9,7 +9,7 @@ from rich.console import Console
 from pipeline.config.schema import Config, Mode
 from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.results import record, show
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
@@ -19,6 +19,7 @@ from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.store import Store
+from stages.errors import one_line
 
 
 def plan(sweep: PlannedSweep) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.chat import render_chat
+from stages.documents import read_table, write_table
 from stages.errors import DataError
 from stages.fetch import DatasetSource
 from stages.fields import identity
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VERSION = 1
+SEQUENCES = "calibration.parquet"
 
 
 class CalibrationMethod(Enum):
@@ -64,7 +66,6 @@ def calibrate(config: CalibrationConfig, inputs: Mapping[str, Path], out: Path) 
     Raises DataError when the data set lacks the split, a column or enough rows.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
@@ -73,8 +74,14 @@ def calibrate(config: CalibrationConfig, inputs: Mapping[str, Path], out: Path) 
     else:
         samples = _read_samples(config, tokenizer, inputs["data"])
     table = pa.table({"input_ids": pa.array(samples, pa.list_(pa.int32()))})
-    pq.write_table(table, out / "calibration.parquet", compression="zstd")
+    write_table(out / SEQUENCES, table)
     return {"num_samples": len(samples), "num_tokens": sum(map(len, samples))}
+
+
+def read_sequences(directory: Path) -> list[list[int]]:
+    """The token sequences that ``calibrate`` wrote."""
+    sequences: list[list[int]] = read_table(directory / SEQUENCES, ["input_ids"])["input_ids"].to_pylist()
+    return sequences
 
 
 def _draw_random_tokens(config: CalibrationConfig, tokenizer: Any) -> list[list[int]]:

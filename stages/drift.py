@@ -4,13 +4,15 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.calibrate import read_sequences
+from stages.documents import read_json, write_json, write_table
 from stages.errors import CheckpointError, ConfigError
 from stages.statistics import (
     NO_INTERVAL,
@@ -21,17 +23,34 @@ from stages.statistics import (
     percentile_interval,
     resample_means,
 )
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-_GIB = 2**30
+DOCUMENTS, FACTS = "drift.parquet", "drift.json"
 
 
 @dataclass(kw_only=True, slots=True)
 class DriftConfig(StatisticsConfig):
     """Statistics of the drift; the text is an input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftFacts:
+    """Means over the tokens of the text, with their intervals; see ``drift``."""
+
+    num_documents: int
+    num_tokens: int
+    mean_kl: float
+    top1_agreement: float
+    loss: float | None
+    base_loss: float | None
+    mean_kl_low: float | None
+    mean_kl_high: float | None
+    top1_agreement_low: float | None
+    top1_agreement_high: float | None
 
 
 def drift(config: DriftConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -44,17 +63,21 @@ def drift(config: DriftConfig, inputs: Mapping[str, Path], out: Path) -> Mapping
     ConfigError when what must be kept meanwhile does not fit the disk.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    texts = pq.read_table(inputs["text"] / "calibration.parquet")["input_ids"].to_pylist()
+    texts = read_sequences(inputs["text"])
     with TemporaryDirectory(prefix="drift_") as kept_dir:
         _check_room(texts, inputs["base"], Path(kept_dir))
         _keep_base(inputs["base"], texts, Path(kept_dir))
         rows = list(_rows(inputs["checkpoint"], texts, Path(kept_dir)))
-    pq.write_table(pa.Table.from_pylist(rows), out / "drift.parquet", compression="zstd")
+    write_table(out / DOCUMENTS, pa.Table.from_pylist(rows))
     facts = _facts(config, {name: np.array([row[name] for row in rows], dtype=float) for name in rows[0]})
-    (out / "drift.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-    return facts
+    write_json(out / FACTS, asdict(facts))
+    return asdict(facts)
+
+
+def read_drift(directory: Path) -> DriftFacts:
+    """The means that ``drift`` wrote."""
+    return read_json(directory / FACTS, DriftFacts)
 
 
 def _check_room(texts: Sequence[Sequence[int]], base_dir: Path, kept_dir: Path) -> None:
@@ -63,8 +86,8 @@ def _check_room(texts: Sequence[Sequence[int]], base_dir: Path, kept_dir: Path) 
     free = shutil.disk_usage(kept_dir).free
     if needed > free:
         raise ConfigError(
-            f"the base's expectations on the drift text take {needed / _GIB:.1f} GiB and {kept_dir.parent} has "
-            f"{free / _GIB:.1f}: set TMPDIR, or lower drift.text.num_calibration_samples or max_seq_length"
+            f"the base's expectations on the drift text take {needed / GIB:.1f} GiB and {kept_dir.parent} has "
+            f"{free / GIB:.1f}: set TMPDIR, or lower drift.text.num_calibration_samples or max_seq_length"
         )
 
 
@@ -106,17 +129,31 @@ def _read(model_dir: Path, texts: Sequence[Sequence[int]]) -> Iterator[tuple["Te
         del model
 
 
-def _facts(config: DriftConfig, columns: Mapping[str, Floats]) -> dict[str, float | None]:
+def _facts(config: DriftConfig, columns: Mapping[str, Floats]) -> DriftFacts:
     """Means over tokens; documents are resampled, because the tokens of one are not independent."""
     sizes = columns["num_tokens"]
-    facts: dict[str, float | None] = {"num_documents": len(sizes), "num_tokens": int(sizes.sum())}
-    for name in ("mean_kl", "top1_agreement"):
-        facts[name] = float((columns[name] * sizes).sum() / sizes.sum())
-    for name in ("loss", "base_loss"):  # of every token but a document's first
-        facts[name] = float((columns[name] * (sizes - 1)).sum() / (sizes - 1).sum()) if sizes.max() > 1 else None
-    for name in ("mean_kl", "top1_agreement"):
-        facts[f"{name}_low"], facts[f"{name}_high"] = _interval(config, name, columns[name] * sizes, sizes)
-    return facts
+    kl, agreement = (_interval(config, name, columns[name] * sizes, sizes) for name in ("mean_kl", "top1_agreement"))
+    return DriftFacts(
+        num_documents=len(sizes),
+        num_tokens=int(sizes.sum()),
+        mean_kl=_mean(columns["mean_kl"], sizes),
+        top1_agreement=_mean(columns["top1_agreement"], sizes),
+        loss=_mean_of_predicted(columns["loss"], sizes),
+        base_loss=_mean_of_predicted(columns["base_loss"], sizes),
+        mean_kl_low=kl[0],
+        mean_kl_high=kl[1],
+        top1_agreement_low=agreement[0],
+        top1_agreement_high=agreement[1],
+    )
+
+
+def _mean(values: Floats, weights: Floats) -> float:
+    return float((values * weights).sum() / weights.sum())
+
+
+def _mean_of_predicted(values: Floats, sizes: Floats) -> float | None:
+    """Of every token but a document's first."""
+    return _mean(values, sizes - 1) if sizes.max() > 1 else None
 
 
 def _interval(config: DriftConfig, name: str, sums: Floats, sizes: Floats) -> Interval:

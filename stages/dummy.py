@@ -4,16 +4,17 @@ What a kernel costs does not depend on the numbers it multiplies, so speed can b
 downloaded or quantized.  Its answers mean nothing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.formats import Format
 from stages.checkpoints.shape import ModelShape, weight_gib
+from stages.documents import write_json
 from stages.errors import ConfigError
 from stages.fields import identity
-from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_group_size, weight_num_bits
+from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_format
 
 VERSION = 1
 _CONTROL_TOKENS = ["<|begin|>", "<|end|>", "<|unknown|>"]
@@ -39,12 +40,12 @@ def dummy(config: DummyConfig, inputs: Mapping[str, Path], out: Path) -> Mapping
     except ValueError as error:
         raise ConfigError(str(error)) from error
     model = _llama(shape, config.max_position_embeddings)
-    if config.recipe.scheme is not None:
-        model["quantization_config"] = _quantization(config.recipe)
-    (out / "config.json").write_text(json.dumps(model, indent=1) + "\n")
+    quantized = weight_format(config.recipe)
+    if quantized is not None:
+        model["quantization_config"] = _quantization(config.recipe, quantized)
+    write_json(out / "config.json", model)
     _write_tokenizer(shape.vocab_size, out)
-    num_bits, group_size = weight_num_bits(config.recipe), weight_group_size(config.recipe)
-    return {"size_gib": weight_gib(shape, num_bits=num_bits, group_size=group_size)}
+    return {"size_gib": weight_gib(shape, quantized)}
 
 
 def _llama(shape: ModelShape, max_position_embeddings: int) -> dict[str, Any]:
@@ -69,27 +70,21 @@ def _llama(shape: ModelShape, max_position_embeddings: int) -> dict[str, Any]:
     }
 
 
-def _quantization(recipe: RecipeConfig) -> dict[str, Any]:
+def _quantization(recipe: RecipeConfig, quantized: Format) -> dict[str, Any]:
     """What llm-compressor would write into ``config.json`` for this recipe."""
     from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
 
     scheme = preset_name_to_scheme(str(recipe.scheme), recipe.targets)
-    chosen = {"group_size": weight_group_size(recipe), "observer": recipe.observer}
+    chosen = {"group_size": quantized.weights.group_size, "observer": recipe.observer}
     if recipe.algorithm is Algorithm.gptq:
         chosen["actorder"] = recipe.actorder
     scheme.weights = scheme.weights.model_copy(update=chosen)
-    if scheme.input_activations is None:
-        packing = CompressionFormat.pack_quantized
-    elif scheme.input_activations.type == "float":
-        packing = CompressionFormat.float_quantized
-    else:
-        packing = CompressionFormat.int_quantized
-    scheme.format = packing.value
+    scheme.format = CompressionFormat(quantized.packing)
     described: dict[str, Any] = QuantizationConfig(
         config_groups={"group_0": scheme},
         ignore=recipe.ignore,
-        format=packing.value,
+        format=quantized.packing,
         quantization_status=QuantizationStatus.COMPRESSED,
     ).model_dump(mode="json")
     return described

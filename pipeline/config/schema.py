@@ -17,7 +17,7 @@ from stages.fetch import ModelSource
 from stages.fields import command, execution
 from stages.gate.config import GateConfig
 from stages.quantize import RecipeConfig
-from stages.report.serving.config import GpuConfig
+from stages.report.config import GpuConfig, SloConfig, SuiteConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
 from stages.statistics import StatisticsConfig
 
@@ -91,14 +91,6 @@ class TaskConfig(PromptConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class SuiteConfig:
-    """Tasks whose mean is shown: of their scores, or of their ``normalized`` ones."""
-
-    tasks: list[str] = MISSING
-    normalized: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
 class AdjustmentConfig:
     """``set`` (overrides, as on the command line) applies to the points of the sweep where all of ``when`` holds."""
 
@@ -120,14 +112,6 @@ class DriftSettings:
     """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
 
     text: CalibrationConfig | None = None
-
-
-@dataclass(kw_only=True, slots=True)
-class SloConfig:
-    """What an answer's speed must meet at a request rate for that rate to count: p90 of either; null: no objective."""
-
-    itl_ms: float | None = None
-    ttft_ms: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.store.provenance import cpu_model, package_versions
 from stages.evaluate.config import EngineKind
 from stages.gpu import read_gpus
-from stages.report.serving.config import usd_per_hour
+from stages.report.config import usd_per_hour
 
 
 @dataclass(frozen=True, slots=True)

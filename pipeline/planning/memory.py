@@ -8,7 +8,8 @@ from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.steps.step import Step, StepRef
 from stages.checkpoints.shape import kv_cache_gib, weight_gib
-from stages.quantize import weight_group_size, weight_num_bits
+from stages.quantize import weight_format
+from stages.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def gpu_memory(config: Config) -> GpuMemory | None:
     shape, engine, recipe = config.model.shape, config.engine, config.recipe
     if shape is None:
         return None
-    weights_gib = weight_gib(shape, num_bits=weight_num_bits(recipe), group_size=weight_group_size(recipe))
+    weights_gib = weight_gib(shape, weight_format(recipe))
     return GpuMemory(weights_gib, kv_cache_gib(shape, num_tokens=engine.max_model_len), engine.num_ranks)
 
 
@@ -64,8 +65,7 @@ def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
         config = trial.trial.config
         if (shape := config.model.shape) is None or config.model.weights is Weights.dummy:
             continue
-        bits, group = weight_num_bits(config.recipe), weight_group_size(config.recipe)
         needed[trial.model] = weight_gib(shape)
         if trial.checkpoint != trial.model:
-            needed[trial.checkpoint] = weight_gib(shape, num_bits=bits, group_size=group)
-    return int(sum(gib * 2**30 for ref, gib in needed.items() if ref in absent))
+            needed[trial.checkpoint] = weight_gib(shape, weight_format(config.recipe))
+    return int(sum(gib * GIB for ref, gib in needed.items() if ref in absent))

@@ -24,11 +24,11 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
-from pipeline.results.results import read_suites
 from pipeline.running.capture import log_path
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
+from stages.report.artifact import read_suites
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
 SUITE_PREFIX = "suite/"

@@ -10,8 +10,7 @@ from pipeline.steps.roles import kind_of, slot_of, under
 from pipeline.steps.stages import REPORT
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
-from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
-from stages.report.serving.config import ServingConfig
+from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteRow, TrialRow
 
 
 def report_step(plan: Plan, config: Config, store: Store) -> Step:
@@ -54,8 +53,7 @@ def _serving(plan: Plan, config: Config) -> ServingConfig | None:
         gpus=list(gpus.values()),
         gpu_of={name: each.gpu.name for name, each in served.items()},
         mixes={name: {workload: float(share) for workload, share in mix.items()} for name, mix in config.mixes.items()},
-        slo_itl_ms=config.slo.itl_ms,
-        slo_ttft_ms=config.slo.ttft_ms,
+        slo=config.slo,
     )
 
 

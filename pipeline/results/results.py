@@ -7,14 +7,12 @@
 The store is the truth; this module only reads it, and needs no GPU library.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.results import record
@@ -22,7 +20,9 @@ from pipeline.results.record import TrialRecord
 from pipeline.steps.roles import kind_of, shards, slots, under
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
-from stages.report.rows import SUITES_SCHEMA
+from stages.compare.artifact import read_rows
+from stages.evaluate.artifact import read_samples
+from stages.report.artifact import read_serving, read_suites, read_summary
 
 Named = TypeVar("Named")
 
@@ -39,7 +39,7 @@ class Results:
 
     def summary(self) -> pa.Table:
         """One row per trial and task: n, score, recovery, paired difference, their intervals, checkpoint size."""
-        return pq.read_table(self.report_dir() / "summary.parquet")
+        return read_summary(self.report_dir())
 
     def suites(self) -> pa.Table:
         """One row per trial and suite: its mean and recovery, null where a member is missing."""
@@ -47,8 +47,7 @@ class Results:
 
     def serving(self) -> pa.Table | None:
         """One row per trial, workload and mode: rates, latencies, costs, validity; None if nothing was served."""
-        path = self.report_dir() / "serving.parquet"
-        return pq.read_table(path) if path.exists() else None
+        return read_serving(self.report_dir())
 
     def report_dir(self) -> Path:
         """The directory of the latest report; raises UserError before there is one."""
@@ -61,7 +60,7 @@ class Results:
         """Every metric of a task, per leaf and for the whole; None while the step has no result."""
         comparisons = under(_named(self.trials, "trial", trial).steps, "compare")
         found = self.store.find(_named(comparisons, "task", task))
-        return None if found is None else pq.read_table(found / "comparison.parquet")
+        return None if found is None else read_rows(found)
 
     def samples(self, trial: str, task: str) -> pa.Table:
         """One row per document of what is evaluated so far, with the column ``leaf`` in front."""
@@ -70,7 +69,7 @@ class Results:
             for leaf, refs in self._shards(trial, task).items()
             for ref in refs
             if (found := self.store.find(ref)) is not None
-            for table in [pq.read_table(found / "samples.parquet")]
+            for table in [read_samples(found)]
         ]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
@@ -78,12 +77,6 @@ class Results:
         steps = _named(self.trials, "trial", trial).steps
         tasks = slots(role for role in steps if kind_of(role) == "evaluate")
         return _named({slot: shards(steps, slot) for slot in tasks}, "task", task)
-
-
-def read_suites(report_dir: Path) -> pa.Table:
-    """The means of the suites in a report, as ``SUITES_SCHEMA`` says."""
-    rows = json.loads((report_dir / "summary.json").read_text())["suites"]
-    return pa.Table.from_pylist(rows, schema=SUITES_SCHEMA)
 
 
 def _named(found: Mapping[str, Named], kind: str, name: str) -> Named:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,7 +11,6 @@ from rich.table import Table
 from pipeline.errors import FailureClass
 from pipeline.planning.memory import gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.results.results import read_suites
 from pipeline.running.outcome import Outcome, Status
 from pipeline.steps.roles import slot_of
 from pipeline.steps.stages import FETCH_DATASET
@@ -21,7 +19,9 @@ from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
 from stages.fetch import DatasetSource
+from stages.report.artifact import HTML, read_serving, read_suites, read_summary
 from stages.report.config import FailureRow
+from stages.units import GIB
 
 NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
@@ -79,8 +79,8 @@ def status(
 def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
     """What a garbage collection found, largest first."""
     for each in sorted(unused, key=lambda each: -each.num_bytes):
-        console.print(f"{each.num_bytes / 2**30:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
-    total_gib = sum(each.num_bytes for each in unused) / 2**30
+        console.print(f"{each.num_bytes / GIB:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
+    total_gib = sum(each.num_bytes for each in unused) / GIB
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
     console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
 
@@ -123,7 +123,7 @@ def finished(
     asked: set[str],
 ) -> None:
     """The final table, and whatever was asked for, has no number and why."""
-    rows = pq.read_table(store.path(report.ref) / "summary.parquet").to_pylist()
+    rows = read_summary(store.path(report.ref)).to_pylist()
     interval = f"{100 * confidence:g} % interval"
     table = _table("trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB")
     for row in rows:
@@ -132,8 +132,8 @@ def finished(
         console.print(table)
     if suites := read_suites(store.path(report.ref)).to_pylist():
         console.print(_suites_table(suites, interval))
-    if (points := store.path(report.ref) / "serving.parquet").exists():
-        console.print(_serving_table(pq.read_table(points).to_pylist()))
+    if (points := read_serving(store.path(report.ref))) is not None:
+        console.print(_serving_table(points.to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         console.print(f"note: {note}", highlight=False)
     for row in rows:
@@ -164,7 +164,7 @@ def _place(failure: FailureRow) -> str:
 
 def where(console: Console, report_dir: Path, review: str | None) -> None:
     """Where to read on."""
-    console.print(f"report: {report_dir / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {report_dir / HTML}", soft_wrap=True, highlight=False)
     if review is not None:
         console.print(f"review: {review}", soft_wrap=True, highlight=False)
 

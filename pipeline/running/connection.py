@@ -7,7 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
+from stages.errors import one_line
 
 LOCAL_START_ATTEMPTS = 3
 CONNECT_WITHIN_S = 20.0

@@ -7,8 +7,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.running.batches import Batch
 from pipeline.steps.step import Resources
-
-GIB = 2**30
+from stages.units import GIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
-from pipeline.errors import FailureClass, one_line
+from pipeline.errors import FailureClass
 from pipeline.running.batches import Batch
 from pipeline.running.connection import connect
 from pipeline.running.outcome import Outcome, RunContext, Status
-from pipeline.running.placement import GIB, Node, check_fits, cluster_nodes, placement_group_of, whole_node
+from pipeline.running.placement import Node, check_fits, cluster_nodes, placement_group_of, whole_node
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
+from stages.errors import one_line
+from stages.units import GIB
 
 Outcomes = dict[StepRef, Outcome]
 OnBatchDone = Callable[[Sequence[Outcome]], None]

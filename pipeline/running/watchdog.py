@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from pipeline.errors import FailureClass
+from stages.units import GIB
 
 CHECK_EVERY_S = 0.5
 # A thread that holds the interpreter's lock (a regular expression that backtracks for ever) keeps the watching thread
@@ -24,7 +25,6 @@ LOCKED_GRACE_S = 30.0
 # Ray's own monitor kills a worker at 95 % of a node's memory and gives no class; ours comes before it.
 LEAST_AVAILABLE = 0.06
 GUILTY_SHARE = 0.25
-GIB = 2**30
 
 OnKill = Callable[[FailureClass, str], None]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from pipeline.errors import RETRY, FailureClass, Retry, classify, one_line
+from pipeline.errors import RETRY, FailureClass, Retry, classify
 from pipeline.running.attempts import Attempts
 from pipeline.running.batches import Batch
 from pipeline.running.capture import captured
@@ -17,6 +17,7 @@ from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
+from stages.errors import one_line
 
 LISTING_PATIENCE_S = 10.0
 ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is tried twice

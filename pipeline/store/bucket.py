@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.store.directory import check_directory
 from pipeline.store.manifest import damage, digest_of, read_manifest, write_manifest
 from pipeline.store.storage import ABANDONED_AFTER_S, Stored, unique
-from stages.errors import DataError
+from stages.errors import DataError, one_line
 
 MIN_PATIENCE_S = 5.0  # a listing is one request a thousand artifacts
 NUM_STREAMS = 16

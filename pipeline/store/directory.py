@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.store.manifest import MANIFEST, damage, read_manifest, write_durably, write_manifest
 from pipeline.store.storage import Stored, unique
+from stages.units import GIB
 
 SET_ASIDE = ".damaged-"
 
@@ -176,8 +177,8 @@ def check_directory(directory: Path, option: str, needed_bytes: int = 0) -> None
         ) from None
     if free_bytes < needed_bytes:
         raise UserError(
-            f"the store {directory} has {free_bytes / 2**30:.1f} GiB free and this plan writes about "
-            f"{needed_bytes / 2**30:.1f} GiB: free space, or choose another with {option}"
+            f"the store {directory} has {free_bytes / GIB:.1f} GiB free and this plan writes about "
+            f"{needed_bytes / GIB:.1f} GiB: free space, or choose another with {option}"
         )
 
 

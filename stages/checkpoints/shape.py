@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from stages.checkpoints.formats import Format
 from stages.fields import execution
-
-_GIB = 2**30
+from stages.units import GIB
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,22 +63,21 @@ def num_parameters(shape: ModelShape) -> int:
     return _num_linear(shape) + _num_unquantized(shape)
 
 
-def weight_gib(shape: ModelShape, *, num_bits: int = 16, group_size: int | None = None) -> float:
-    """Memory of the weights when block linears take ``num_bits`` each and the rest stays in 16 bits.
-
-    Below 16 bits every row has one 16-bit scale, or one per ``group_size`` inputs.
-    """
-    scales = 0
-    if num_bits < 16:
-        layers = linear_layers(shape).values()
-        scales = shape.num_layers * sum(rows * (columns // group_size if group_size else 1) for rows, columns in layers)
-    return (_num_linear(shape) * num_bits / 8 + 2 * (scales + _num_unquantized(shape))) / _GIB
+def weight_gib(shape: ModelShape, quantized: Format | None = None) -> float:
+    """Memory of the weights: block linears as ``quantized`` stores them, the rest, or all of it, in 16 bits."""
+    return (_num_linear_bytes(shape, quantized) + 2 * _num_unquantized(shape)) / GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
     """Memory of keys and values of ``num_tokens`` tokens."""
     per_token = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-    return per_token * num_tokens * num_bits / 8 / _GIB
+    return per_token * num_tokens * num_bits / 8 / GIB
+
+
+def _num_linear_bytes(shape: ModelShape, quantized: Format | None) -> int:
+    if quantized is None:
+        return 2 * _num_linear(shape)
+    return shape.num_layers * sum(quantized.num_bytes(*size) for size in linear_layers(shape).values())
 
 
 def _num_linear(shape: ModelShape) -> int:

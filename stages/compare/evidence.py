@@ -113,7 +113,7 @@ class Evidence:
 
 
 def make_scorer(aggregation: Mapping[str, str], num_resamples: int, include_paths: Sequence[str]) -> Scorer:
-    """The scorer of an ``aggregation`` as ``task.json`` names it."""
+    """The scorer of an ``aggregation`` as an evaluation names it."""
     if is_mean(aggregation):
         return Scorer(None, num_resamples)
     aggregate = load_aggregation(aggregation, include_paths)

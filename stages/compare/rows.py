@@ -4,68 +4,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from stages.compare.artifact import NORMALIZED
 from stages.compare.evidence import Evidence, Pairs, Side
 from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, recovery_draws, recovery_of
 
-_COUNT, _SCORE = pa.int64(), pa.float64()
-
-# Columns of the normalized score, 0 for guessing and 100 for perfect, and those of the raw score that they answer to;
-# null where the task declares no baseline.
-NORMALIZED = {
-    "normalized": "score",
-    "normalized_low": "score_low",
-    "normalized_high": "score_high",
-    "base_normalized": "base_score",
-    "paired_normalized": "paired_score",
-    "paired_base_normalized": "paired_base_score",
-    "normalized_recovery": "recovery",
-    "normalized_recovery_low": "recovery_low",
-    "normalized_recovery_high": "recovery_high",
-    "normalized_difference": "difference",
-    "normalized_difference_low": "difference_low",
-    "normalized_difference_high": "difference_high",
-}
-
-SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("leaf", pa.string()),  # null: the row of the whole task
-        ("metric", pa.string()),
-        ("primary", pa.bool_()),
-        ("higher_is_better", pa.bool_()),
-        ("aggregation", pa.string()),
-        ("n", _COUNT),  # documents the trial was scored on
-        ("num_missing", _COUNT),
-        ("num_truncated", _COUNT),
-        ("score", _SCORE),
-        ("score_low", _SCORE),
-        ("score_high", _SCORE),
-        ("interval", pa.string()),  # of the score: wilson, bootstrap
-        ("num_resamples", _COUNT),
-        ("base_n", _COUNT),
-        ("base_num_missing", _COUNT),
-        ("base_score", _SCORE),
-        ("num_pairs", _COUNT),  # documents both were scored on; all that follows is of these alone
-        ("paired_score", _SCORE),
-        ("paired_base_score", _SCORE),
-        ("recovery", _SCORE),  # trial over base, or base over trial where lower is better
-        ("recovery_low", _SCORE),
-        ("recovery_high", _SCORE),
-        ("difference", _SCORE),
-        ("difference_low", _SCORE),
-        ("difference_high", _SCORE),
-        ("num_base_only_right", _COUNT),
-        ("num_trial_only_right", _COUNT),
-        ("mcnemar_p", _SCORE),
-        ("verdict", pa.string()),  # of the trial's score: lower, higher, not distinguishable
-        *((name, _SCORE) for name in NORMALIZED),
-    ]
-)
-NUMBERS = [field.name for field in SCHEMA if field.type in (_COUNT, _SCORE)]
-
 
 def row(evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool) -> dict[str, Any]:
-    """The columns of SCHEMA from ``n`` on; null is what could not be measured."""
+    """The fields of Numbers from ``n`` on; absent or None is what could not be measured."""
     on_scale = _row(normalized, confidence, False) if normalized else {}
     found = _row(evidence, confidence, lower_is_better)
     return found | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.errors import DataError
+from stages.evaluate.artifact import TaskFacts, read_samples, read_task
 
 Indices = NDArray[np.int64]
 
@@ -20,11 +20,11 @@ _KEY_COLUMNS = ["doc_id", "doc_digest", "prompt_digest", "truncated"]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """All documents of one leaf task for one trial, ordered by document id, and what ``task.json`` says of them."""
+    """All documents of one leaf task for one trial, ordered by document id, and how they were asked."""
 
     name: str
     documents: pa.Table
-    info: Mapping[str, Any]
+    facts: TaskFacts
 
     @property
     def num_truncated(self) -> int:
@@ -34,7 +34,7 @@ class Leaf:
     @property
     def settings(self) -> dict[str, Any]:
         """What must be equal for two numbers to be subtracted."""
-        return _settings(self.info)
+        return _settings(self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +87,19 @@ def pair(trial: pa.Table, base: pa.Table) -> Pairing:
 
 
 def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
-    infos = {shard: _read_info(f"{label}/{shard}", path / "task.json") for shard, path in shards.items()}
-    first, info = next(iter(infos.items()))
-    if info["task"] != name:
-        raise DataError(f"{label}/{first}: holds results of task {info['task']}, not of {name}")
-    for shard, other in infos.items():
-        differences = _differences(_settings(info), _settings(other), f"shard {first}", f"shard {shard}")
+    known = {shard: read_task(path, f"{label}/{shard}") for shard, path in shards.items()}
+    first, facts = next(iter(known.items()))
+    if facts.task != name:
+        raise DataError(f"{label}/{first}: holds results of task {facts.task}, not of {name}")
+    for shard, other in known.items():
+        differences = _differences(_settings(facts), _settings(other), f"shard {first}", f"shard {shard}")
         if differences:
             raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
-    columns = _KEY_COLUMNS + list(info["metrics"])
-    tables = [_read_samples(f"{label}/{shard}", path / "samples.parquet", columns) for shard, path in shards.items()]
+    columns = _KEY_COLUMNS + list(facts.metrics)
+    tables = [read_samples(path, columns, f"{label}/{shard}") for shard, path in shards.items()]
     documents = pa.concat_tables(_of_one_type(tables)).sort_by("doc_id").combine_chunks()
     _check_no_duplicates(label, documents)
-    return Leaf(name, documents, info)
+    return Leaf(name, documents, facts)
 
 
 def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
@@ -112,28 +112,9 @@ def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
     ]
 
 
-def _settings(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {**info["comparable"], "version": info["version"], "metrics": info["metrics"]}
-
-
-def _read_info(label: str, path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text())
-        return {key: info[key] for key in ("task", "version", "num_docs", "metrics", "comparable")}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{label}: task.json cannot be read ({error!r}); delete this artifact and run again") from error
-
-
-def _read_samples(label: str, path: Path, columns: list[str]) -> pa.Table:
-    try:
-        table = pq.read_table(path, columns=columns, partitioning=None, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{label}: samples.parquet cannot be read ({reason}); delete it and run again") from error
-    missing = set(columns) - set(table.column_names)
-    if missing:
-        raise DataError(f"{label}: samples.parquet lacks {', '.join(sorted(missing))}; delete it and run again")
-    return table
+def _settings(facts: TaskFacts) -> dict[str, Any]:
+    metrics = {name: asdict(metric) for name, metric in facts.metrics.items()}
+    return {**facts.comparable, "version": facts.version, "metrics": metrics}
 
 
 def _check_no_duplicates(label: str, documents: pa.Table) -> None:

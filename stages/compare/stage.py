@@ -1,26 +1,22 @@
 """Compare a trial with its base on one task: score, recovery and paired difference, each with its interval."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stages.compare.aggregation import aggregation_label
+from stages.compare.artifact import NUMBERS, ComparisonFacts, LeafFacts, Numbers, write_comparison
 from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
 from stages.compare.normalization import normalize_leaf, normalize_task
-from stages.compare.rows import NUMBERS, SCHEMA, draws_table, row
+from stages.compare.rows import draws_table, row
 from stages.compare.samples import Leaf, Pairing, check_comparable, pair, read_leaves
 from stages.errors import ConfigError, DataError
+from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
 
 VERSION = 4
-
-_LABELS = ("task", "leaf", "metric", "primary")
 
 
 class _Line(NamedTuple):
@@ -39,7 +35,7 @@ class _Comparison:
     trial: Mapping[str, Leaf]
     base: Mapping[str, Leaf]
     pairings: Mapping[str, Pairing]
-    metrics: Mapping[str, Mapping[str, Any]]  # those every leaf reports, in the task's order; if there is none, all
+    metrics: Mapping[str, MetricFacts]  # those every leaf reports, in the task's order; if there is none, all
     primary: str | None  # None where the leaves report different metrics, so that the task has no score
 
 
@@ -58,12 +54,9 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
         lines.append(_Line({"task": config.task, "leaf": None, "primary": True}))
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
     lines.sort(key=lambda line: positions[line.row["leaf"]])
-    rows = [line.row for line in lines]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "comparison.parquet", compression="zstd")
     headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
-    pq.write_table(draws_table(headline.raw, headline.normalized), out / "draws.parquet", compression="zstd")
-    document = _document(comparison, headline.row)
-    (out / "comparison.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    draws = draws_table(headline.raw, headline.normalized)
+    write_comparison(out, [line.row for line in lines], draws, _facts(comparison, headline.row))
     return {name: headline.row.get(name) for name in NUMBERS}
 
 
@@ -91,13 +84,13 @@ def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> Non
         raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; a shard is missing or extra")
 
 
-def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, Mapping[str, Any]]:
+def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, MetricFacts]:
     """lm-eval's ``bypass`` stands for "not scored here" and aggregates to a constant: it is no metric."""
-    first, *others = (leaf.info["metrics"] for leaf in leaves)
+    first, *others = (leaf.facts.metrics for leaf in leaves)
     return {
         name: facts
         for name, facts in first.items()
-        if facts["aggregation"].get("name") != "bypass" and all(name in other for other in others)
+        if facts.aggregation.get("name") != "bypass" and all(name in other for other in others)
     }
 
 
@@ -107,17 +100,17 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         "task": config.task,
         "metric": metric,
         "primary": metric == comparison.primary,
-        "higher_is_better": facts["higher_is_better"],
-        "aggregation": aggregation_label(facts["aggregation"]),
+        "higher_is_better": facts.higher_is_better,
+        "aggregation": aggregation_label(facts.aggregation),
     }
-    lower_is_better = facts["higher_is_better"] is False
+    lower_is_better = facts.higher_is_better is False
     if lower_is_better and labels["primary"] and config.is_normalized:
         raise ConfigError(
             f"{config.task}: lower is better in {metric}, so guessing cannot be its 0 of 100; drop random_baseline and "
             "leaf_baselines, or choose another metric"
         )
     if comparison.primary is None:
-        for name in (name for name, leaf in comparison.trial.items() if metric in leaf.info["metrics"]):
+        for name in (name for name, leaf in comparison.trial.items() if metric in leaf.facts.metrics):
             part = _evidence_of_leaf(comparison, name, metric)
             yield _Line({**labels, "leaf": name, **row(part, None, config.confidence, lower_is_better)}, part)
         return
@@ -143,7 +136,7 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
     if name not in comparison.trial:
         return Evidence()
     trial, base = comparison.trial[name], comparison.base.get(name)
-    scorer = make_scorer(trial.info["metrics"][metric]["aggregation"], config.num_resamples, config.include_paths)
+    scorer = make_scorer(trial.facts.metrics[metric].aggregation, config.num_resamples, config.include_paths)
     score_rng, pairs_rng = (generator(config.seed, use, name, metric) for use in ("score", "pairs"))
     values = read_values(trial.documents, metric, scorer)
     side = side_of_leaf(values, scorer, trial.num_truncated, score_rng)
@@ -157,29 +150,34 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
     )
 
 
-def _document(comparison: _Comparison, headline: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(comparison: _Comparison, headline: Mapping[str, Any]) -> ComparisonFacts:
     config = comparison.config
-    return {
-        "task": config.task,
-        "metric": comparison.primary,
-        "metrics": list(comparison.metrics),
-        "weight_by_size": config.weight_by_size,
-        "random_baseline": config.random_baseline,
-        "leaf_baselines": config.leaf_baselines,
-        "confidence": config.confidence,
-        "num_resamples": config.num_resamples,
-        "seed": config.seed,
-        "headline": {name: headline.get(name) for name in SCHEMA.names if name not in _LABELS},
-        "notes": list(_notes(comparison)),
-        "leaves": {name: _facts(comparison.trial.get(name)) for name in config.leaves},
-    }
+    return ComparisonFacts(
+        task=config.task,
+        metric=comparison.primary,
+        metrics=list(comparison.metrics),
+        weight_by_size=config.weight_by_size,
+        random_baseline=config.random_baseline,
+        leaf_baselines=config.leaf_baselines,
+        confidence=config.confidence,
+        num_resamples=config.num_resamples,
+        seed=config.seed,
+        headline=Numbers(**{field.name: headline.get(field.name) for field in fields(Numbers)}),
+        notes=list(_notes(comparison)),
+        leaves={name: _leaf_facts(comparison.trial.get(name)) for name in config.leaves},
+    )
 
 
-def _facts(leaf: Leaf | None) -> dict[str, Any] | None:
+def _leaf_facts(leaf: Leaf | None) -> LeafFacts | None:
     if leaf is None:
         return None
-    facts = {name: leaf.info[name] for name in ("version", "num_docs", "comparable")}
-    return {"num_documents": leaf.documents.num_rows, **facts}
+    asked = leaf.facts
+    return LeafFacts(
+        num_documents=leaf.documents.num_rows,
+        version=asked.version,
+        num_docs=asked.num_docs,
+        comparable=asked.comparable,
+    )
 
 
 def _notes(comparison: _Comparison) -> Iterator[str]:

@@ -12,12 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError, DataError, StageError
+from stages.errors import ConfigError, DataError, StageError, one_line
 from stages.evaluate.gen_kwargs import LENGTH_NAMES
 from stages.evaluate.task_index import Entry, build_index
 
 if TYPE_CHECKING:
     from stages.evaluate.config import PromptConfig
+
+MAX_ERROR_LENGTH = 500  # characters of a document's error
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class BuiltTask:
             instances = self._requests(doc_id, document.doc)
             document.instances = instances if isinstance(instances, list) else [instances]
         except Exception as error:
-            document.error = describe(error)
+            document.error = document_error(error)
         return document
 
     def _requests(self, doc_id: int, doc: Any) -> Any:
@@ -123,14 +125,14 @@ def load_task(
     except StageError:
         raise
     except Exception as error:
-        raise DataError(f"task {name} does not load from its data: {describe(error)}") from error
+        raise DataError(f"task {name} does not load from its data: {one_line(error)}") from error
     _check_supported(name, task)
     return task
 
 
-def describe(error: BaseException) -> str:
-    """Class and message on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+def document_error(error: BaseException) -> str:
+    """Why a document has no score, as its row keeps it."""
+    return one_line(error, MAX_ERROR_LENGTH, cut="")
 
 
 @lru_cache(maxsize=4)

@@ -2,37 +2,17 @@
 
 import copy
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError
-from stages.evaluate.harness import Document, describe
+from stages.evaluate.artifact import MetricFacts, Sample, dumps
+from stages.evaluate.harness import Document, document_error
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import Answer
-
-
-@dataclass(slots=True, kw_only=True)
-class Sample:
-    """One document of ``samples.parquet``; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why."""
-
-    doc_id: int
-    doc_digest: str
-    prompt_digest: str
-    target: str
-    responses: list[str] = field(default_factory=list)
-    filtered: str = "{}"
-    metrics: dict[str, Any] = field(default_factory=dict)
-    loglikelihoods: list[float] | None = None
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
-    finish_reason: str | None = None
-    truncated: bool = False
-    error: str | None = None
 
 
 def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
@@ -51,7 +31,7 @@ def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # math-verify's time-outs are no Exceptions
-            sample.error = f"not scored: {describe(error)}"
+            sample.error = f"not scored: {document_error(error)}"
             sample.metrics = {}
     return sample
 
@@ -66,12 +46,7 @@ def prompt_digest(instances: Sequence[Any]) -> str:
     return digest([[instance.request_type, list(instance.args)] for instance in instances])
 
 
-def dumps(value: Any) -> str:
-    """Canonical JSON: sorted keys, and a stable spelling of what JSON does not know."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
-
-
-def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[str, Any]:
+def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[str, MetricFacts]:
     """``aggregation`` and ``higher_is_better`` of every ``<metric>,<filter>``: declared ones, then others ``seen``.
 
     Raises ConfigError for an aggregation that cannot be found again by name.
@@ -82,10 +57,10 @@ def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[
     facts = {}
     for column in dict.fromkeys([*declared, *seen]):
         metric = column.rpartition(",")[0]
-        facts[column] = {
-            "aggregation": _aggregation(metric, task.aggregation().get(metric), roots),
-            "higher_is_better": directions.get(metric),
-        }
+        facts[column] = MetricFacts(
+            aggregation=_aggregation(metric, task.aggregation().get(metric), roots),
+            higher_is_better=directions.get(metric),
+        )
     return facts
 
 
@@ -147,15 +122,3 @@ def _aggregation(metric: str, function: Any, roots: Sequence[Path]) -> dict[str,
             if file.is_relative_to(root.resolve()):
                 return {"file": file.relative_to(root.resolve()).as_posix(), "function": name}
     raise ConfigError(f"metric {metric} is aggregated by a function that cannot be found by name; use another task")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if hasattr(value, "tolist"):  # numpy
-        return value.tolist()
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)

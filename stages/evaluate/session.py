@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError, DataError, StageError
+from stages.errors import ConfigError, DataError, StageError, one_line
 from stages.evaluate.engines.protocol import Generation, Overlapping
-from stages.evaluate.harness import BuiltTask, Document, describe, load_task
+from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
 from stages.evaluate.scoring import metric_facts
 from stages.evaluate.task_index import task_roots
 
@@ -176,7 +176,7 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
         model.tokenizer.get_chat_template()
     except ValueError as error:
         raise ConfigError(
-            f"the checkpoint's tokenizer has no chat template to use ({describe(error)}); set "
+            f"the checkpoint's tokenizer has no chat template to use ({one_line(error)}); set "
             "prompt.apply_chat_template=false"
         ) from error
     template: Callable[..., str] = model.apply_chat_template
@@ -218,5 +218,5 @@ def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
     except StageError:
         raise
     except Exception as error:
-        document.error = describe(error)
+        document.error = document_error(error)
         return []

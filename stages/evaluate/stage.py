@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages.errors import DataError
+from stages.evaluate.artifact import Sample, TaskFacts, write_evaluation
 from stages.evaluate.config import EngineConfig, EvaluateConfig
 from stages.evaluate.harness import BuiltTask
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.scoring import Sample, metric_facts, score
+from stages.evaluate.scoring import metric_facts, score
 from stages.evaluate.session import Session, build_task, open_engine
 from stages.evaluate.task_index import task_roots
 
@@ -76,8 +77,6 @@ def evaluate(
     Raises ConfigError or DataError when no document could be answered under this config, EngineError when the engine
     died: a shard is whole or it is not there.
     """
-    from stages.evaluate.samples import write_json, write_samples
-
     answered = session.answered(config, _data(inputs))
     task = answered.built.task
     samples = [
@@ -85,8 +84,7 @@ def evaluate(
     ]
     _check_some_scored(config.task, samples)
     facts = _task_facts(config, answered.built, samples, session)
-    write_samples(out / "samples.parquet", samples, list(facts["metrics"]))
-    write_json(out / "task.json", facts)
+    write_evaluation(out, samples, facts)
     return {
         "num_documents": len(samples),
         "num_missing": sum(sample.error is not None for sample in samples),
@@ -118,20 +116,18 @@ def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
         raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
 
 
-def _task_facts(
-    config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session
-) -> dict[str, Any]:
+def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session) -> TaskFacts:
     task, prompt = built.task, config.prompt
     seen = [name for sample in samples for name in sample.metrics]
     template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
-    return {
-        "task": config.task,
-        "version": task.VERSION,
-        "output_type": task.OUTPUT_TYPE,
-        "num_docs": built.num_docs,
-        "metrics": metric_facts(task, task_roots(config.include_paths), seen),
-        "scoring": dict(session.engine.scoring),
-        "comparable": {
+    return TaskFacts(
+        task=config.task,
+        version=task.VERSION,
+        output_type=task.OUTPUT_TYPE,
+        num_docs=built.num_docs,
+        metrics=metric_facts(task, task_roots(config.include_paths), seen),
+        scoring=dict(session.engine.scoring),
+        comparable={
             **session.engine.facts,
             "dtype": config.engine.dtype,
             "max_model_len": config.engine.max_model_len,
@@ -144,4 +140,4 @@ def _task_facts(
             "fewshot_seed": prompt.fewshot_seed,
             "harness": config.harness,
         },
-    }
+    )

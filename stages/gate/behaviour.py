@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.checkpoints.chat import render_chat
 from stages.checkpoints.next_token import agreements, divergences, next_token_log_probs, open_model, surprises
-from stages.gate.weights import Check
+from stages.gate.artifact import Check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,11 @@ def check_loss(base: Behaviour, checkpoint: Behaviour, max_lost: float) -> Check
     limit = base.loss + max_lost * max(advantage, 1.0)
     passed = checkpoint.loss <= limit  # False for NaN as well
     return Check(
-        "held_out_loss", passed, _finite(checkpoint.loss), limit, f"nats per token; the base has {base.loss:.3f}"
+        "held_out_loss",
+        passed,
+        _finite(checkpoint.loss),
+        _finite(limit),
+        f"nats per token; the base has {base.loss:.3f}",
     )
 
 

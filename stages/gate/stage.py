@@ -1,13 +1,13 @@
 """Refuse a quantized checkpoint that is damaged, incomplete or talks nonsense, before anything is evaluated on it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stages.errors import CheckpointError
+from stages.gate.artifact import Check, write_checks
 from stages.gate.behaviour import check_answers, check_divergence, check_logits, check_loss, observe
 from stages.gate.config import GateConfig
-from stages.gate.weights import Check, check_weights, read_files
+from stages.gate.weights import check_weights, read_files
 
 VERSION = 1
 
@@ -19,8 +19,7 @@ def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     Raises CheckpointError naming the checks that failed.
     """
     checks = list(_run_checks(config, inputs["base"], inputs["checkpoint"]))
-    report = [check._asdict() for check in checks]
-    (out / "gate.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_checks(out, checks)
     failed = [check for check in checks if not check.passed]
     if failed:
         reasons = "; ".join(f"{check.name} ({check.detail})" for check in failed)

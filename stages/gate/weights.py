@@ -1,29 +1,22 @@
 """What a quantized checkpoint's files must look like: read from headers and scales, without loading the model."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from stages.checkpoints.formats import Format, described, format_of
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
 from stages.errors import CheckpointError
+from stages.gate.artifact import Check
 from stages.quantize import is_targeted
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _SHOWN = 3  # names listed in a detail; a broken checkpoint may have thousands
-_QUANTIZED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
-
-
-class Check(NamedTuple):
-    """One line of ``gate.json``.  ``passed`` is None for a check that could not be made."""
-
-    name: str
-    passed: bool | None
-    value: float | None = None
-    expected: float | None = None
-    detail: str = ""
 
 
 class Intent(NamedTuple):
@@ -31,7 +24,7 @@ class Intent(NamedTuple):
 
     targets: list[str]
     ignore: list[str]
-    weights: Mapping[str, Any]  # compressed-tensors' QuantizationArgs
+    format: Format
 
 
 class Files(NamedTuple):
@@ -72,14 +65,24 @@ def _read_intent(checkpoint_dir: Path) -> Intent:
         modifiers = [modifier for stage in stages.values() for kinds in stage.values() for modifier in kinds.values()]
         (modifier,) = (modifier for modifier in modifiers if "config_groups" in modifier)
         (group,) = modifier["config_groups"].values()
-        method = json.loads((checkpoint_dir / "config.json").read_text())["quantization_config"]["quant_method"]
+        config = json.loads((checkpoint_dir / "config.json").read_text())
+        packing = config["quantization_config"]["format"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{checkpoint_dir}: recipe.yaml or quantization_config is missing or unreadable"
         ) from error
-    if method != "compressed-tensors":
-        raise CheckpointError(f"{checkpoint_dir}: quantization method {method!r} is not compressed-tensors")
-    return Intent(group["targets"], modifier["ignore"], group["weights"])
+    return Intent(group["targets"], modifier["ignore"], _read_format(checkpoint_dir, group, packing, config))
+
+
+def _read_format(checkpoint_dir: Path, group: Mapping[str, Any], packing: str, config: Mapping[str, Any]) -> Format:
+    """What the recipe promises, which must be what engines will read in ``config.json``."""
+    try:
+        promised, written = described(group, packing), format_of(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint_dir}: {error}") from error
+    if written != promised:
+        raise CheckpointError(f"{checkpoint_dir}: config.json describes another format than recipe.yaml")
+    return promised
 
 
 def _linear_names(base_dir: Path) -> list[str]:
@@ -99,25 +102,17 @@ def _check_targeted(files: Files) -> Check:
 
 
 def _is_quantized(name: str, files: Files) -> bool:
-    """Whether the layer is stored in the promised type, with the base's shape and a scale for every group."""
-    weights = files.intent.weights
-    rows, columns = files.base[f"{name}.weight"].shape
-    scale = files.checkpoint.get(f"{name}.weight_scale")
-    if scale is None or math.prod(scale.shape) != _num_scales(rows, columns, weights):
-        return False
-    packed = files.checkpoint.get(f"{name}.weight_packed")
-    if packed is not None:
-        num_words = math.ceil(columns * weights["num_bits"] / 32)
-        return packed.dtype == "I32" and packed.shape == (rows, num_words)
-    stored = files.checkpoint.get(f"{name}.weight")
-    dtype = _QUANTIZED_DTYPES.get((weights["type"], weights["num_bits"]))
-    return stored is not None and stored.dtype == dtype and stored.shape == (rows, columns)
-
-
-def _num_scales(rows: int, columns: int, weights: Mapping[str, Any]) -> int:
-    if weights["strategy"] == "tensor":
-        return 1
-    return rows * (columns // weights["group_size"] if weights["strategy"] == "group" else 1)
+    """Whether the layer's tensors are those of the promised format, by name, type and shape, and no others."""
+    base = files.base[f"{name}.weight"]
+    rows, columns = base.shape
+    promised = files.intent.format.stored_tensors(rows, columns, base.dtype)
+    prefix = f"{name}."
+    stored = {
+        tensor.removeprefix(prefix): (info.dtype, info.shape)
+        for tensor, info in files.checkpoint.items()
+        if tensor.startswith(prefix) and tensor != f"{name}.bias"
+    }
+    return stored == promised
 
 
 def _check_others(files: Files) -> Check:
@@ -144,12 +139,19 @@ def _is_equal(name: str, files: Files) -> bool:
 
 
 def _check_scales(files: Files) -> Check:
-    import torch
-
     names = [name for name in files.checkpoint if name.endswith("_scale")]
     scales = zip(names, _read_tensors(files.checkpoint, names), strict=True)
-    wrong = [name for name, scale in scales if not (torch.isfinite(scale).all() and (scale > 0).all())]
+    wrong = [name for name, scale in scales if not _are_finite_positive(scale)]
     return Check("scales_finite_positive", not wrong and bool(names), len(wrong), 0, _list(wrong, "hold a bad scale"))
+
+
+def _are_finite_positive(scales: "Tensor") -> bool:
+    import torch
+
+    if scales.dtype is torch.uint8:  # E8M0: exponents of two, of which 255 means NaN
+        return bool((scales < 255).all())
+    scales = scales.float()  # torch compares no FP8
+    return bool(torch.isfinite(scales).all() and (scales > 0).all())
 
 
 def _read_tensors(infos: Mapping[str, TensorInfo], names: Iterable[str]) -> Iterator[Any]:
@@ -165,8 +167,7 @@ def _check_size(files: Files, max_deviation: float) -> Check:
     for name in files.targeted:
         base = files.base[f"{name}.weight"]
         rows, columns = base.shape
-        scale_bytes = 2 * _num_scales(rows, columns, files.intent.weights)
-        expected += rows * columns * files.intent.weights["num_bits"] // 8 + scale_bytes - base.num_bytes
+        expected += files.intent.format.num_bytes(rows, columns, base.dtype) - base.num_bytes
     expected_ratio = expected / num_stored_bytes(files.base)
     ratio = size_ratio(files)
     passed = abs(ratio / expected_ratio - 1) <= max_deviation

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from stages.report.artifact import Row
 from stages.report.numbers import percent, percent_interval
-from stages.report.rows import Row
 
 LABEL_WIDTH, PLOT_WIDTH, RIGHT_MARGIN = 190, 560, 30
 _LINE_HEIGHT, _GROUP_GAP, _TOP = 16, 14, 12

@@ -5,22 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.compare.artifact import ComparisonFacts
+from stages.drift import DriftFacts, read_drift
+from stages.gate.artifact import Check, read_checks
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
-from stages.report.rows import Comparison, read_json
-
-Comparisons = Mapping[tuple[str, str], Comparison]
+from stages.report.rows import Comparisons
 
 
 def statistics_facts(comparisons: Comparisons) -> dict[str, str]:
     """Confidence in per cent, resamples and seed of the comparisons; several values are listed."""
-    documents = [comparison.document for comparison in comparisons.values()]
+    known = [comparison.facts for comparison in comparisons.values()]
     return {
-        "confidence": _listed(f"{100 * document['confidence']:g} %" for document in documents),
-        "num_resamples": _listed(count(document["num_resamples"]) for document in documents),
-        "seed": _listed(str(document["seed"]) for document in documents),
-        "num_comparisons": count(sum(document["headline"]["verdict"] is not None for document in documents)),
-        "num_evaluations": count(sum(_num_documents(document) for document in documents)),
+        "confidence": _listed(f"{100 * facts.confidence:g} %" for facts in known),
+        "num_resamples": _listed(count(facts.num_resamples) for facts in known),
+        "seed": _listed(str(facts.seed) for facts in known),
+        "num_comparisons": count(sum(facts.headline.verdict is not None for facts in known)),
+        "num_evaluations": count(sum(_num_documents(facts) for facts in known)),
     }
 
 
@@ -29,7 +30,7 @@ def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, 
     models = {trial.name: trial.model for trial in trials}
     values: dict[str, dict[tuple[str, str], str]] = {}
     for (trial, task), comparison in comparisons.items():
-        for field, text in _settings_of(comparison.document).items():
+        for field, text in _settings_of(comparison.facts).items():
             values.setdefault(field, {})[models[trial], task] = text
     common = {field: next(iter(cells.values())) for field, cells in values.items() if len(set(cells.values())) == 1}
     by_task = {field: _by(1, cells) for field, cells in values.items() if field not in common}
@@ -48,7 +49,7 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
     of_models = [f"{trial.model}: {trial.notes}" for trial in trials if trial.notes]
     of_models += [f"{trial.name}: {trial.mixed}" for trial in trials if trial.mixed]
     of_comparisons = [
-        f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.document["notes"]
+        f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
     return list(dict.fromkeys(of_models + of_comparisons))
 
@@ -56,7 +57,7 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
 def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The checks each checkpoint passed, a line for each trial and a column for each check."""
     found = {
-        trial.name: {check["name"]: check for check in read_json(inputs[f"gate/{trial.name}"] / "gate.json")}
+        trial.name: {check.name: check for check in read_checks(inputs[f"gate/{trial.name}"])}
         for trial in trials
         if f"gate/{trial.name}" in inputs
     }
@@ -71,7 +72,7 @@ def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, A
 def drifts(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> list[dict[str, str]]:
     """How far each checkpoint's expectations are from its base's on the same text, a line for each trial."""
     return [
-        {"trial": trial.name, **_drift(read_json(inputs[f"drift/{trial.name}"] / "drift.json"))}
+        {"trial": trial.name, **_drift(read_drift(inputs[f"drift/{trial.name}"]))}
         for trial in trials
         if f"drift/{trial.name}" in inputs
     ]
@@ -82,61 +83,61 @@ def sources(inputs: Mapping[str, Path]) -> list[dict[str, str]]:
     return [{"input": name, "directory": inputs[name].name} for name in sorted(inputs)]
 
 
-def _drift(facts: Mapping[str, Any]) -> dict[str, str]:
-    kl, agreement = ((facts[f"{name}_low"], facts[f"{name}_high"]) for name in ("mean_kl", "top1_agreement"))
+def _drift(facts: DriftFacts) -> dict[str, str]:
+    kl, agreement = (facts.mean_kl_low, facts.mean_kl_high), (facts.top1_agreement_low, facts.top1_agreement_high)
     places, of_share = (
         decimals([kl]),
         decimals([(agreement[0] and 100 * agreement[0], agreement[1] and 100 * agreement[1])]),
     )
     return {
-        "mean_kl": f"{number(facts['mean_kl'], places)} {interval(*kl, places)}",
-        "top1_agreement": f"{percent(facts['top1_agreement'], of_share)} {percent_interval(*agreement, of_share)}",
-        "loss": number(facts["loss"], 4),
-        "base_loss": number(facts["base_loss"], 4),
-        "num_documents": count(facts["num_documents"]),
-        "num_tokens": count(facts["num_tokens"]),
+        "mean_kl": f"{number(facts.mean_kl, places)} {interval(*kl, places)}",
+        "top1_agreement": f"{percent(facts.top1_agreement, of_share)} {percent_interval(*agreement, of_share)}",
+        "loss": number(facts.loss, 4),
+        "base_loss": number(facts.base_loss, 4),
+        "num_documents": count(facts.num_documents),
+        "num_tokens": count(facts.num_tokens),
     }
 
 
-def _settings_of(document: Mapping[str, Any]) -> dict[str, str]:
-    leaves = [leaf["comparable"] for leaf in document["leaves"].values() if leaf]
+def _settings_of(facts: ComparisonFacts) -> dict[str, str]:
+    leaves = [leaf.comparable for leaf in facts.leaves.values() if leaf]
     fields = dict.fromkeys(field for leaf in leaves for field in leaf)
     return {field: _listed(_text(leaf.get(field)) for leaf in leaves) for field in fields}
 
 
 def _tasks(comparisons: Comparisons, columns: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Any]]:
     for task in dict.fromkeys(task for _, task in comparisons):
-        documents = [comparison.document for (_, name), comparison in comparisons.items() if name == task]
-        leaves = [leaf for leaf in documents[0]["leaves"].values() if leaf]
+        known = [comparison.facts for (_, name), comparison in comparisons.items() if name == task]
+        leaves = [leaf for leaf in known[0].leaves.values() if leaf]
         yield {
             "task": task,
-            "leaves": _leaves(documents[0]),
-            "version": _listed(_text(leaf["version"]) for leaf in leaves),
-            "metric": _listed(document["metric"] or MISSING for document in documents),
-            "aggregation": _listed(_aggregation(document) for document in documents),
-            "documents": _listed(count(_num_documents(document)) for document in documents),
-            "of": count(sum(leaf["num_docs"] for leaf in leaves)),
+            "leaves": _leaves(known[0]),
+            "version": _listed(_text(leaf.version) for leaf in leaves),
+            "metric": _listed(facts.metric or MISSING for facts in known),
+            "aggregation": _listed(_aggregation(facts) for facts in known),
+            "documents": _listed(count(_num_documents(facts)) for facts in known),
+            "of": count(sum(leaf.num_docs for leaf in leaves)),
             "cells": [found.get(task, MISSING) for found in columns.values()],
         }
 
 
-def _leaves(document: Mapping[str, Any]) -> str:
-    names = list(document["leaves"])
+def _leaves(facts: ComparisonFacts) -> str:
+    names = list(facts.leaves)
     return names[0] if len(names) == 1 else f"{len(names)} leaves: {names[0]} … {names[-1]}"
 
 
-def _aggregation(document: Mapping[str, Any]) -> str:
-    if document["metric"] is None:
+def _aggregation(facts: ComparisonFacts) -> str:
+    if facts.metric is None:
         return MISSING
-    of_leaf = str(document["headline"]["aggregation"])
-    if len(document["leaves"]) == 1:
+    of_leaf = str(facts.headline.aggregation)
+    if len(facts.leaves) == 1:
         return of_leaf
-    weights = "weighted by size" if document["weight_by_size"] else "plain mean of leaves"
+    weights = "weighted by size" if facts.weight_by_size else "plain mean of leaves"
     return f"{of_leaf}, {weights}"
 
 
-def _num_documents(document: Mapping[str, Any]) -> int:
-    return sum(leaf["num_documents"] for leaf in document["leaves"].values() if leaf)
+def _num_documents(facts: ComparisonFacts) -> int:
+    return sum(leaf.num_documents for leaf in facts.leaves.values() if leaf)
 
 
 def _by(position: int, cells: Mapping[tuple[str, str], str]) -> dict[str, str] | None:
@@ -155,13 +156,13 @@ def _lines_by_model(field: str, cells: Mapping[tuple[str, str], str]) -> Iterato
     yield from ({"field": field, "where": where, "value": text} for where, text in by_model.items())
 
 
-def _check(check: Mapping[str, Any]) -> str:
+def _check(check: Check) -> str:
     """``value / what is expected``; a check that is not of a number has passed, failed or could not be made."""
-    outcome = {True: "passed", False: "failed", None: MISSING}[check["passed"]]
-    if check["value"] is None:
+    outcome = {True: "passed", False: "failed", None: MISSING}[check.passed]
+    if check.value is None:
         return outcome
-    numbers = [f"{check[name]:.4g}" for name in ("value", "expected") if check[name] is not None]
-    return " / ".join(numbers) if check["passed"] else f"{' / '.join(numbers)} ({outcome})"
+    numbers = [f"{each:.4g}" for each in (check.value, check.expected) if each is not None]
+    return " / ".join(numbers) if check.passed else f"{' / '.join(numbers)} ({outcome})"
 
 
 def _listed(texts: Iterator[str]) -> str:

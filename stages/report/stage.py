@@ -1,22 +1,19 @@
 """Write a sweep's tables as Markdown, HTML and Parquet, with how every number was obtained."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
-from stages.report.rows import SUMMARY_SCHEMA, Comparison, Row, read_comparisons, suite_rows, summary_rows
+from stages.report.rows import Comparisons, read_comparisons, suite_rows, summary_rows
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 4
+VERSION = 5
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -30,11 +27,9 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
     suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
-    pq.write_table(pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), out / "summary.parquet", compression="zstd")
-    summary = {"title": config.title, "rows": rows, "suites": suite_means}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_summary(out, config.title, rows, suite_means)
     view = _view(config, inputs, comparisons, rows, suite_means) | {"serving": _serving(config, inputs, rows, out)}
-    for name in ("report.md", "report.html"):
+    for name in (MARKDOWN, HTML):
         (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
     return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
@@ -53,16 +48,16 @@ def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], 
             text = _render("report_serving.svg.j2", {"chart": picture["chart"]})
             (out / picture["file"]).write_text(text, encoding="utf-8")
             picture["svg"] = Markup(text)
-    pq.write_table(serving_points(config.trials, config.serving, inputs), out / "serving.parquet", compression="zstd")
+    write_serving(out, serving_points(config.trials, config.serving, inputs))
     return view
 
 
 def _view(
     config: ReportConfig,
     inputs: Mapping[str, Path],
-    comparisons: Mapping[tuple[str, str], Comparison],
+    comparisons: Comparisons,
     rows: list[Row],
-    suite_means: list[Row],
+    suite_means: list[SuiteMean],
 ) -> dict[str, Any]:
     """Everything the templates show, as text."""
     sections = model_sections(config.trials, config.tasks, config.suites, rows, suite_means)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
 from stages.gpu import check_gpus, wait_until_idle
+from stages.serving.artifact import write_ceilings
 from stages.serving.config import CeilingsConfig
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,7 @@ _REPEATS, _ENOUGH_S = 10, 1.0
 
 
 def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``ceilings.json``: GB/s, and TFLOP/s in fp32, bf16, fp8 and int8; null where torch has none here.
+    """Write ``ceilings.json``: GB/s, and TFLOP/s in fp32, bf16, fp8, int8 and fp4; null where torch has none here.
 
     Measured in a process of its own, which leaves nothing on the GPU.
     """
@@ -32,7 +34,7 @@ def ceilings(config: CeilingsConfig, inputs: Mapping[str, Path], out: Path) -> M
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"torch could not measure {config.device}: {last}")
     found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
-    (out / "ceilings.json").write_text(json.dumps({"device": config.device, **found}, indent=1) + "\n")
+    write_ceilings(out, config.device, found)
     return found
 
 
@@ -42,8 +44,8 @@ def measure(kind: str) -> dict[str, float | None]:
 
     device, is_gpu = torch.device(kind), kind == "cuda"
     size = 8192 if is_gpu else 512  # without BF16 units a processor takes 5 s for 1024
-    rates = {f"{name}_tflop_s": _rate(product, size, device) for name, product in _PRODUCTS.items()}
-    return {"bandwidth_gb_s": _bandwidth(device, 2**30 if is_gpu else 2**27), **rates}
+    rates = {f"{name}_tflop_s": _rate(product, size, device) for name, product in PRODUCTS.items()}
+    return {"bandwidth_gb_s": _bandwidth(device, GIB if is_gpu else GIB // 8), **rates}
 
 
 def _bandwidth(device: Any, num_bytes: int) -> float:
@@ -91,7 +93,18 @@ def _int8(size: int, device: Any) -> Callable[[], "Tensor"]:
     return lambda: torch._int_mm(a, b.t())
 
 
-_PRODUCTS = {"fp32": _fp32, "bf16": _bf16, "fp8": _fp8, "int8": _int8}
+def _fp4(size: int, device: Any) -> Callable[[], "Tensor"]:
+    """Two codes a byte, and a scale for every 16 as NVFP4 has them; MXFP4 runs at the same rate."""
+    import torch
+
+    shape = (size, size // 2)
+    a, b = (torch.randint(0, 256, shape, device=device, dtype=torch.uint8).view(torch.float4_e2m1fn_x2) for _ in "ab")
+    scales = torch.ones(size * size // 16, device=device).to(torch.float8_e4m3fn)
+    return lambda: torch._scaled_mm(a, b.t(), scales, scales, out_dtype=torch.bfloat16)
+
+
+# What weight formats call their arithmetic, and what everything else is multiplied in.
+PRODUCTS = {"fp32": _fp32, "bf16": _bf16, "fp8": _fp8, "int8": _int8, "fp4": _fp4}
 
 
 def _fastest_s(work: Callable[[], object], device: Any) -> float:

@@ -1,7 +1,8 @@
 """What vLLM chose to compute with, as its server's log tells it."""
 
 import re
-from typing import Any
+
+from stages.serving.artifact import Kernels
 
 _LINEAR = re.compile(r"(?:Using|Selected) (\w+) for (\w+(?:[ -]\w+)*)")
 _BACKEND = re.compile(r"Using (\w+) (?:attention )?backend")
@@ -13,19 +14,19 @@ _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _PACKED = ("Machete", "Marlin", "Cutlass", "Triton", "Exllama", "Allspark", "Conch", "Bitblas", "Cpu", "CPU", "Torch")
 
 
-def kernels_of(log: str) -> dict[str, Any]:
-    """Kernels by layer type, attention, CUDA graphs and compilation; null where the log does not say."""
+def kernels_of(log: str) -> Kernels:
+    """Kernels by layer type, attention, CUDA graphs and compilation; None where the log does not say."""
     linear = {scheme: kernel for kernel, scheme in _LINEAR.findall(log) if _is_kernel(kernel)}
     is_eager = "enforce_eager=True" in log
-    return {
-        "linear": linear or None,
-        "attention": _first(_BACKEND, log),
-        "flash_attention_version": _number(_FLASH, log),
-        "cuda_graphs": False if is_eager else bool(_GRAPHS.search(log)),
-        "cuda_graph_mode": _first(_GRAPH_MODE, log),
-        "compile_s": _number(_COMPILE, log),
-        "kv_cache_tokens": _number(_KV_CACHE, log),
-    }
+    return Kernels(
+        linear=linear or None,
+        attention=_first(_BACKEND, log),
+        flash_attention_version=_number(_FLASH, log),
+        cuda_graphs=False if is_eager else bool(_GRAPHS.search(log)),
+        cuda_graph_mode=_first(_GRAPH_MODE, log),
+        compile_s=_number(_COMPILE, log),
+        kv_cache_tokens=_number(_KV_CACHE, log),
+    )
 
 
 def _is_kernel(name: str) -> bool:

@@ -3,13 +3,15 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from stages.serving import validity
+from stages.serving.artifact import ClientCeiling, Rate
 from stages.serving.config import ProfileConfig
 from stages.serving.load import Request, answered, requests_per_s, sustained_per_s
 from stages.serving.steady import WARM_UP_METHOD, distribution, max_warm_up, mean_interval, num_warm_up, spread
-from stages.serving.validity import ClientCeiling
 
 if TYPE_CHECKING:
     from stages.serving.session import Session
@@ -24,7 +26,7 @@ class Measurement:
 
     requests: Sequence[Request]
     kept: Sequence[Request]  # answered, after warm-up
-    rate: dict[str, Any]  # requests/s: mean, low, high
+    rate: Rate
     repeats: list[float]
     num_warm_up: int
     warm_up_method: str
@@ -54,11 +56,12 @@ def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
     kept = done[cut:]
     latencies = latency_s(kept)
     found = distribution(latencies, "latency")
-    rate = {"mean": 1 / found["median"], "low": _inverse(found["high"]), "high": _inverse(found["low"])}
+    mean = 1 / float(np.median(latencies))
+    rate = Rate(mean=mean, low=_inverse(found.high), high=_inverse(found.low))
     ceiling = session.ceilings[True]
     direct = session.direct_rate(tokens, 1, seed_of(config, "direct")) if load.direct else None
-    reasons = validity.about_client(1 / found["median"], load.output_tokens, ceiling)
-    reasons += validity.about_http(1 / found["median"], direct, load.min_direct_share)
+    reasons = validity.about_client(mean, load.output_tokens, ceiling)
+    reasons += validity.about_http(mean, direct, load.min_direct_share)
     reasons += validity.about_spread(spread(latencies), load.max_spread, "latencies")
     return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons, direct_rate=direct)
 
@@ -85,7 +88,7 @@ def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
     return Measurement(
         requests,
         answered(requests),
-        {"mean": mean, "low": low, "high": high},
+        Rate(mean=mean, low=low, high=high),
         rates,
         0,
         WARMED_BEFORE,
@@ -118,7 +121,7 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
     return Measurement(
         requests,
         loaded[cut:],
-        {"mean": achieved, "low": None, "high": None},
+        Rate(mean=achieved, low=None, high=None),
         [],
         cut,
         WARM_UP_METHOD,

@@ -7,13 +7,12 @@ few per cent.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from stages.checkpoints.formats import format_of
 from stages.checkpoints.shape import ModelShape, kv_cache_gib, num_parameters, weight_gib
-
-_GIB = 2**30
+from stages.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,7 @@ class Work:
     step_gib: float  # of the weights, read for every step
     token_kib: float  # keys and values of one token
     token_gflop: float
-    arithmetic: str  # what linear layers multiply in: bf16, fp8, int8
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+    arithmetic: str  # what linear layers multiply in: bf16, fp8, int8, fp4
 
 
 def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work:
@@ -38,18 +33,18 @@ def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str
     config = json.loads((checkpoint / "config.json").read_text())
     shape = ModelShape.from_config(checkpoint / "config.json")
     is_wide = dtype == "float32"
-    num_bits, group_size, arithmetic = _format(config.get("quantization_config"), "fp32" if is_wide else "bf16")
-    weights = weight_gib(shape, num_bits=num_bits, group_size=group_size) * (2 if is_wide and num_bits == 16 else 1)
+    quantized = format_of(config)
+    weights = weight_gib(shape, quantized) * (2 if is_wide and quantized is None else 1)
     table = shape.vocab_size * shape.hidden_size
     looked_up = 0 if shape.tie_word_embeddings else table  # of the input embeddings a step reads single rows
     return Work(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weight_gib=weights,
-        step_gib=weights - (4 if is_wide else 2) * looked_up / _GIB,
+        step_gib=weights - (4 if is_wide else 2) * looked_up / GIB,
         token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=32 if is_wide else 16) * 2**20,
         token_gflop=2 * (num_parameters(shape) - looked_up) / 1e9,
-        arithmetic=arithmetic,
+        arithmetic=(quantized and quantized.arithmetic) or ("fp32" if is_wide else "bf16"),
     )
 
 
@@ -59,7 +54,7 @@ def least_latency_s(work: Work, ceilings: Mapping[str, float | None], num_gpus: 
     if rates is None:
         return None
     bytes_s, flop_s = rates
-    read_prompt_s = max(work.step_gib * _GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
+    read_prompt_s = max(work.step_gib * GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
     return read_prompt_s + (work.output_tokens - 1) * _step_s(work, 1, bytes_s, flop_s)
 
 
@@ -78,7 +73,7 @@ def most_requests_per_s(
 def _step_s(work: Work, num_sequences: int, bytes_s: float, flop_s: float) -> float:
     """One decoding step, at the mean length of the sequences."""
     length = work.prompt_tokens + work.output_tokens / 2
-    moved = work.step_gib * _GIB + num_sequences * length * work.token_kib * 1024
+    moved = work.step_gib * GIB + num_sequences * length * work.token_kib * 1024
     return max(moved / bytes_s, num_sequences * work.token_gflop * 1e9 / flop_s)
 
 
@@ -87,14 +82,3 @@ def _rates(work: Work, ceilings: Mapping[str, float | None], num_gpus: int) -> t
     if bandwidth is None or matrix is None:
         return None
     return num_gpus * bandwidth * 1e9, num_gpus * matrix * 1e12
-
-
-def _format(quantization: Mapping[str, Any] | None, unquantized: str) -> tuple[int, int | None, str]:
-    """Bits and group size of a linear weight, and what it is multiplied in."""
-    if quantization is None:
-        return 16, None, unquantized
-    scheme = next(iter(quantization["config_groups"].values()))
-    weights, inputs = scheme["weights"], scheme.get("input_activations")
-    if inputs is None:
-        return weights["num_bits"], weights.get("group_size"), unquantized
-    return weights["num_bits"], weights.get("group_size"), "fp8" if inputs["type"] == "float" else "int8"

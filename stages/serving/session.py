@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
+from stages.serving.artifact import ClientCeiling
 from stages.serving.load import Load, LoadClient, Request, answered, requests_per_s
 from stages.serving.middleware import DIRECT, RESET
 from stages.serving.process import Server, free_port, keep_logs
-from stages.serving.validity import ClientCeiling
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from stages.evaluate.config import EngineConfig
@@ -138,7 +139,7 @@ def vllm_command(checkpoint: Path, engine: "EngineConfig", config: "ServerConfig
         "api-server-count": config.num_api_servers if many else None,
         "max-num-seqs": engine.max_num_seqs,
         "gpu-memory-utilization": engine.gpu_memory_utilization if engine.on_gpu else None,
-        "kv-cache-memory-bytes": int(engine.kv_cache_gib * 2**30) if engine.kv_cache_gib is not None else None,
+        "kv-cache-memory-bytes": int(engine.kv_cache_gib * GIB) if engine.kv_cache_gib is not None else None,
     }
     arguments = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
     flags = ["--disable-uvicorn-access-log", *(["--enforce-eager"] if engine.enforce_eager else [])]

@@ -5,17 +5,17 @@ published when it is done; a server that dies voids the open one.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError
-from stages.gpu import check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
+from stages.errors import ConfigError, DataError
+from stages.gpu import GpuState, check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
+from stages.serving.artifact import Device, PointFacts, Validity, WarmUp, read_point, write_point
 from stages.serving.config import ProfileConfig, ProfileMode
 from stages.serving.kernels import kernels_of
 from stages.serving.roofline import work_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from stages.serving.session import Session
 
 VERSION = 3
+
+States = list[GpuState] | None
 
 
 def session_key(config: ProfileConfig) -> str:
@@ -73,22 +75,19 @@ def profile(
 
     Raises EngineError when the server died or answered nothing: a point is whole or it is not there.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     before = read_gpus(config.num_gpus)
     session.reset()
     measured = _measure(config, inputs, session)
     after = read_gpus(config.num_gpus)
     point = _describe(config, inputs["checkpoint"], session, measured, (before, after))
-    (out / "point.json").write_text(json.dumps(point, indent=1, allow_nan=False) + "\n")
-    pq.write_table(pa.Table.from_pylist(list(measured.requests)), out / "requests.parquet", compression="zstd")
-    shutil.copyfile(session.server.log, out / "server.log")
+    write_point(out, point, measured.requests, session.server.log)
     return {
-        "requests_per_s": measured.rate["mean"],
-        **{f"{name}_median": point[name]["median"] for name in ("latency_s", "ttft_ms", "itl_ms")},
-        "is_valid": float(point["validity"]["is_valid"]),
-        "num_failed": point["validity"]["num_failed"],
+        "requests_per_s": point.requests_per_s.mean,
+        "latency_s_median": point.latency_s.median,
+        "ttft_ms_median": point.ttft_ms.median,
+        "itl_ms_median": point.itl_ms.median,
+        "is_valid": float(point.validity.is_valid),
+        "num_failed": point.validity.num_failed,
     }
 
 
@@ -99,13 +98,15 @@ def _measure(config: ProfileConfig, inputs: Mapping[str, Path], session: "Sessio
         return measure.synchronous(config, session)
     if config.mode is ProfileMode.throughput:
         return measure.throughput(config, session)
-    most = json.loads((inputs["throughput"] / "point.json").read_text())["requests_per_s"]["mean"]
-    return measure.at_rate(config, session, float(config.rate_share or 0) * most)
+    most = read_point(inputs["throughput"]).requests_per_s.mean
+    if most is None:
+        raise DataError(f"{inputs['throughput'].name}: has no rate to take a share of; delete it and run again")
+    return measure.at_rate(config, session, (config.rate_share or 0.0) * most)
 
 
 def _describe(
-    config: ProfileConfig, checkpoint: Path, session: "Session", measured: "Measurement", gpus: Sequence[Any]
-) -> dict[str, Any]:
+    config: ProfileConfig, checkpoint: Path, session: "Session", measured: "Measurement", gpus: tuple[States, States]
+) -> PointFacts:
     """Everything that is known of the point."""
     from stages.serving import validity
     from stages.serving.measure import itl_ms, latency_s, ttft_ms
@@ -115,39 +116,37 @@ def _describe(
     reasons = measured.reasons + validity.about_requests(measured.requests, load.prompt_tokens, load.output_tokens)
     reasons += validity.about_gpus(*gpus) + validity.about_company(session.was_busy)
     kept = measured.kept
-    return {
-        "workload": config.workload,
-        "mode": config.mode.name,
-        "prompt_tokens": load.prompt_tokens,
-        "output_tokens": load.output_tokens,
-        "num_gpus": config.num_gpus,
-        "replicas": config.server.replicas,
-        "rate_share": config.rate_share,
-        "asked_requests_per_s": measured.asked_rate,
-        "requests_per_s": measured.rate,
-        "latency_s": distribution(latency_s(kept), "latency"),
-        "ttft_ms": distribution(ttft_ms(kept), "ttft"),
-        "itl_ms": distribution(itl_ms(kept), "itl"),
-        "direct_requests_per_s": measured.direct_rate,
-        "validity": {
-            "is_valid": not reasons,
-            "reasons": reasons,
-            "num_requests": len(measured.requests),
-            "num_failed": len(measured.requests) - len(measured.answered),
-            "warm_up": {"num_discarded": measured.num_warm_up, "method": measured.warm_up_method},
-            "client_ceiling": asdict(measured.ceiling),
-            "repeats": measured.repeats,
-            "spread": measured.spread,
-        },
-        "device": {"product": config.device, "driver": config.driver, **_states(gpus)},
-        "kernels": kernels_of(session.server.log.read_text(errors="replace")),
-        "work": work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype).as_dict(),
-        "concurrency": 1 if config.mode is ProfileMode.synchronous else load.concurrency,
-    }
+    before, after = gpus
+    return PointFacts(
+        workload=config.workload,
+        mode=config.mode.name,
+        prompt_tokens=load.prompt_tokens,
+        output_tokens=load.output_tokens,
+        num_gpus=config.num_gpus,
+        replicas=config.server.replicas,
+        rate_share=config.rate_share,
+        asked_requests_per_s=measured.asked_rate,
+        requests_per_s=measured.rate,
+        latency_s=distribution(latency_s(kept), "latency"),
+        ttft_ms=distribution(ttft_ms(kept), "ttft"),
+        itl_ms=distribution(itl_ms(kept), "itl"),
+        direct_requests_per_s=measured.direct_rate,
+        validity=_validity(measured, reasons),
+        device=Device(product=config.device, driver=config.driver, before=before, after=after),
+        kernels=kernels_of(session.server.log.read_text(errors="replace")),
+        work=work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype),
+        concurrency=1 if config.mode is ProfileMode.synchronous else load.concurrency,
+    )
 
 
-def _states(gpus: Sequence[Any]) -> dict[str, Any]:
-    return {
-        when: None if states is None else [asdict(state) for state in states]
-        for when, states in zip(("before", "after"), gpus, strict=True)
-    }
+def _validity(measured: "Measurement", reasons: list[str]) -> Validity:
+    return Validity(
+        is_valid=not reasons,
+        reasons=reasons,
+        num_requests=len(measured.requests),
+        num_failed=len(measured.requests) - len(measured.answered),
+        warm_up=WarmUp(num_discarded=measured.num_warm_up, method=measured.warm_up_method),
+        client_ceiling=measured.ceiling,
+        repeats=measured.repeats,
+        spread=measured.spread,
+    )

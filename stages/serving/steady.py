@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.statistics import generator
+from stages.serving.artifact import Distribution
+from stages.statistics import Floats, generator
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
 MIN_BOOTSTRAP = 6
 MIN_STEADY = 3  # values: of fewer a variance says nothing
-_QUANTILES = {"p90": 0.9, "p99": 0.99}
 WARM_UP_METHOD = "MSER: the start whose removal makes the standard error of the rest smallest, at most half"
 
 
@@ -30,25 +30,27 @@ def max_warm_up(num_values: int) -> int:
     return min(num_values // 2, num_values - MIN_STEADY)
 
 
-def distribution(values: Sequence[float | None], label: str) -> dict[str, Any]:
-    """Mean, median, its interval, p90 and p99, and the relative spread; what the number of values cannot say is null.
+def distribution(values: Sequence[float | None], label: str) -> Distribution:
+    """Mean, median, its interval, p90 and p99, and the relative spread; what the number of values cannot say is None.
 
     A quantile needs at least one value expected beyond it: p99 a hundred.
     """
     known = np.array([value for value in values if value is not None], dtype=float)
     low, high = median_interval(known, label)
-    return {
-        "n": len(known),
-        "mean": float(known.mean()) if len(known) else None,
-        "median": float(np.median(known)) if len(known) else None,
-        "low": low,
-        "high": high,
-        **{
-            name: float(np.quantile(known, quantile)) if len(known) * (1 - quantile) >= 1 - 1e-9 else None
-            for name, quantile in _QUANTILES.items()
-        },
-        "spread": spread(known.tolist()),
-    }
+    return Distribution(
+        n=len(known),
+        mean=float(known.mean()) if len(known) else None,
+        median=float(np.median(known)) if len(known) else None,
+        low=low,
+        high=high,
+        p90=_quantile(known, 0.9),
+        p99=_quantile(known, 0.99),
+        spread=spread(known.tolist()),
+    )
+
+
+def _quantile(known: Floats, quantile: float) -> float | None:
+    return float(np.quantile(known, quantile)) if len(known) * (1 - quantile) >= 1 - 1e-9 else None
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -1,25 +1,14 @@
 """Whether a point can be believed: every reason why not, in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stages.gpu import GpuState
+from stages.serving.artifact import ClientCeiling
 from stages.serving.load import Request, answered
 
 MAX_FAILED_SHARE = 0.01
 MAX_CLIENT_LOAD = 0.8  # of what the client does against a server that costs nothing
 PROMPT_TOLERANCE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class ClientCeiling:
-    """What the load client reaches against a null server; at least, since that server has limits as well.
-
-    ``tokens_per_s`` is None where answers are not streamed: a whole answer costs the same whatever its length.
-    """
-
-    requests_per_s: float
-    tokens_per_s: float | None
 
 
 def about_requests(requests: Sequence[Request], prompt_tokens: int, output_tokens: int) -> list[str]:

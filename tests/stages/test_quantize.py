@@ -1,22 +1,22 @@
 """Quantized weights against NumPy references written here, and what quantizing must leave alone."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import preset_name_to_scheme
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
 from stages.errors import ConfigError
 from stages.fetch import digest_tree
 from stages.quantize import (
-    PRESETS,
     Algorithm,
     QuantizeConfig,
     RecipeConfig,
@@ -211,9 +211,9 @@ def test_the_same_recipe_gives_the_same_bytes(
         assert str(tiny_model) not in path.read_text(), f"{path.name} names the place it was made in"
 
 
-@pytest.mark.parametrize("scheme", PRESETS)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_every_scheme_gives_a_checkpoint_that_transformers_loads(tiny_model, quantize_tiny, scheme):
-    group_size = None if PRESETS[scheme].group_size is None else 32
+    group_size = 32 if FORMATS[scheme].takes_group_size else None
     checkpoint = quantize_tiny(algorithm=Algorithm.rtn, scheme=scheme, group_size=group_size)
     tokens = torch.arange(3, 35)[None]
     with torch.inference_mode():
@@ -226,15 +226,6 @@ def test_every_scheme_gives_a_checkpoint_that_transformers_loads(tiny_model, qua
 
 
 # --- Configs, read without torch. ---
-
-
-@pytest.mark.parametrize("scheme", PRESETS)
-def test_preset_table_agrees_with_compressed_tensors(scheme):
-    theirs = preset_name_to_scheme(scheme, ["Linear"])
-    inputs = theirs.input_activations
-    assert PRESETS[scheme].num_bits == theirs.weights.num_bits
-    assert PRESETS[scheme].group_size == theirs.weights.group_size
-    assert PRESETS[scheme].static_activations == (inputs is not None and not inputs.dynamic)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +247,10 @@ def test_calibration_is_needed_by_whatever_looks_at_activations(recipe, needed):
     ("fields", "message"),
     [
         ({"algorithm": Algorithm.gptq}, "scheme must be one of"),
+        (FP8 | {"scheme": "NVFP4A16"}, "scheme must be one of FP8_DYNAMIC, FP8, W8A8, W8A16, W4A16, W4A16_ASYM; got"),
+        (FP8 | {"scheme": "W9A9"}, "scheme must be one of"),
         ({"algorithm": Algorithm.none, "scheme": "W8A8"}, "algorithm=none takes no scheme"),
-        (FP8 | {"group_size": 128}, "takes no group_size"),
+        (FP8 | {"group_size": 128}, "scales whole channels and takes no group_size"),
         (INT4 | {"group_size": 0}, "at least 1"),
         (INT4 | {"observer": "best"}, "minmax or mse"),
         (INT4 | {"actorder": "group"}, "static or null"),
@@ -276,6 +269,18 @@ def test_misfit_names_layers_and_sizes_that_fit():
     assert message.startswith("recipe w4a16_int: ") and "\n" not in message
     assert "self_attn.q_proj (576 inputs)" in message and "down_proj" not in message
     assert message.endswith("group sizes that fit: 16, 32, 64")
+
+
+def test_a_format_with_groups_of_its_own_takes_no_other(monkeypatch):
+    monkeypatch.setattr("stages.quantize.SUPPORTED", ("MXFP4A16",))
+    fields = {"algorithm": Algorithm.rtn, "scheme": "MXFP4A16"}
+    with pytest.raises(ValueError, match="MXFP4A16 scales groups of 32 and takes no group_size"):
+        RecipeConfig(name="r", **fields, group_size=16)
+    odd = dataclasses.replace(SMOLLM2, hidden_size=592)
+    with pytest.raises(
+        ValueError, match=r"group_size 32 does not divide self_attn.q_proj .* add these layers to ignore"
+    ):
+        check_group_size(RecipeConfig(name="r", **fields), odd)
 
 
 def test_ignored_layers_need_not_fit():

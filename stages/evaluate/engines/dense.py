@@ -8,17 +8,33 @@ import json
 import shutil
 from pathlib import Path
 
-_LEFT_OVER = ("weight_scale", "weight_shape", "weight_packed", "weight_zero_point", "weight_g_idx")
+from stages.checkpoints.formats import format_of
+from stages.errors import CheckpointError
+
+_LEFT_OVER = (
+    "weight_scale",
+    "weight_global_scale",
+    "weight_shape",
+    "weight_packed",
+    "weight_zero_point",
+    "weight_g_idx",
+)
 
 
 def lacks_kernel(checkpoint: Path, dtype: str) -> bool:
     """Whether vLLM, on this CPU, cannot multiply activations of ``dtype`` by the checkpoint's packed weights."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    is_packed = config.get("quantization_config", {}).get("format") == "pack-quantized"
-    return is_packed and (dtype == "float32" or not _has_kernel())
+    try:
+        found = format_of(json.loads((checkpoint / "config.json").read_text()))
+    except CheckpointError:
+        return False  # a format of another method is vLLM's to judge
+    if found is None or found.activations is not None:
+        return False
+    is_int4 = (found.weights.type, found.weights.num_bits) == ("int", 4)
+    return dtype == "float32" or not (is_int4 and _has_kernel())
 
 
 def _has_kernel() -> bool:
+    """Of 4-bit integers, the only packed weights that vLLM's CPU build multiplies by."""
     import torch
     from vllm.platforms import current_platform
 

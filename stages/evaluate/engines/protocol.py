@@ -80,9 +80,3 @@ class Overlapping(Protocol):
 
     def advance(self) -> Mapping[str, Generation]:
         """Go one step on; the answers that are complete, by their requests' names."""
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of ``error`` on one line, or its class name where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."

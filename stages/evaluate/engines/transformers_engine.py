@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError, EngineError
+from stages.errors import ConfigError, EngineError, one_line
 from stages.evaluate.engines.protocol import (
     CUT_OFF,
     FINISHED,
@@ -18,7 +18,6 @@ from stages.evaluate.engines.protocol import (
     Generation,
     Score,
     ScoreRequest,
-    one_line,
 )
 
 if TYPE_CHECKING:

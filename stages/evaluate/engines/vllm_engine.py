@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import EngineError
+from stages.errors import EngineError, one_line
 from stages.evaluate.engines.dense import lacks_kernel, write_dense_copy
 from stages.evaluate.engines.process_state import ProcessState
-from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest, one_line
+from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -211,7 +212,7 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
     if config.max_num_seqs is not None:
         arguments["max_num_seqs"] = config.max_num_seqs
     if config.kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if is_cpu:
         arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
         arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError, EngineError
-from stages.evaluate.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, one_line
+from stages.errors import ConfigError, EngineError, one_line
+from stages.evaluate.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

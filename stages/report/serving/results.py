@@ -6,14 +6,13 @@ A point that is not valid is kept for showing and is in no derived number.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stages.measured import Measured, weighted_sum
-from stages.report.config import TrialRow
-from stages.report.rows import Row, read_json
-from stages.report.serving.config import GpuConfig, ServingConfig, usd_per_hour
+from stages.report.artifact import Row
+from stages.report.config import GpuConfig, ServingConfig, SloConfig, TrialRow, usd_per_hour
 from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup
 from stages.report.serving.recommendation import Curve, Mix, Option
+from stages.serving.artifact import PointFacts, read_point
 
 ASSUMED_SHARE = 0.1  # the relative half-interval of what was not repeated, where nothing of its trial was
 
@@ -24,20 +23,19 @@ class Point:
 
     trial: TrialRow
     mode: str
-    document: Mapping[str, Any]
+    facts: PointFacts
 
     @property
     def workload(self) -> str:
-        return str(self.document["workload"])
+        return self.facts.workload
 
     @property
     def is_valid(self) -> bool:
-        return bool(self.document["validity"]["is_valid"])
+        return self.facts.validity.is_valid
 
     @property
     def rate(self) -> float | None:
-        found: float | None = self.document["requests_per_s"]["mean"]
-        return found
+        return self.facts.requests_per_s.mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +52,20 @@ class Served:
 
     @property
     def hourly_usd(self) -> float:
-        num_gpus = max((int(point.document["num_gpus"]) for point in self.points), default=1)
+        num_gpus = max((point.facts.num_gpus for point in self.points), default=1)
         return usd_per_hour(self.gpu, max(num_gpus, 1))
 
     @property
     def latency_s(self) -> dict[str, Measured]:
         """One query at a time, by workload."""
-        found = {name: point.document["latency_s"] for name, point in self.valid("synchronous").items()}
-        return _with_intervals({name: (each["median"], each["low"], each["high"]) for name, each in found.items()})
+        found = {name: point.facts.latency_s for name, point in self.valid("synchronous").items()}
+        return _with_intervals({name: (each.median, each.low, each.high) for name, each in found.items()})
 
     @property
     def requests_per_s(self) -> dict[str, Measured]:
         """At maximum throughput, by workload."""
-        found = {name: point.document["requests_per_s"] for name, point in self.valid("throughput").items()}
-        return _with_intervals({name: (each["mean"], each["low"], each["high"]) for name, each in found.items()})
+        found = {name: point.facts.requests_per_s for name, point in self.valid("throughput").items()}
+        return _with_intervals({name: (each.mean, each.low, each.high) for name, each in found.items()})
 
     @property
     def sync_queries_per_usd(self) -> dict[str, Measured]:
@@ -150,12 +148,8 @@ def curve_of(served: Served, workload: str) -> Curve | None:
 
 def _itl(point: Point) -> Measured | None:
     """Milliseconds between two tokens; what was not repeated is not known exactly."""
-    found = point.document["itl_ms"]
-    return None if found["median"] is None else _with_intervals({"": _three(found)})[""]
-
-
-def _three(found: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
-    return found["median"], found["low"], found["high"]
+    found = point.facts.itl_ms
+    return _with_intervals({"": (found.median, found.low, found.high)}).get("")
 
 
 def mixes_of(serving: ServingConfig, served: Sequence[Served]) -> dict[str, Mix]:
@@ -172,36 +166,35 @@ def workloads_of(served: Sequence[Served]) -> list[str]:
 
 def goodput_of(served: Served, workload: str, serving: ServingConfig) -> float | None:
     """The highest measured rate (requests/s) that meets the objectives at p90; None if none does, or there are none."""
-    limits = {"itl_ms": serving.slo_itl_ms, "ttft_ms": serving.slo_ttft_ms}
-    asked = {name: limit for name, limit in limits.items() if limit is not None}
     rates = [
         point.rate
         for point in served.points
-        if point.workload == workload and point.is_valid and point.rate is not None and _meets(point, asked)
+        if point.workload == workload and point.is_valid and point.rate is not None and _meets(point, serving.slo)
     ]
-    return max(rates, default=None) if asked else None
+    return max(rates, default=None) if serving.slo.is_set else None
 
 
-def _meets(point: Point, limits: Mapping[str, float]) -> bool:
+def _meets(point: Point, slo: SloConfig) -> bool:
     """An unknown p90 meets nothing."""
-    found = {name: point.document[name]["p90"] for name in limits}
-    return all(found[name] is not None and found[name] <= limit for name, limit in limits.items())
+    held = [(point.facts.itl_ms.p90, slo.itl_ms), (point.facts.ttft_ms.p90, slo.ttft_ms)]
+    return all(limit is None or (p90 is not None and p90 <= limit) for p90, limit in held)
 
 
 def _points(trial: TrialRow, inputs: Mapping[str, Path]) -> Iterator[Point]:
     prefix = f"profile/{trial.name}/"
     for name, path in inputs.items():
         if name.startswith(prefix):
-            yield Point(trial, name.rsplit("/", 1)[1], read_json(path / "point.json"))
+            yield Point(trial, name.rsplit("/", 1)[1], read_point(path))
 
 
-def _with_intervals(found: Mapping[str, tuple[float, float | None, float | None]]) -> dict[str, Measured]:
-    """What was not repeated takes the widest relative interval of what was."""
-    repeated = [(high - low) / 2 / value for value, low, high in found.values() if low is not None and high is not None]
+def _with_intervals(found: Mapping[str, tuple[float | None, float | None, float | None]]) -> dict[str, Measured]:
+    """What is known; what was not repeated takes the widest relative interval of what was."""
+    known = {name: (value, low, high) for name, (value, low, high) in found.items() if value is not None}
+    repeated = [(high - low) / 2 / value for value, low, high in known.values() if low is not None and high is not None]
     share = min(max(repeated, default=ASSUMED_SHARE), 1.0)
     return {
         name: Measured(value, value * (1 - share), value * (1 + share)) if low is None else _measured(value, low, high)
-        for name, (value, low, high) in found.items()
+        for name, (value, low, high) in known.items()
     }
 
 

@@ -5,15 +5,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from stages.measured import Measured
-from stages.report.config import TrialRow
+from stages.report.artifact import Row
+from stages.report.config import ServingConfig, TrialRow
 from stages.report.numbers import MISSING, number
-from stages.report.rows import Row, read_json
 from stages.report.serving.chart import bar_chart, curve_chart
-from stages.report.serving.config import ServingConfig
-from stages.report.serving.points import POINT_SCHEMA, point_lines, point_rows, why_lines
+from stages.report.serving.points import point_lines, point_rows, why_lines
 from stages.report.serving.recommendation import Recommendation, recommend
 from stages.report.serving.results import (
     Point,
@@ -28,6 +25,7 @@ from stages.report.serving.results import (
     speedup_of,
     workloads_of,
 )
+from stages.serving.artifact import read_ceilings
 
 FIRST_TOKENS = (64, 1024)  # prompts whose time to the first token the summary shows
 INVALID = "†"
@@ -43,11 +41,12 @@ def serving_view(
     return {"prices": [_price(gpu) for gpu in serving.gpus], "sections": sections, "invalid": INVALID}
 
 
-def serving_points(trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapping[str, Path]) -> pa.Table:
-    """Every point as a row of numbers."""
+def serving_points(
+    trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapping[str, Path]
+) -> list[dict[str, Any]]:
+    """Every point as a row of numbers, by the columns of SERVING_SCHEMA."""
     served = read_served(trials, serving, inputs)
-    rows = [row for each in served for row in point_rows(each, _ceilings(each, inputs))]
-    return pa.Table.from_pylist(rows, schema=POINT_SCHEMA)
+    return [row for each in served for row in point_rows(each, _ceilings(each, inputs))]
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -95,7 +94,7 @@ def _line(served: Served, everything: Sequence[Served], workloads: Sequence[str]
     num_shared = len(per_usd.keys() & of_base.keys())
     return {
         "recipe": served.trial.label,
-        "gpus": max(int(point.document["num_gpus"]) for point in served.points) or MISSING,
+        "gpus": max(point.facts.num_gpus for point in served.points) or MISSING,
         "ratio": "base" if base is served else number(ratio.value if ratio else None, 2),
         "interval": _interval(ratio),
         "of": "" if num_shared == len(workloads) else f"{num_shared} of {len(workloads)} workloads",
@@ -106,7 +105,7 @@ def _line(served: Served, everything: Sequence[Served], workloads: Sequence[str]
 def _cell(point: Point | None, per_usd: Measured | None, is_sync: bool) -> dict[str, str]:
     if point is None:
         return {"value": MISSING, "per_usd": ""}
-    value = point.document["latency_s"]["median"] if is_sync else point.rate
+    value = point.facts.latency_s.median if is_sync else point.rate
     return {
         "value": significant(value) + ("" if point.is_valid else f" {INVALID}"),
         "per_usd": f"({significant(per_usd.value)})" if per_usd else "",
@@ -134,14 +133,14 @@ def _tokens_per_s(served: Served, mix: Mapping[str, float]) -> float | None:
     rates = served.requests_per_s
     if not mix.keys() <= rates.keys():
         return None
-    tokens = {point.workload: point.document["output_tokens"] for point in served.points}
+    tokens = {point.workload: point.facts.output_tokens for point in served.points}
     spent_s = sum(share / rates[name].value for name, share in mix.items())
     return float(sum(share * tokens[name] for name, share in mix.items()) / spent_s)
 
 
 def _first_token(served: Served, prompt_tokens: int) -> str:
     points = served.valid("synchronous").values()
-    found = (p.document["ttft_ms"]["median"] for p in points if p.document["prompt_tokens"] == prompt_tokens)
+    found = (p.facts.ttft_ms.median for p in points if p.facts.prompt_tokens == prompt_tokens)
     return significant(next(found, None))
 
 
@@ -161,7 +160,7 @@ def _advice(mix: str, found: Recommendation) -> dict[str, Any]:
 
 
 def _goodput(served: Sequence[Served], workloads: Sequence[str], serving: ServingConfig) -> dict[str, Any] | None:
-    limits = {"ms between tokens": serving.slo_itl_ms, "ms to the first token": serving.slo_ttft_ms}
+    limits = {"ms between tokens": serving.slo.itl_ms, "ms to the first token": serving.slo.ttft_ms}
     asked = [f"{limit:g} {name}" for name, limit in limits.items() if limit is not None]
     if not asked:
         return None
@@ -195,7 +194,7 @@ def _bars(served: Sequence[Served], workload: str, mode: str, is_sync: bool) -> 
     found = []
     for each in served:
         point = next((p for p in each.points if p.workload == workload and p.mode == mode), None)
-        value = None if point is None else point.document["latency_s"]["median"] if is_sync else point.rate
+        value = None if point is None else point.facts.latency_s.median if is_sync else point.rate
         if point is not None and value is not None:
             per_usd = (each.sync_queries_per_usd if is_sync else each.async_queries_per_usd).get(workload)
             cell = _cell(point, per_usd, is_sync)
@@ -203,9 +202,9 @@ def _bars(served: Sequence[Served], workload: str, mode: str, is_sync: bool) -> 
     return found
 
 
-def _ceilings(served: Served, inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+def _ceilings(served: Served, inputs: Mapping[str, Path]) -> Mapping[str, float | None]:
     path = inputs.get(f"ceilings/{served.trial.name}")
-    return {} if path is None else dict(read_json(path / "ceilings.json"))
+    return {} if path is None else read_ceilings(path)
 
 
 def _price(gpu: Any) -> str:
@@ -215,12 +214,12 @@ def _price(gpu: Any) -> str:
 
 
 def _device(served: Served) -> str:
-    return str(served.points[0].document["device"]["product"])
+    return served.points[0].facts.device.product
 
 
 def _shape(workload: str, served: Sequence[Served]) -> str:
     point = next(point for each in served for point in each.points if point.workload == workload)
-    return f"{point.document['prompt_tokens']} / {point.document['output_tokens']}"
+    return f"{point.facts.prompt_tokens} / {point.facts.output_tokens}"
 
 
 def _interval(ratio: Measured | None) -> str:

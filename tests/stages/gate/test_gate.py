@@ -12,6 +12,7 @@ from stages.errors import CheckpointError
 from stages.gate.behaviour import Behaviour, check_answers, check_loss, is_degenerate
 from stages.gate.config import GateConfig
 from stages.gate.stage import gate
+from stages.gate.weights import check_weights, read_files
 from stages.quantize import Algorithm
 
 RECIPES = {
@@ -111,6 +112,60 @@ def test_unquantized_layer_is_found(run, damaged, tiny_model):
     assert {"targeted_layers_quantized", "size_ratio"} <= failed
     assert report["targeted_layers_quantized"]["value"] == 13
     assert LAYER in report["targeted_layers_quantized"]["detail"]
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("weight_zero_point", torch.zeros(128, 1)), ("weight_scale", None)])
+def test_a_tensor_too_many_or_too_few_is_found(run, damaged, name, tensor):
+    def change(tensors):
+        tensors.pop(f"{LAYER}.{name}", None)
+        if tensor is not None:
+            tensors[f"{LAYER}.{name}"] = tensor
+
+    _, failed, report = run(damaged(change))
+    assert "targeted_layers_quantized" in failed
+    assert LAYER in report["targeted_layers_quantized"]["detail"]
+
+
+def test_a_config_that_describes_another_format_than_the_recipe_is_found(run, quantize_tiny, tmp_path):
+    """Engines read the one, and the weights were made by the other."""
+    path = shutil.copytree(quantize_tiny(**RECIPES["int4"]), tmp_path / "other")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 64
+    (path / "config.json").write_text(json.dumps(config))
+    _, failed, report = run(path)
+    assert failed == {"files_readable"}
+    assert "another format than recipe.yaml" in report["files_readable"]["detail"]
+
+
+# The formats that no recipe can choose yet, but whose checkpoints are understood.
+FP4 = ["NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4"]
+
+
+@pytest.fixture
+def quantize_fp4(quantize_tiny, monkeypatch):
+    def quantize(scheme):
+        monkeypatch.setattr("stages.quantize.SUPPORTED", FP4)
+        return quantize_tiny(algorithm=Algorithm.rtn, scheme=scheme)
+
+    return quantize
+
+
+@pytest.mark.parametrize("scheme", FP4)
+def test_weights_of_an_fp4_checkpoint_are_what_its_recipe_promises(tiny_model, quantize_fp4, scheme):
+    checks = list(check_weights(read_files(tiny_model, quantize_fp4(scheme)), max_size_deviation=0.001))
+    assert [check.detail for check in checks if not check.passed] == []
+    assert checks[0].value == 14
+
+
+@pytest.mark.parametrize(("scheme", "value"), [("NVFP4A16", 0), ("MXFP4A16", 255)])
+def test_bad_fp4_scale_is_found(tiny_model, quantize_fp4, tmp_path, scheme, value):
+    path = shutil.copytree(quantize_fp4(scheme), tmp_path / "damaged")
+    tensors = load_file(path / "model.safetensors")
+    tensors[f"{LAYER}.weight_scale"].view(torch.uint8)[3, 1] = value
+    save_file(tensors, path / "model.safetensors")
+    failed = [check for check in check_weights(read_files(tiny_model, path), 0.02) if not check.passed]
+    assert [check.name for check in failed] == ["scales_finite_positive"]
+    assert LAYER in failed[0].detail
 
 
 def test_quantized_output_head_is_found(run, damaged):

@@ -258,8 +258,8 @@ def test_suite_means_and_recoveries_are_those_the_study_published(suite):
         ]
         members = SuiteRow(name=suite, tasks=[cell["task"] for cell in cells], normalized=True)
         (mean,) = suite_rows([trial], [members], cells, {})
-        assert mean["mean"] == pytest.approx(row[suite]["average"], abs=0.07)
-        assert 100 * mean["recovery"] == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
+        assert mean.mean == pytest.approx(row[suite]["average"], abs=0.07)
+        assert 100 * mean.recovery == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
 
 
 def test_a_suite_s_recovery_is_of_the_documents_that_both_were_scored_on():
@@ -267,7 +267,7 @@ def test_a_suite_s_recovery_is_of_the_documents_that_both_were_scored_on():
     trial, suite = TrialRow(name="t", model="m", recipe="r"), SuiteRow(name="s", tasks=["a"])
     scores = {"score": 50 / 60, "base_score": 0.5, "paired_score": 50 / 60, "paired_base_score": 50 / 60}
     (mean,) = suite_rows([trial], [suite], [{"trial": "t", "task": "a", **scores}], {})
-    assert (mean["mean"], mean["base_mean"], mean["recovery"]) == (50 / 60, 0.5, 1.0)
+    assert (mean.mean, mean.base_mean, mean.recovery) == (50 / 60, 0.5, 1.0)
 
 
 def test_a_lower_score_is_better_where_the_metric_says_so(written):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from stages.errors import ConfigError, EngineError
 from stages.evaluate.config import EngineConfig
 from stages.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving import validity
+from stages.serving.artifact import ClientCeiling
 from stages.serving.config import ProfileConfig, ProfileMode, ServerConfig, WorkloadConfig
 from stages.serving.kernels import kernels_of
 from stages.serving.load import LoadClient, answered, requests_per_s, sustained_per_s
@@ -25,7 +26,6 @@ from stages.serving.process import Server, free_port
 from stages.serving.prompts import random_prompts
 from stages.serving.session import Session, serve, vllm_command
 from stages.serving.stage import open_session, profile
-from stages.serving.validity import ClientCeiling
 
 H100 = GpuState("NVIDIA H100 80GB HBM3", "570.1", 1980, 2619, 40, 120.0, 4.0, 81000.0, 0, False)
 LOG = """\
@@ -196,7 +196,7 @@ def _is_gone(pid):
 
 
 def test_what_the_log_says_of_kernels():
-    assert kernels_of(LOG) == {
+    assert asdict(kernels_of(LOG)) == {
         "linear": {"CompressedTensorsWNA16": "MacheteLinearKernel"},
         "attention": "FLASH_ATTN",
         "flash_attention_version": 3,
@@ -206,13 +206,13 @@ def test_what_the_log_says_of_kernels():
         "kv_cache_tokens": 431216,
     }
     selected = "INFO Selected CutlassInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8\n"
-    assert kernels_of(selected)["linear"] == {"CompressedTensorsW8A8Int8": "CutlassInt8ScaledMMLinearKernel"}
+    assert kernels_of(selected).linear == {"CompressedTensorsW8A8Int8": "CutlassInt8ScaledMMLinearKernel"}
 
 
 def test_what_the_log_does_not_say_is_not_known():
     found = kernels_of("config: enforce_eager=True\n")
-    assert found["cuda_graphs"] is False
-    assert {found[name] for name in ("linear", "attention", "compile_s", "kv_cache_tokens")} == {None}
+    assert found.cuda_graphs is False
+    assert {found.linear, found.attention, found.compile_s, found.kv_cache_tokens} == {None}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Where warm-up ends and what repeats say."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,21 +27,21 @@ def test_at_most_half_is_cut(values):
 @given(st.lists(POSITIVE, min_size=2, max_size=40))
 def test_the_interval_holds_the_median(values):
     found = distribution(values, "label")
-    assert found["low"] <= found["median"] <= found["high"]
-    assert found["n"] == len(values)
+    assert found.low <= found.median <= found.high
+    assert found.n == len(values)
 
 
 def test_a_quantile_that_so_few_cannot_show_is_missing():
-    assert distribution([1.0] * 9, "x")["p90"] is None
-    assert distribution([1.0] * 10, "x")["p90"] == 1.0
-    assert distribution([1.0] * 99, "x")["p99"] is None
-    assert distribution([1.0] * 100, "x")["p99"] == 1.0
+    assert distribution([1.0] * 9, "x").p90 is None
+    assert distribution([1.0] * 10, "x").p90 == 1.0
+    assert distribution([1.0] * 99, "x").p99 is None
+    assert distribution([1.0] * 100, "x").p99 == 1.0
 
 
 def test_what_was_not_measured_is_missing_not_zero():
     found = distribution([None, None], "ttft")
-    assert found["n"] == 0
-    assert {found[name] for name in ("mean", "median", "low", "high", "p90", "p99", "spread")} == {None}
+    assert found.n == 0
+    assert {value for name, value in asdict(found).items() if name != "n"} == {None}
 
 
 def test_one_repeat_has_no_interval():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.measured import Measured
-from stages.report.serving.config import GpuConfig, PriceConfig, usd_per_hour
+from stages.report.config import GpuConfig, PriceConfig, usd_per_hour
 from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup, usd_per_million_tokens
 from tests.published import GPUS, SETUPS, TABLES, WORKLOADS, by_workload, hourly_usd, recipes, row
 

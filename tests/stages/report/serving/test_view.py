@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from stages.report.config import ReportConfig, TrialRow
-from stages.report.serving.config import ServingConfig
+from stages.report.config import ReportConfig, ServingConfig, SloConfig, TrialRow
 from stages.report.stage import report
 from tests.published import GPUS, TABLES, WORKLOADS, recipes, row
 from tests.stages.report.test_report import Tables
@@ -209,7 +208,7 @@ def test_a_new_price_changes_costs_and_nothing_measured(write, points):
 
 
 def test_rates_within_an_objective(write, points):
-    serving = ServingConfig(gpus=SERVING.gpus, gpu_of=SERVING.gpu_of, slo_itl_ms=45)
+    serving = ServingConfig(gpus=SERVING.gpus, gpu_of=SERVING.gpu_of, slo=SloConfig(itl_ms=45))
     table = write(points, serving).tables[title("most queries a second within 45 ms between tokens at p90")]
     column = 1 + WORKLOADS.index("docstring_generation")
     assert [table[recipe][column] for recipe in RECIPES] == ["1.00", "4.00", "1.00"]

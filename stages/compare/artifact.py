@@ -1,0 +1,148 @@
+"""What a comparison writes: numbers by leaf and metric, the whole task's in short, and its bootstrap draws.
+
+A number is one field of Numbers; tables, documents and the report's summary have it from there.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.documents import plain_columns, read_json, read_table, write_json, write_table
+from stages.statistics import Floats
+
+TABLE, FACTS, DRAWS = "comparison.parquet", "comparison.json", "draws.parquet"
+
+
+def _normalized(raw: str) -> Any:
+    return field(default=None, metadata={"raw": raw})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """What a row is of; ``leaf`` is None in those of the whole task."""
+
+    task: str
+    leaf: str | None
+    metric: str | None
+    primary: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """What is known of one metric of a leaf or of the whole task; None is what could not be measured."""
+
+    higher_is_better: bool | None = None
+    aggregation: str | None = None
+    n: int | None = None  # documents the trial was scored on
+    num_missing: int | None = None
+    num_truncated: int | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    interval: str | None = None  # of the score: wilson, bootstrap
+    num_resamples: int | None = None
+    base_n: int | None = None
+    base_num_missing: int | None = None
+    base_score: float | None = None
+    num_pairs: int | None = None  # documents both were scored on; all that follows is of these alone
+    paired_score: float | None = None
+    paired_base_score: float | None = None
+    recovery: float | None = None  # trial over base, or base over trial where lower is better
+    recovery_low: float | None = None
+    recovery_high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    num_base_only_right: int | None = None
+    num_trial_only_right: int | None = None
+    mcnemar_p: float | None = None
+    verdict: str | None = None  # of the trial's score: lower, higher, not distinguishable
+    # On a scale of 0 for guessing to 100 for perfect; None where the task declares no baseline.
+    normalized: float | None = _normalized("score")
+    normalized_low: float | None = _normalized("score_low")
+    normalized_high: float | None = _normalized("score_high")
+    base_normalized: float | None = _normalized("base_score")
+    paired_normalized: float | None = _normalized("paired_score")
+    paired_base_normalized: float | None = _normalized("paired_base_score")
+    normalized_recovery: float | None = _normalized("recovery")
+    normalized_recovery_low: float | None = _normalized("recovery_low")
+    normalized_recovery_high: float | None = _normalized("recovery_high")
+    normalized_difference: float | None = _normalized("difference")
+    normalized_difference_low: float | None = _normalized("difference_low")
+    normalized_difference_high: float | None = _normalized("difference_high")
+
+
+# A normalized number's name, and that of the raw one that it answers to.
+NORMALIZED: Mapping[str, str] = {each.name: each.metadata["raw"] for each in fields(Numbers) if each.metadata}
+SCHEMA = pa.schema(plain_columns(Labels) | plain_columns(Numbers))
+NUMBERS = [each.name for each in SCHEMA if each.type in (pa.int64(), pa.float64())]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeafFacts:
+    """How one leaf of the trial was evaluated; ``comparable`` is what must be equal to be compared."""
+
+    num_documents: int
+    version: Any
+    num_docs: int
+    comparable: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparisonFacts:
+    """The whole task's primary metric, and how it was obtained; ``metric`` is None where leaves report different ones.
+
+    ``leaves`` holds None for those without results.
+    """
+
+    task: str
+    metric: str | None
+    metrics: list[str]
+    weight_by_size: bool
+    random_baseline: float | None = None
+    leaf_baselines: dict[str, float] = field(default_factory=dict)
+    confidence: float
+    num_resamples: int
+    seed: int
+    headline: Numbers
+    notes: list[str]
+    leaves: dict[str, LeafFacts | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A published comparison."""
+
+    directory: Path
+    facts: ComparisonFacts
+
+    def draws(self, columns: Sequence[str]) -> Floats | None:
+        """The whole task's paired bootstrap draws (R, C) of score, base_score, normalized, base_normalized.
+
+        None where it has none of one of them.
+        """
+        table = read_table(self.directory / DRAWS)
+        if not set(columns) <= set(table.column_names):
+            return None
+        return np.column_stack([table[name].to_numpy().astype(float) for name in columns])
+
+
+def write_comparison(out: Path, rows: Iterable[Mapping[str, Any]], draws: pa.Table, facts: ComparisonFacts) -> None:
+    """``rows`` have the columns of SCHEMA (absent ones are null), ``draws`` those that there are."""
+    write_table(out / TABLE, pa.Table.from_pylist(list(rows), schema=SCHEMA))
+    write_table(out / DRAWS, draws)
+    write_json(out / FACTS, asdict(facts))
+
+
+def read_comparison(directory: Path) -> Comparison:
+    """What is known of the whole task."""
+    return Comparison(directory, read_json(directory / FACTS, ComparisonFacts))
+
+
+def read_rows(directory: Path) -> pa.Table:
+    """A row for each leaf and metric, and those of the whole task, as SCHEMA says."""
+    return read_table(directory / TABLE)

@@ -1,0 +1,125 @@
+"""What an evaluation writes: ``samples.parquet``, a row for each document, and ``task.json``, how they were asked.
+
+The same answers, scored, give the same bytes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.documents import read_json, read_table, write_json, write_table
+
+SAMPLES, TASK = "samples.parquet", "task.json"
+
+_COLUMNS = {
+    "doc_id": pa.int32(),
+    "doc_digest": pa.string(),
+    "prompt_digest": pa.string(),
+    "target": pa.string(),
+    "responses": pa.list_(pa.string()),
+    "filtered": pa.string(),
+}
+_LAST_COLUMNS = {
+    "loglikelihoods": pa.list_(pa.float64()),
+    "num_prompt_tokens": pa.int32(),
+    "num_output_tokens": pa.int32(),
+    "finish_reason": pa.string(),
+    "truncated": pa.bool_(),
+    "error": pa.string(),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why."""
+
+    doc_id: int
+    doc_digest: str
+    prompt_digest: str
+    target: str
+    responses: list[str] = field(default_factory=list)
+    filtered: str = "{}"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    loglikelihoods: list[float] | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    finish_reason: str | None = None
+    truncated: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricFacts:
+    """How values become a score: by lm-eval's aggregation of a ``name``, or the ``function`` in a task's ``file``."""
+
+    aggregation: dict[str, str]
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskFacts:
+    """How a task was asked; ``num_docs`` are those of the whole, ``metrics`` by ``<metric>,<filter>`` in its order.
+
+    ``comparable`` is what must be equal for two numbers to be subtracted, ``scoring`` how an engine scores.
+    """
+
+    task: str
+    version: Any
+    output_type: str
+    num_docs: int
+    metrics: dict[str, MetricFacts]
+    scoring: dict[str, str] = field(default_factory=dict)
+    comparable: dict[str, Any]
+
+
+def write_evaluation(out: Path, samples: Sequence[Sample], facts: TaskFacts) -> None:
+    """``samples`` sorted by document, with one column for each metric of ``facts``: numbers, or JSON where not."""
+    rows = sorted(samples, key=lambda sample: sample.doc_id)
+    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _COLUMNS.items()}
+    columns |= {name: _metric_column([row.metrics.get(name) for row in rows]) for name in facts.metrics}
+    columns |= {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _LAST_COLUMNS.items()}
+    write_table(out / SAMPLES, pa.table(columns))
+    write_json(out / TASK, asdict(facts), ascii_only=False)
+
+
+def read_samples(directory: Path, columns: Sequence[str] | None = None, artifact: str | None = None) -> pa.Table:
+    """A row for each document; errors name ``artifact``, by default the directory."""
+    return read_table(directory / SAMPLES, columns, artifact)
+
+
+def read_task(directory: Path, artifact: str | None = None) -> TaskFacts:
+    """How the task was asked; errors name ``artifact``, by default the directory."""
+    return read_json(directory / TASK, TaskFacts, artifact)
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON: sorted keys, and a stable spelling of what JSON does not know."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
+def _metric_column(values: list[Any]) -> pa.Array:
+    numbers = [_number(value) for value in values]
+    if all(number is not None or value is None for number, value in zip(numbers, values, strict=True)):
+        return pa.array(numbers, pa.float64())
+    return pa.array([None if value is None else dumps(value) for value in values], pa.string())
+
+
+def _number(value: Any) -> float | None:
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
+    return float(value) if isinstance(value, bool | int | float) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if hasattr(value, "tolist"):  # numpy
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

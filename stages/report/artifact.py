@@ -1,0 +1,106 @@
+"""What a report writes: pages, the summary as a table and as a document, suites, and what serving costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.compare.artifact import Numbers
+from stages.documents import plain_columns, read_json, read_table, write_json, write_table
+
+MARKDOWN, HTML = "report.md", "report.html"
+SUMMARY, SUMMARY_DOCUMENT, SERVING = "summary.parquet", "summary.json", "serving.parquet"
+
+Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SummaryRow:
+    """A trial and a task; the numbers beside it are those of the comparison's whole task."""
+
+    trial: str
+    model: str
+    recipe: str
+    is_base: bool
+    size_gib: float | None
+    task: str
+    status: str  # measured, incomplete (compared, but without a score), failed, skipped, missing
+    metric: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteMean:
+    """A trial and a suite; ``mean`` is of scores, or of normalized scores, up to 100."""
+
+    trial: str
+    suite: str
+    normalized: bool
+    mean: float | None
+    base_mean: float | None
+    recovery: float | None
+    recovery_low: float | None
+    recovery_high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The summary as a document."""
+
+    title: str
+    rows: list[Row]
+    suites: list[SuiteMean]
+
+
+SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryRow) | plain_columns(Numbers))
+SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
+
+QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
+_DISTRIBUTIONS = [f"{name}_{quantile}" for name in ("latency_s", "ttft_ms", "itl_ms") for quantile in QUANTILES]
+_SERVING = {
+    pa.string(): ["trial", "model", "recipe", "device", "workload", "mode"],
+    pa.int64(): [
+        *("prompt_tokens", "output_tokens", "num_gpus", "concurrency"),
+        *("sm_clock_mhz", "temperature_c"),  # of the first GPU, at the end
+    ],
+    pa.float64(): [
+        *("usd_per_hour", "requests_per_s", "requests_per_s_low", "requests_per_s_high", "direct_requests_per_s"),
+        "client_requests_per_s",
+        *_DISTRIBUTIONS,
+        *("queries_per_usd", "roofline_share", "spread"),
+    ],
+    pa.bool_(): ["is_valid"],
+    pa.list_(pa.string()): ["reasons"],
+}
+_COUNTS = ["num_requests", "num_failed", "num_warm_up"]
+SERVING_SCHEMA = pa.schema(
+    [*((name, kind) for kind, names in _SERVING.items() for name in names), *((name, pa.int64()) for name in _COUNTS)]
+)
+
+
+def write_summary(out: Path, title: str, rows: Sequence[Row], suites: Sequence[SuiteMean]) -> None:
+    """``rows`` as a table, and all of it as a document."""
+    write_table(out / SUMMARY, pa.Table.from_pylist(list(rows), schema=SUMMARY_SCHEMA))
+    write_json(out / SUMMARY_DOCUMENT, asdict(Summary(title=title, rows=list(rows), suites=list(suites))))
+
+
+def read_summary(directory: Path) -> pa.Table:
+    """A row for each trial and task, as SUMMARY_SCHEMA says."""
+    return read_table(directory / SUMMARY)
+
+
+def read_suites(directory: Path) -> pa.Table:
+    """A row for each trial and suite, as SUITES_SCHEMA says."""
+    suites = read_json(directory / SUMMARY_DOCUMENT, Summary).suites
+    return pa.Table.from_pylist([asdict(suite) for suite in suites], schema=SUITES_SCHEMA)
+
+
+def write_serving(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each point."""
+    write_table(out / SERVING, pa.Table.from_pylist(list(rows), schema=SERVING_SCHEMA))
+
+
+def read_serving(directory: Path) -> pa.Table | None:
+    """A row for each trial, workload and mode, as SERVING_SCHEMA says; None if nothing was served."""
+    return read_table(directory / SERVING) if (directory / SERVING).exists() else None

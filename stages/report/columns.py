@@ -1,0 +1,127 @@
+"""The columns of a report's tables: of every task what a trial's row shows, and how.  A column more is a line here."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from stages.report.artifact import Row
+from stages.report.cells import Cell
+from stages.report.numbers import MISSING, count, decimals, interval, number, p_value, percent, percent_interval
+
+_MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈"}
+
+
+class Places(NamedTuple):
+    """Decimals of the scores, recoveries in per cent and differences that stand in one column."""
+
+    score: int
+    recovery: int
+    difference: int
+
+
+class Column(NamedTuple):
+    """A column of a table: its name, and its cell of a row."""
+
+    name: str
+    cell: Callable[[Row, Places], Cell]
+    is_left: bool = False
+
+
+def _score_with_interval(row: Row, places: Places) -> Cell:
+    if row["score"] is None:
+        return Cell(MISSING, row["status"], "absent")
+    return Cell(
+        number(row["score"], places.score), interval(row["score_low"], row["score_high"], places.score), "score"
+    )
+
+
+def _recovery_with_mark(row: Row, places: Places) -> Cell:
+    recovery = "base" if _is_known_base(row) else percent(row["recovery"], places.recovery)
+    look = "absent" if row["score"] is None else tone_of(row)
+    return Cell(f"{recovery} {_MARKS.get(row['verdict'], '')}".strip(), look=look)
+
+
+def _score(row: Row, places: Places) -> Cell:
+    return Cell(number(row["score"], places.score), look="score")
+
+
+def _score_interval(row: Row, places: Places) -> Cell:
+    return Cell(interval(row["score_low"], row["score_high"], places.score))
+
+
+def _base_score(row: Row, places: Places) -> Cell:
+    return Cell(number(row["base_score"], places.score))
+
+
+def _recovery(row: Row, places: Places) -> Cell:
+    return Cell(percent(row["recovery"], places.recovery))
+
+
+def _recovery_interval(row: Row, places: Places) -> Cell:
+    return Cell(percent_interval(row["recovery_low"], row["recovery_high"], places.recovery))
+
+
+def _difference(row: Row, places: Places) -> Cell:
+    return Cell(number(row["difference"], places.difference, signed=True), look=tone_of(row))
+
+
+def _difference_interval(row: Row, places: Places) -> Cell:
+    return Cell(interval(row["difference_low"], row["difference_high"], places.difference, signed=True))
+
+
+def _text(name: str) -> Callable[[Row, Places], Cell]:
+    return lambda row, _: Cell(row[name] or MISSING)
+
+
+def _count(name: str) -> Callable[[Row, Places], Cell]:
+    return lambda row, _: Cell(count(row[name]))
+
+
+# What the tables show of each task, and of each number in detail: a column more is a line here.
+MEASURES = (Column("score", _score_with_interval), Column("recovery", _recovery_with_mark))
+COLUMNS = (
+    Column("task", _text("task")),
+    Column("recipe", _text("recipe"), is_left=True),
+    Column("metric", _text("metric"), is_left=True),
+    Column("n", _count("n")),
+    Column("missing", _count("num_missing")),
+    Column("truncated", _count("num_truncated")),
+    Column("score", _score),
+    Column("interval", _score_interval),
+    Column("base", _base_score),
+    Column("recovery", _recovery),
+    Column("interval", _recovery_interval),
+    Column("difference", _difference),
+    Column("interval", _difference_interval),
+    Column("lost", _count("num_base_only_right")),
+    Column("won", _count("num_trial_only_right")),
+    Column("p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
+    Column("verdict", lambda row, _: Cell(row["verdict"] or MISSING, look=tone_of(row)), is_left=True),
+)
+NORMALIZED_COLUMNS = (
+    Column("normalized", _score),
+    Column("interval", _score_interval),
+    Column("base", _base_score),
+    Column("recovery", _recovery),
+    Column("interval", _recovery_interval),
+)
+
+
+def places_of(rows: Iterable[Row]) -> Places:
+    rows = list(rows)
+
+    def ends(name: str, scale: float = 1) -> list[tuple[float | None, float | None]]:
+        pairs = [(row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+        return [(scale * low, scale * high) for low, high in pairs if low is not None and high is not None]
+
+    return Places(decimals(ends("score")), decimals(ends("recovery", 100)), decimals(ends("difference")))
+
+
+def _is_known_base(row: Row) -> bool:
+    return bool(row["is_base"]) and row["score"] is not None
+
+
+def tone_of(row: Row) -> str:
+    """Whether a distinguishable difference is for the better or the worse."""
+    if row["verdict"] not in ("lower", "higher"):
+        return "same" if row["verdict"] else ""
+    return "better" if (row["verdict"] == "higher") == (row["higher_is_better"] is not False) else "worse"
