@@ -275,6 +275,7 @@ def test_a_mistake_in_a_sweep_of_ones_own_is_refused(run, tmp_path: Path, adjust
     assert re.search(says, err), err
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("head", "tasks", "says"),
     [
@@ -308,6 +309,7 @@ def test_mistakes_in_tasks_of_ones_own_are_found_before_anything_runs(run, tmp_p
     assert re.search(says, err), err
 
 
+@pytest.mark.dear
 def test_a_metric_that_a_task_s_own_code_may_report_is_not_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "own" / "sweep").mkdir(parents=True)
     (tmp_path / "own" / "sweep" / "mine.yaml").write_text(
