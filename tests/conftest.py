@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from tests.sweeping import make_sweep
 
@@ -48,6 +49,9 @@ _SENTENCES = [
     "def area(width, height): return width * height",
     "A good map leaves out most of the country and keeps the roads.",
 ]
+settings.register_profile("any machine", deadline=None)  # how long a test takes says how busy the machine is
+settings.load_profile("any machine")
+
 _PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 _HEAVY = _PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
 _READS_HEAVY = re.compile(rf"^(?:import|from) (?:{'|'.join(_HEAVY)})\b", re.MULTILINE)

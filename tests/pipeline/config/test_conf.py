@@ -48,6 +48,7 @@ def test_every_option_composes_to_the_schema(option: Path) -> None:
         assert getattr(config, option.parts[0]).name == option.name, "the option's name is its file's name"
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
 def test_every_sweep_expands(sweep: str) -> None:
     cli = [f"+sweep={sweep}"]

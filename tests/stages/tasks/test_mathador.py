@@ -155,6 +155,7 @@ class TestScoring:
         assert mathador.process_results(doc, [None]) == {}
 
 
+@pytest.mark.dear
 class TestProblems:
     @pytest.mark.parametrize("difficulty", ["easy", "medium", "hard", "mixed"])
     def test_every_problem_has_an_18_point_solution_and_says_what_its_solutions_score(self, difficulty):

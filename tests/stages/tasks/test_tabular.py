@@ -8,6 +8,8 @@ import pytest
 
 from stages.tasks.tabular import tabular
 
+pytestmark = pytest.mark.dear
+
 TASKS = Path(__file__).parents[3] / "stages" / "tasks"
 TABLES = ("iris", "wine", "breast_cancer")
 each_table = pytest.mark.parametrize("table", TABLES)
