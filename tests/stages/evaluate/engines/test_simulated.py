@@ -7,6 +7,7 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from stages.calibrate import CalibrationConfig, calibrate
 from stages.errors import ConfigError
 from stages.evaluate.config import EngineConfig, EngineKind
+from stages.evaluate.engines.native import native_facts
 from stages.evaluate.engines.protocol import ScoreRequest
 from stages.evaluate.engines.rounding import InputFormat
 from stages.evaluate.engines.simulated import is_simulated, write_dense_copy
@@ -241,3 +243,29 @@ def test_a_dense_copy_holds_every_weight_in_the_engines_dtype(quantize_tiny, tmp
     assert sum(value is not None for value in inputs.values()) == rounded
     assert inputs.get("lm_head") is None
     assert (tmp_path / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+
+
+def test_transformers_says_how_it_rounds_inputs(quantize_tiny, tiny_model):
+    def arithmetic(checkpoint):
+        config = EngineConfig(kind=EngineKind.transformers, dtype="bfloat16", max_model_len=64)
+        return open_engine(checkpoint, config).arithmetic
+
+    found = arithmetic(quantize_tiny(algorithm=Algorithm.rtn, scheme="W8A8"))
+    assert found["method"] == "simulated" and found["rounding"].startswith("compressed-tensors 0.")
+    (inputs,) = found["inputs"]
+    assert inputs == {"kind": "int8", "granularity": "token", "largest_code": 127.5, "scale_dtype": "bfloat16"}
+    assert arithmetic(tiny_model) == {"method": "dense"}
+
+
+class MacheteLinearKernel:
+    """As vLLM names one."""
+
+
+def test_the_kernels_of_an_open_model_are_named_and_none_is_missing_not_invented():
+    layer, model = torch.nn.Linear(2, 2), torch.nn.Module()
+    model.layer = layer
+    opened = SimpleNamespace(apply_model=lambda function: [function(model), function(model)])
+    assert native_facts(opened) == {"method": "native", "kernels": None}
+    layer.scheme = SimpleNamespace(kernel=MacheteLinearKernel(), num_bits=4)
+    assert native_facts(opened) == {"method": "native", "kernels": ["MacheteLinearKernel"]}
+    assert native_facts(SimpleNamespace()) == {"method": "native", "kernels": None}
