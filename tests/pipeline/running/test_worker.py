@@ -216,7 +216,7 @@ def test_a_store_that_fails_once_costs_one_step(tmp_path: Path, monkeypatch: pyt
 
     [batch] = batches(steps)
     monkeypatch.setattr(Store, "has", has_with_trouble)
-    outcomes = run_batch(batch, RunContext(tmp_path / "store", "run", max_attempts=2), [])
+    outcomes = run_batch(batch, RunContext(Address(str(tmp_path / "store")), "run", max_attempts=2), [])
     lost = [outcome.ref for outcome in outcomes if outcome.status is not Status.succeeded]
     assert len(lost) == 1
     assert list(Ledger(open_storage(tmp_path / "store")).failures(steps)) == lost
