@@ -20,10 +20,11 @@ from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
 from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.errors import UserError
-from pipeline.modes import MODES, MODES_WITHOUT_PLAN
+from pipeline.modes import mode_named
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
+from pipeline.planning.plan import Plan
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
 from pipeline.store.store import Store
 from pipeline.usage import answer
@@ -33,14 +34,17 @@ MIN_WIDTH = 200
 
 def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
-    check_usage(config.mode.value, config.failures)
+    mode = mode_named(config.mode)
+    check_usage(config.mode, config.failures)
     store = Store(config.store.root, Path(config.store.cache))
-    if (without_plan := MODES_WITHOUT_PLAN.get(config.mode)) is not None:
-        return without_plan(config, store, _console())
-    trials = expand(overrides, config)
-    plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
-    check_gpu_memory(plan)
-    return MODES[config.mode](PlannedSweep(plan, config, store, _console(), overrides))
+
+    def planned() -> Plan:
+        trials = expand(overrides, config)
+        plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
+        check_gpu_memory(plan)
+        return plan
+
+    return mode(PlannedSweep(planned, config, store, _console(), overrides))
 
 
 def _console() -> Console:

@@ -1,15 +1,13 @@
-"""What ``mode=`` can be.  Each returns an exit code; most take a planned sweep."""
+"""What ``mode=`` can be.  Each takes a sweep, planned once its plan is looked at, and returns an exit code."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from pipeline.config.schema import Config, Mode
 from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError
+from pipeline.planning.summary import summarize
 from pipeline.results import record, show
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
@@ -18,7 +16,6 @@ from pipeline.running.selection import chosen
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
-from pipeline.store.store import Store
 from stages.errors import one_line
 
 
@@ -26,7 +23,8 @@ def plan(sweep: PlannedSweep) -> int:
     """Print trials, steps to run and to reuse, evaluations and memory; touches nothing."""
     missing = sweep.store.missing(sweep.plan.steps.values())
     to_run = chosen(sweep.plan, missing, sweep.config.only)
-    show.plan(sweep.console, sweep.plan, {step.ref for step in missing}, {step.ref for step in to_run})
+    summary = summarize(sweep.plan, {step.ref for step in missing}, {step.ref for step in to_run})
+    show.plan(sweep.console, summary)
     return SUCCESS
 
 
@@ -69,23 +67,29 @@ def mirror(sweep: PlannedSweep) -> int:
     return SUCCESS
 
 
-def gc(config: Config, store: Store, console: Console) -> int:
-    """List what no sweep of this store refers to, and remove it if ``gc.delete`` says so."""
-    unused = collect(store, delete=config.gc.delete)
-    show.garbage(console, unused, config.gc.delete)
+def gc(sweep: PlannedSweep) -> int:
+    """List what no sweep of this store refers to, whichever is named, and remove it if ``gc.delete`` says so."""
+    unused = collect(sweep.store, delete=sweep.config.gc.delete)
+    show.garbage(sweep.console, unused, sweep.config.gc.delete)
     return SUCCESS
 
 
-MODES: Mapping[Mode, Callable[[PlannedSweep], int]] = {
-    Mode.run: run,
-    Mode.resubmit: resubmit,
-    Mode.plan: plan,
-    Mode.why: why,
-    Mode.status: status,
-    Mode.mirror: mirror,
+MODES: Mapping[str, Callable[[PlannedSweep], int]] = {
+    "run": run,
+    "resubmit": resubmit,
+    "plan": plan,
+    "why": why,
+    "status": status,
+    "mirror": mirror,
+    "gc": gc,
 }
-# They act on what is there, whatever sweep is named.
-MODES_WITHOUT_PLAN: Mapping[Mode, Callable[[Config, Store, Console], int]] = {Mode.gc: gc}
+
+
+def mode_named(name: str) -> Callable[[PlannedSweep], int]:
+    """What ``mode=name`` does; raises UserError where there is no such mode."""
+    if name not in MODES:
+        raise UserError(f"mode={name}: there are {', '.join(MODES)}")
+    return MODES[name]
 
 
 def _export(sweep: PlannedSweep, file: Path, failures: Mapping[StepRef, Failure]) -> int:

@@ -5,8 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
 
-from pipeline.config.schema import Mode
-from pipeline.modes import MODES, MODES_WITHOUT_PLAN
+from pipeline.modes import MODES
 
 NAME = "quantsweep"
 WIDTH = 110
@@ -37,13 +36,12 @@ def version() -> str:
 
 
 def _page() -> Iterator[str]:
-    works = {**MODES, **MODES_WITHOUT_PLAN}
     yield "Quantize language models, evaluate them against their originals, and say which one to ship."
     yield from ("", f"usage: {NAME} [--config-dir=DIR] +sweep=NAME [mode=MODE] [KEY=VALUE ...]")
     yield f"       (python -m pipeline ... is the same; {NAME} --version prints the release)"
     yield from ("", "A run makes what the store lacks, so the same command again goes on where it was.")
     yield from ("", "mode=MODE, run unless it is given:")
-    yield from _table((mode.value, _first_sentence(inspect.getdoc(works[mode]) or "")) for mode in Mode)
+    yield from _table((name, _first_sentence(inspect.getdoc(mode) or "")) for name, mode in MODES.items())
     yield from ("", "GROUP=OPTION, a file of conf/ or of the directory that --config-dir names (a sweep with +sweep=):")
     yield from _table((group, ", ".join(options)) for group, options in _config_groups())
     yield from ("", "examples:")

@@ -24,18 +24,6 @@ from stages.statistics import StatisticsConfig
 _NAME = re.compile(r"[\w\- ][\w\-. ]*")
 
 
-class Mode(Enum):
-    """What ``python -m pipeline`` does with the plan."""
-
-    run = "run"
-    resubmit = "resubmit"
-    plan = "plan"
-    why = "why"
-    status = "status"
-    mirror = "mirror"
-    gc = "gc"
-
-
 class Weights(Enum):
     """A model's own weights, or random ones of its shape: enough to measure speed, and nothing is downloaded."""
 
@@ -126,7 +114,7 @@ class DataConfig:
 class Config:
     """The whole config, as one composed trial of a sweep sees it."""
 
-    mode: Mode = command(Mode.run)
+    mode: str = command("run")  # one of pipeline.modes.MODES
     only: list[str] = command(factory=list)  # globs of trials or of task slots; empty: everything
     max_parallel: int | None = command(None)  # batches at once; null: as many as the cluster holds
     allow_changed_environment: bool = command(

@@ -1,10 +1,10 @@
 """What of a trial is shown in tracking: its steps, metrics, parameters, data sets and small files."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan, TrialPlan
@@ -14,6 +14,28 @@ from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
 
+
+class Shown(NamedTuple):
+    """What is shown of the steps of a stage; everything they printed is shown anyway."""
+
+    metrics: tuple[str, ...] | None = None  # None: all
+    by_slot: bool = False  # under the task's name alone, not under the role
+    files: tuple[str, ...] = ("*",)
+
+
+_CHECKPOINT = Shown(files=("config.json", "recipe.yaml"))  # weights stay in the store
+# A stage that is not here is shown whole, under its role.
+SHOWN: Mapping[str, Shown] = {
+    "compare": Shown(
+        metrics=(
+            "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing", "normalized",
+            "normalized_recovery",
+        ),
+        by_slot=True,
+        files=("comparison.*",),
+    ),
+    "evaluate": Shown(metrics=()),
+}  # fmt: skip
 # Shared with other trials: what is known of a trial by its own steps stays known, whichever of these are shown.
 _SHARED_ROLES = ("model", "drift_text", "ceilings")
 
@@ -31,11 +53,10 @@ def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> dict[str, float
     for role, ref in trial.steps.items():
         if (manifest := store.manifest(ref)) is None:
             continue
-        stage = plan.steps[ref].stage
-        place = slot_of(role) if stage.metrics_by_slot else role
-        metrics = manifest["metrics"]
-        shown = metrics if stage.metrics is None else stage.metrics
-        found |= {f"{place}/{name}": metrics.get(name) for name in shown}
+        shown, metrics = _shown(plan, ref), manifest["metrics"]
+        place = slot_of(role) if shown.by_slot else role
+        names = metrics if shown.metrics is None else shown.metrics
+        found |= {f"{place}/{name}": metrics.get(name) for name in names}
         took = f"{kind_of(role)}/duration_s"
         durations_s[took] = durations_s.get(took, 0.0) + _duration_s(manifest)
     return {name: float(value) for name, value in {**found, **durations_s}.items() if value is not None}
@@ -60,7 +81,16 @@ def datasets_of(plan: Plan, trial: TrialPlan) -> list[StepRef]:
 def small_files(plan: Plan, trial: TrialPlan) -> Iterator[tuple[StepRef, str, str]]:
     """Steps, the folder that shows each, and globs of its files; weights stay in the store."""
     for role, ref in trial.steps.items():
-        yield from ((ref, role, pattern) for pattern in plan.steps[ref].stage.files)
+        yield from ((ref, role, pattern) for pattern in _shown(plan, ref).files)
+
+
+def content_of(refs: Iterable[StepRef]) -> str:
+    """A digest of what is shown of published steps: of which, and how much of each."""
+    return fingerprint([[list(ref) for ref in refs], {name: list(shown) for name, shown in SHOWN.items()}])
+
+
+def _shown(plan: Plan, ref: StepRef) -> Shown:
+    return _CHECKPOINT if plan.steps[ref].stage.makes_checkpoint else SHOWN.get(ref.stage, Shown())
 
 
 def flat_params(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pipeline.config.execution import TrackingConfig
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.mlflow_content import (
+    content_of,
     datasets_of,
     flat_params,
     last_ended_s,
@@ -110,7 +111,7 @@ class Mirror:
         run = self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
         steps = dict.fromkeys(trial.steps.values())
         present = [ref for ref in steps if self.store.has(ref)]
-        content = fingerprint([list(ref) for ref in present])
+        content = content_of(present)
         complete = len(present) == len(steps)
         _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
         if run.data.tags.get(CONTENT_TAG) == content:

@@ -106,4 +106,4 @@ def _failures(plan: Plan, store: Store) -> Iterator[FailureRow]:
 
 def _task_of(role: str) -> str | None:
     """The report's name for what a step is about: a task, or a workload and its mode."""
-    return slot_of(role) if kind_of(role) == "evaluate" else role.partition("/")[2] or None
+    return role.partition("/")[2] if kind_of(role) == "profile" else slot_of(role)

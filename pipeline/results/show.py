@@ -9,16 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import FailureClass
-from pipeline.planning.memory import gpu_memory
-from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.plan import Plan
+from pipeline.planning.summary import PlanSummary, TrialSummary
 from pipeline.running.outcome import Outcome, Status
-from pipeline.steps.roles import slot_of
-from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
-from stages.fetch import DatasetSource
 from stages.report.artifact import HTML, read_serving, read_suites, read_summary
 from stages.report.config import FailureRow
 from stages.units import GIB
@@ -27,24 +24,22 @@ NOTHING = "–"
 MAX_FAILURES_SHOWN = 10
 
 
-def plan(console: Console, plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> None:
-    """Trials with their memory, then steps by stage: those that ``only`` leaves out are in neither number."""
+def plan(console: Console, summary: PlanSummary) -> None:
+    """Trials with their memory, steps by stage, and the whole."""
     trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run")
-    for trial in plan.trials.values():
-        trials.add_row(*_trial_cells(plan, trial, to_run))
+    for trial in summary.trials:
+        trials.add_row(*_trial_cells(trial))
     console.print(trials)
     stages = _table("stage", "to run", "to reuse")
-    for stage, steps in _by_stage(plan).items():
-        num_to_run = sum(step.ref in to_run for step in steps)
-        num_present = sum(step.ref not in missing for step in steps)
-        stages.add_row(stage, f"{num_to_run:,}", f"{num_present:,}")
+    for stage in summary.stages:
+        stages.add_row(stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}")
     console.print(stages)
-    num_evaluations = sum(plan.steps[ref].num_documents for ref in to_run)
     console.print(
-        f"{len(plan.trials)} trials, {len(plan.steps):,} steps ({len(to_run):,} to run), "
-        f"{plan.num_evaluations:,} evaluations ({num_evaluations:,} to run); plan {plan.fingerprint[:12]}"
+        f"{len(summary.trials)} trials, {summary.num_steps:,} steps ({summary.num_steps_to_run:,} to run), "
+        f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run); plan "
+        f"{summary.fingerprint[:12]}"
     )
-    for name, readers in _missing_data(plan, to_run).items():
+    for name, readers in summary.missing_data.items():
         console.print(f"[red]missing[/] data set {name}: no results for {', '.join(readers)}", highlight=False)
     console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
@@ -221,40 +216,16 @@ def _interval(low: object, high: object, pattern: str) -> str:
     )
 
 
-def _trial_cells(plan: Plan, trial: TrialPlan, to_run: set[StepRef]) -> list[str]:
-    engine, memory = trial.trial.config.engine, gpu_memory(trial.trial.config)
-    weights = f"{memory.weights_gib:.1f}" if memory else NOTHING
-    needed = f"{memory.per_gpu_gib:.1f}" if memory else NOTHING
-    shards = trial.shards
-    documents, left = (
-        sum(plan.steps[ref].num_documents for ref in some) for some in (shards, to_run.intersection(shards))
-    )
-    base = "" if trial.trial.is_base else trial.trial.base
-    return [trial.trial.name, base, str(engine.num_gpus or NOTHING), weights, needed, f"{documents:,}", f"{left:,}"]
-
-
-def _missing_data(plan: Plan, to_run: set[StepRef]) -> dict[str, list[str]]:
-    """Data sets that are nowhere to be had, and the tasks and texts that would read them."""
-    found: dict[str, dict[str, None]] = {}
-    for name, trial in plan.trials.items():
-        for role, ref in trial.steps.items():
-            for source in _datasets_read(plan, ref) if ref in to_run else ():
-                if source.digest is None and source.revision is None:
-                    reader = slot_of(role) or f"the {role.replace('_', ' ')} of {name}"
-                    found.setdefault(source.repo_id, {})[reader] = None
-    return {name: list(found[name]) for name in sorted(found)}
-
-
-def _datasets_read(plan: Plan, ref: StepRef) -> list[DatasetSource]:
-    inputs = plan.steps[ref].inputs.values()
-    return [plan.steps[each].config for each in inputs if each.stage == FETCH_DATASET.name]
-
-
-def _by_stage(plan: Plan) -> dict[str, list[Step]]:
-    stages: dict[str, list[Step]] = {}
-    for step in plan.steps.values():
-        stages.setdefault(step.stage.name, []).append(step)
-    return stages
+def _trial_cells(trial: TrialSummary) -> list[str]:
+    return [
+        trial.name,
+        trial.base or "",
+        str(trial.num_gpus or NOTHING),
+        f"{trial.memory.weights_gib:.1f}" if trial.memory else NOTHING,
+        f"{trial.memory.per_gpu_gib:.1f}" if trial.memory else NOTHING,
+        f"{trial.num_evaluations:,}",
+        f"{trial.num_to_run:,}",
+    ]
 
 
 def _by_trial(plan: Plan) -> dict[str, list[Step]]:

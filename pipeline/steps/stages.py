@@ -1,4 +1,4 @@
-"""The table of stages: where each one's code is, what it occupies, and what the report and tracking show of it."""
+"""The table of stages: where each one's code is, what it occupies, and whether the report reads it."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -37,11 +37,6 @@ class Stage:
     makes_checkpoint: bool = False
     in_report: bool = False  # the report reads its artifacts
     accompanies: str | None = None  # the kind of step that it is run along with, when only= takes some of a sweep
-    # What tracking shows of a trial's steps: these metrics (None: all), under the role, or under the slot alone; and
-    # these files.  Everything that a step printed is shown anyway.
-    metrics: tuple[str, ...] | None = None
-    metrics_by_slot: bool = False
-    files: tuple[str, ...] = ("*",)
 
     def _load(self, name: str) -> Any:
         return getattr(importlib.import_module(self.module), name)
@@ -73,26 +68,14 @@ class Stage:
         return cast(AbstractContextManager[Any], self._load("open_session")(config, inputs))
 
 
-_HEADLINE = (
-    "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing", "normalized",
-    "normalized_recovery",
-)  # fmt: skip
-
-FETCH_MODEL = Stage("fetch_model", "stages.fetch", "fetch_model", makes_checkpoint=True, files=("config.json",))
-FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset", files=())
-CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate", files=("*.parquet",))
-QUANTIZE = Stage(
-    "quantize",
-    "stages.quantize",
-    "quantize",
-    occupies=Occupies.model,
-    makes_checkpoint=True,
-    files=("config.json", "recipe.yaml"),
-)
-GATE = Stage("gate", "stages.gate.stage", "gate", occupies=Occupies.model, in_report=True, files=("gate.json",))
-DRIFT = Stage("drift", "stages.drift", "drift", occupies=Occupies.model, in_report=True, files=("drift.*",))
-DUMMY = Stage("dummy", "stages.dummy", "dummy", makes_checkpoint=True, files=("config.json",))
-EVALUATE = Stage("evaluate", "stages.evaluate.stage", "evaluate", sessions=True, occupies=Occupies.engine, metrics=())
+FETCH_MODEL = Stage("fetch_model", "stages.fetch", "fetch_model", makes_checkpoint=True)
+FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset")
+CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
+QUANTIZE = Stage("quantize", "stages.quantize", "quantize", occupies=Occupies.model, makes_checkpoint=True)
+GATE = Stage("gate", "stages.gate.stage", "gate", occupies=Occupies.model, in_report=True)
+DRIFT = Stage("drift", "stages.drift", "drift", occupies=Occupies.model, in_report=True)
+DUMMY = Stage("dummy", "stages.dummy", "dummy", makes_checkpoint=True)
+EVALUATE = Stage("evaluate", "stages.evaluate.stage", "evaluate", sessions=True, occupies=Occupies.engine)
 PROFILE = Stage("profile", "stages.serving.stage", "profile", sessions=True, occupies=Occupies.server, in_report=True)
 CEILINGS = Stage(
     "ceilings",
@@ -102,15 +85,7 @@ CEILINGS = Stage(
     in_report=True,
     accompanies="profile",
 )
-COMPARE = Stage(
-    "compare",
-    "stages.compare.stage",
-    "compare",
-    in_report=True,
-    metrics=_HEADLINE,
-    metrics_by_slot=True,
-    files=("comparison.*",),
-)
+COMPARE = Stage("compare", "stages.compare.stage", "compare", in_report=True)
 REPORT = Stage("report", "stages.report.stage", "report")
 
 _ALL = (

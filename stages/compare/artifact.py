@@ -60,7 +60,7 @@ class Numbers:
     num_base_only_right: int | None = None
     num_trial_only_right: int | None = None
     mcnemar_p: float | None = None
-    verdict: str | None = None  # of the trial's score: lower, higher, not distinguishable
+    verdict: str | None = None  # of the trial's score, as verdict.py says
     # On a scale of 0 for guessing to 100 for perfect; None where the task declares no baseline.
     normalized: float | None = _normalized("score")
     normalized_low: float | None = _normalized("score_low")

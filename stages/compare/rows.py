@@ -5,14 +5,18 @@ from typing import Any
 import pyarrow as pa
 
 from stages.compare.artifact import NORMALIZED
+from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, Pairs, Side
+from stages.compare.verdict import verdict_of
 from stages.statistics import NO_INTERVAL, mcnemar_p, percentile_interval, recovery_draws, recovery_of
 
 
-def row(evidence: Evidence, normalized: Evidence | None, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+def row(
+    evidence: Evidence, normalized: Evidence | None, config: CompareConfig, lower_is_better: bool
+) -> dict[str, Any]:
     """The fields of Numbers from ``n`` on; absent or None is what could not be measured."""
-    on_scale = _row(normalized, confidence, False) if normalized else {}
-    found = _row(evidence, confidence, lower_is_better)
+    on_scale = _row(normalized, config, False) if normalized else {}
+    found = _row(evidence, config, lower_is_better)
     return found | {name: on_scale.get(raw) for name, raw in NORMALIZED.items()}
 
 
@@ -25,14 +29,14 @@ def draws_table(raw: Evidence, normalized: Evidence | None) -> pa.Table:
     return pa.table({name: pa.array(draws) for name, draws in columns.items()})
 
 
-def _row(evidence: Evidence, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+def _row(evidence: Evidence, config: CompareConfig, lower_is_better: bool) -> dict[str, Any]:
     return {
-        **_side_columns(evidence.trial, confidence),
+        **_side_columns(evidence.trial, config.confidence),
         "num_resamples": _num_resamples(evidence),
         "base_n": evidence.base.n if evidence.base else None,
         "base_num_missing": evidence.base.num_missing if evidence.base else None,
         "base_score": evidence.base.score if evidence.base else None,
-        **(_pair_columns(evidence.pairs, confidence, lower_is_better) if evidence.pairs else {}),
+        **(_pair_columns(evidence.pairs, config, lower_is_better) if evidence.pairs else {}),
     }
 
 
@@ -55,13 +59,13 @@ def _num_resamples(evidence: Evidence) -> int | None:
     return None if draws is None else len(draws)
 
 
-def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dict[str, Any]:
+def _pair_columns(pairs: Pairs, config: CompareConfig, lower_is_better: bool) -> dict[str, Any]:
     if pairs.trial_score is None or pairs.base_score is None or pairs.paired_draws is None:
         return {"num_pairs": pairs.n}
-    difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], confidence)
+    difference = percentile_interval(pairs.paired_draws[:, 0] - pairs.paired_draws[:, 1], config.confidence)
     recovery = recovery_of(pairs.trial_score, pairs.base_score, lower_is_better)
     ratios = recovery_draws(pairs.paired_draws, lower_is_better)
-    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, confidence)
+    low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, config.confidence)
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
     return {
         "num_pairs": pairs.n,
@@ -76,18 +80,5 @@ def _pair_columns(pairs: Pairs, confidence: float, lower_is_better: bool) -> dic
         "num_base_only_right": pairs.discordant and pairs.discordant[0],
         "num_trial_only_right": pairs.discordant and pairs.discordant[1],
         "mcnemar_p": p,
-        "verdict": _verdict(*difference, p, confidence),
+        "verdict": verdict_of(difference, p, config),
     }
-
-
-def _verdict(low: float | None, high: float | None, p: float | None, confidence: float) -> str | None:
-    """Which way the difference's interval leaves 0, if McNemar's test agrees where there is one.
-
-    With few discordant documents the bootstrap alone cries wolf: 4 of 100, all in one direction, have an interval
-    that excludes 0, and p = 0.125.
-    """
-    if low is None or high is None:
-        return None
-    if low <= 0 <= high or (p is not None and p >= 1 - confidence):
-        return "not distinguishable"
-    return "lower" if high < 0 else "higher"

@@ -112,7 +112,7 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.facts.metrics):
             part = _evidence_of_leaf(comparison, name, metric)
-            yield _Line({**labels, "leaf": name, **row(part, None, config.confidence, lower_is_better)}, part)
+            yield _Line({**labels, "leaf": name, **row(part, None, config, lower_is_better)}, part)
         return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
     normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
@@ -120,7 +120,7 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         normalized = list(_normalized(config, evidence))
     whole = combine(evidence, config.weight_by_size)
     for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
-        numbers = row(raw, on_scale, config.confidence, lower_is_better)
+        numbers = row(raw, on_scale, config, lower_is_better)
         yield _Line({**labels, "leaf": leaf, **numbers}, raw, on_scale)
 
 

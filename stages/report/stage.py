@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.compare import verdict
 from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
@@ -78,6 +79,7 @@ def _view(
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),
         "missing": MISSING,
+        "verdicts": {"legend": verdict.LEGEND, "rule": verdict.RULE},
     }
 
 

@@ -128,7 +128,7 @@ def planned(root: Path, seeds: int) -> Any:
     for trial in plan.trials.values():  # its weights would not fit this disk, and are not written
         trial.trial.config.model.shape = None
     console = Console(file=sys.stderr, width=200)
-    return PlannedSweep(plan, config, store, console, overrides), plan_s
+    return PlannedSweep(lambda: plan, config, store, console, overrides), plan_s
 
 
 def plan(root: Path, seeds: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.engines.native import native_facts
+from stages.evaluate.engines.pace import check_pace
 from stages.evaluate.engines.process_state import ProcessState
 from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.engines.simulated import (
@@ -48,6 +49,21 @@ class VllmEngine:
                 raise
             raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
         self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+        if self._is_cpu:
+            self._check_pace(checkpoint, config.dtype)
+
+    def _check_pace(self, checkpoint: Path, dtype: str) -> None:
+        try:
+            check_pace(checkpoint, dtype, self._warm_up)
+        except ConfigError:
+            self.close()
+            raise
+        self.reset()
+
+    def _warm_up(self, num_tokens: int) -> None:
+        from vllm import SamplingParams
+
+        self._run([tuple(range(1, num_tokens + 1))], [SamplingParams(max_tokens=1, temperature=0.0)])
 
     def _open(self, checkpoint: Path, config: "EngineConfig") -> tuple[Any, Mapping[str, Any]]:
         """vLLM, and the arithmetic of its linear layers."""

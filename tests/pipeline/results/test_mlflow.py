@@ -49,9 +49,8 @@ def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by
 ) -> None:
     import mlflow
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    Mirror(plan, store, TrackingConfig(uri=uri)).write()
-    client = mlflow.MlflowClient(uri)
+    Mirror(plan, store, TrackingConfig()).write()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(plan.name)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     shown = runs["smollm2_135m/w8a8_int"]

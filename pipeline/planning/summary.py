@@ -1,0 +1,103 @@
+"""What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``show`` prints it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.planning.memory import GpuMemory, gpu_memory
+from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.roles import slot_of
+from pipeline.steps.stages import FETCH_DATASET
+from pipeline.steps.step import StepRef
+from stages.fetch import DatasetSource
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSummary:
+    """One trial; ``base`` is None where it is its own, ``memory`` where the model's shape is not known."""
+
+    name: str
+    base: str | None
+    num_gpus: int
+    memory: GpuMemory | None
+    num_evaluations: int
+    num_to_run: int  # of the evaluations
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """The steps of one stage; what ``only`` leaves out is in neither number."""
+
+    name: str
+    num_to_run: int
+    num_to_reuse: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """A whole plan; ``missing_data`` are data sets that are nowhere to be had, with who would read them."""
+
+    fingerprint: str
+    trials: list[TrialSummary]
+    stages: list[StageSummary]
+    num_steps: int
+    num_steps_to_run: int
+    num_evaluations: int
+    num_evaluations_to_run: int
+    missing_data: dict[str, list[str]]
+
+
+def summarize(plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> PlanSummary:
+    """Of a plan of which ``missing`` are not in the store, and ``to_run`` would be run."""
+    return PlanSummary(
+        fingerprint=plan.fingerprint,
+        trials=[_trial(plan, trial, to_run) for trial in plan.trials.values()],
+        stages=_stages(plan, missing, to_run),
+        num_steps=len(plan.steps),
+        num_steps_to_run=len(to_run),
+        num_evaluations=plan.num_evaluations,
+        num_evaluations_to_run=_num_documents(plan, to_run),
+        missing_data=_missing_data(plan, to_run),
+    )
+
+
+def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary:
+    trial, shards = planned.trial, planned.shards
+    return TrialSummary(
+        name=trial.name,
+        base=None if trial.is_base else trial.base,
+        num_gpus=trial.config.engine.num_gpus,
+        memory=gpu_memory(trial.config),
+        num_evaluations=_num_documents(plan, shards),
+        num_to_run=_num_documents(plan, to_run.intersection(shards)),
+    )
+
+
+def _num_documents(plan: Plan, refs: Iterable[StepRef]) -> int:
+    return sum(plan.steps[ref].num_documents for ref in refs)
+
+
+def _stages(plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> list[StageSummary]:
+    refs: dict[str, list[StepRef]] = {}
+    for ref in plan.steps:
+        refs.setdefault(ref.stage, []).append(ref)
+    return [
+        StageSummary(name, sum(ref in to_run for ref in some), sum(ref not in missing for ref in some))
+        for name, some in refs.items()
+    ]
+
+
+def _missing_data(plan: Plan, to_run: set[StepRef]) -> dict[str, list[str]]:
+    """By data set the tasks and texts that would read it."""
+    found: dict[str, dict[str, None]] = {}
+    for name, trial in plan.trials.items():
+        for role, ref in trial.steps.items():
+            for source in _datasets_read(plan, ref) if ref in to_run else ():
+                if source.digest is None and source.revision is None:
+                    reader = slot_of(role) or f"the {role.replace('_', ' ')} of {name}"
+                    found.setdefault(source.repo_id, {})[reader] = None
+    return {name: list(found[name]) for name in sorted(found)}
+
+
+def _datasets_read(plan: Plan, ref: StepRef) -> list[DatasetSource]:
+    inputs = plan.steps[ref].inputs.values()
+    return [plan.steps[each].config for each in inputs if each.stage == FETCH_DATASET.name]
