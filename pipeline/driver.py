@@ -12,7 +12,7 @@ from pipeline.config.execution import Verify
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass
 from pipeline.planning.memory import bytes_to_write
-from pipeline.results import record, show
+from pipeline.results import record, terminal
 from pipeline.results.environment import check_unchanged, environment
 from pipeline.results.mlflow_mirror import Mirror, review_command
 from pipeline.results.report_step import report_step
@@ -76,7 +76,7 @@ def _missing(sweep: PlannedSweep) -> list[Step]:
         damaged = sweep.store.damaged(steps)
         for ref in damaged:
             sweep.store.set_aside(ref)
-        show.damage(sweep.console, damaged)
+        terminal.damage(sweep.console, damaged)
     return sweep.store.missing(steps)
 
 
@@ -84,19 +84,21 @@ def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = 
     sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
     if num_replaced := record.num_replaced(sweep.store, sweep.plan):
-        show.replaced(sweep.console, sweep.plan.name, num_replaced)
+        terminal.replaced(sweep.console, sweep.plan.name, num_replaced)
     record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
     outcomes = _make(sweep, steps, changes) if steps else {}
     if is_disk_full(outcomes):
-        show.disk_full(sweep.console, sweep.store, outcomes)
+        terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
     report = publish_report(sweep)
     _mirror(sweep, report)
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
     asked = {step.ref.short for step in steps}
-    show.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
-    show.where(sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local))
+    terminal.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
+    terminal.where(
+        sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local)
+    )
     return _exit_code(sweep, steps, outcomes)
 
 

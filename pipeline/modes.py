@@ -7,12 +7,11 @@ from typing import Any
 from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError
-from pipeline.planning.summary import summarize
-from pipeline.results import record, show
+from pipeline.results import record, terminal
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
+from pipeline.results.plan_summary import summarize
 from pipeline.results.resubmission import export
-from pipeline.running.selection import chosen
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
@@ -21,10 +20,7 @@ from stages.errors import one_line
 
 def plan(sweep: PlannedSweep) -> int:
     """Print trials, steps to run and to reuse, evaluations and memory; touches nothing."""
-    missing = sweep.store.missing(sweep.plan.steps.values())
-    to_run = chosen(sweep.plan, missing, sweep.config.only)
-    summary = summarize(sweep.plan, {step.ref for step in missing}, {step.ref for step in to_run})
-    show.plan(sweep.console, summary)
+    terminal.plan(sweep.console, summarize(sweep.plan, sweep.store, sweep.config.only))
     return SUCCESS
 
 
@@ -34,7 +30,7 @@ def why(sweep: PlannedSweep) -> int:
     manifests = {stage: list(sweep.store.manifests(stage)) for stage in {step.stage.name for step in missing}}
     absent = {step.fingerprint: step for step in missing}
     for step in missing:
-        show.reasons(sweep.console, step, _reasons(step, manifests[step.stage.name], absent))
+        terminal.reasons(sweep.console, step, _reasons(step, manifests[step.stage.name], absent))
     sweep.console.print(f"{len(missing)} of {len(sweep.plan.steps)} steps are missing")
     return SUCCESS
 
@@ -44,7 +40,7 @@ def status(sweep: PlannedSweep) -> int:
     missing = sweep.store.missing(sweep.plan.steps.values())
     failures = sweep.store.ledger.failures(missing)
     running = sweep.store.ledger.running(step for step in missing if step.ref not in failures)
-    show.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
+    terminal.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
         sweep.console.print(f"{num_steps} failed steps written; anywhere: mode=resubmit failures.from={file}")
@@ -70,7 +66,7 @@ def mirror(sweep: PlannedSweep) -> int:
 def gc(sweep: PlannedSweep) -> int:
     """List what no sweep of this store refers to, whichever is named, and remove it if ``gc.delete`` says so."""
     unused = collect(sweep.store, delete=sweep.config.gc.delete)
-    show.garbage(sweep.console, unused, sweep.config.gc.delete)
+    terminal.garbage(sweep.console, unused, sweep.config.gc.delete)
     return SUCCESS
 
 

@@ -6,9 +6,9 @@ Shapes: N documents, C columns (one, or trial and base side by side), R resample
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ class StatisticsConfig:
     confidence: float = identity(0.95)
     num_resamples: int = identity(10_000)
     seed: int = identity(0)
+
+    @classmethod
+    def of(cls, settings: "StatisticsConfig") -> Self:
+        """These of settings that may have more."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:

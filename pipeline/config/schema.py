@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from pipeline.config.execution import BudgetConfig, ClusterConfig, GcConfig, StoreConfig, TrackingConfig
 from stages.calibrate import CalibrationConfig
 from stages.checkpoints.shape import ModelShape
-from stages.compare.config import check_baselines
+from stages.compare.config import CompareSettings, check_baselines
 from stages.evaluate.config import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import command, execution
@@ -19,7 +19,6 @@ from stages.gate.config import GateConfig
 from stages.quantize import RecipeConfig
 from stages.report.config import GpuConfig, SloConfig, SuiteConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
-from stages.statistics import StatisticsConfig
 
 _NAME = re.compile(r"[\w\- ][\w\-. ]*")
 
@@ -133,7 +132,7 @@ class Config:
     slo: SloConfig = field(default_factory=SloConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
-    compare: StatisticsConfig = field(default_factory=StatisticsConfig)
+    compare: CompareSettings = field(default_factory=CompareSettings)
     drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

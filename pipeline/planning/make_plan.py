@@ -135,7 +135,7 @@ class _Builder:
         self._add("gate", GATE, config.gate, label, pair)
         if config.drift.text is not None:
             text = self._add_tokens("drift_text", config.drift.text, model)
-            settings = DriftConfig(**asdict(config.compare))
+            settings = DriftConfig.of(config.compare)
             self._add("drift", DRIFT, settings, label, {**pair, "text": text}, self._after_gate)
 
     def _add_tokens(self, role: str, text: CalibrationConfig, model: StepRef) -> StepRef:

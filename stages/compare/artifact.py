@@ -60,7 +60,8 @@ class Numbers:
     num_base_only_right: int | None = None
     num_trial_only_right: int | None = None
     mcnemar_p: float | None = None
-    verdict: str | None = None  # of the trial's score, as verdict.py says
+    verdict: str | None = None  # of the trial's score, a word of verdict.py
+    tone: str | None = None  # of the verdict: better, worse, same
     # On a scale of 0 for guessing to 100 for perfect; None where the task declares no baseline.
     normalized: float | None = _normalized("score")
     normalized_low: float | None = _normalized("score_low")
@@ -110,6 +111,7 @@ class ComparisonFacts:
     num_resamples: int
     seed: int
     headline: Numbers
+    verdict_rule: str = ""
     notes: list[str]
     leaves: dict[str, LeafFacts | None]
 

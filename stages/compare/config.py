@@ -17,7 +17,12 @@ def check_baselines(task: str, random_baseline: float | None, leaf_baselines: Ma
 
 
 @dataclass(kw_only=True, slots=True)
-class CompareConfig(StatisticsConfig):
+class CompareSettings(StatisticsConfig):
+    """What every comparison of a sweep is asked alike; so far no more than how intervals are made."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareConfig(CompareSettings):
     """One task of one trial: a single lm-eval task, or a group that is a mean over several (``leaves``)."""
 
     task: str = identity()
@@ -30,7 +35,7 @@ class CompareConfig(StatisticsConfig):
     include_paths: list[str] = execution(factory=list)  # where a task's own aggregation functions are looked for
 
     def __post_init__(self) -> None:
-        StatisticsConfig.__post_init__(self)
+        CompareSettings.__post_init__(self)
         if not self.leaves or len(set(self.leaves)) != len(self.leaves):
             raise ValueError(f"{self.task}: leaves must name each leaf task once, got {list(self.leaves)}")
         check_baselines(self.task, self.random_baseline, self.leaf_baselines)

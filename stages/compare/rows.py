@@ -67,6 +67,7 @@ def _pair_columns(pairs: Pairs, config: CompareConfig, lower_is_better: bool) ->
     ratios = recovery_draws(pairs.paired_draws, lower_is_better)
     low, high = NO_INTERVAL if recovery is None else percentile_interval(ratios, config.confidence)
     p = None if pairs.discordant is None else mcnemar_p(*pairs.discordant)
+    verdict = verdict_of(difference, p, lower_is_better, config)
     return {
         "num_pairs": pairs.n,
         "paired_score": pairs.trial_score,
@@ -80,5 +81,6 @@ def _pair_columns(pairs: Pairs, config: CompareConfig, lower_is_better: bool) ->
         "num_base_only_right": pairs.discordant and pairs.discordant[0],
         "num_trial_only_right": pairs.discordant and pairs.discordant[1],
         "mcnemar_p": p,
-        "verdict": verdict_of(difference, p, config),
+        "verdict": verdict.word if verdict else None,
+        "tone": verdict.tone if verdict else None,
     }

@@ -12,6 +12,7 @@ from stages.compare.evidence import Evidence, combine, make_scorer, pairs_of_lea
 from stages.compare.normalization import normalize_leaf, normalize_task
 from stages.compare.rows import draws_table, row
 from stages.compare.samples import Leaf, Pairing, check_comparable, pair, read_leaves
+from stages.compare.verdict import explained
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
@@ -163,6 +164,7 @@ def _facts(comparison: _Comparison, headline: Mapping[str, Any]) -> ComparisonFa
         num_resamples=config.num_resamples,
         seed=config.seed,
         headline=Numbers(**{field.name: headline.get(field.name) for field in fields(Numbers)}),
+        verdict_rule=explained(config),
         notes=list(_notes(comparison)),
         leaves={name: _leaf_facts(comparison.trial.get(name)) for name in config.leaves},
     )

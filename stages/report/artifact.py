@@ -17,7 +17,7 @@ Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SummaryRow:
+class SummaryCell:
     """A trial and a task; the numbers beside it are those of the comparison's whole task."""
 
     trial: str
@@ -53,7 +53,7 @@ class Summary:
     suites: list[SuiteMean] = field(default_factory=list)
 
 
-SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryRow) | plain_columns(Numbers))
+SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))
 SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
 
 QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
@@ -86,8 +86,12 @@ def write_summary(out: Path, title: str, rows: Sequence[Row], suites: Sequence[S
 
 
 def read_summary(directory: Path) -> pa.Table:
-    """A row for each trial and task, as SUMMARY_SCHEMA says."""
-    return read_table(directory / SUMMARY)
+    """A row for each trial and task, as SUMMARY_SCHEMA says; null in columns that are newer than the report."""
+    table = read_table(directory / SUMMARY)
+    for column in SUMMARY_SCHEMA:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table
 
 
 def read_suites(directory: Path) -> pa.Table:

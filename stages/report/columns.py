@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from stages.compare.verdict import MARKS, tone_of
+from stages.compare.verdict import MARKS
 from stages.report.artifact import Row
 from stages.report.cells import Cell
 from stages.report.numbers import MISSING, count, decimals, interval, number, p_value, percent, percent_interval
@@ -35,7 +35,7 @@ def _score_with_interval(row: Row, places: Places) -> Cell:
 
 def _recovery_with_mark(row: Row, places: Places) -> Cell:
     recovery = "base" if _is_known_base(row) else percent(row["recovery"], places.recovery)
-    look = "absent" if row["score"] is None else tone_of_row(row)
+    look = "absent" if row["score"] is None else row["tone"] or ""
     return Cell(f"{recovery} {MARKS.get(row['verdict'], '')}".strip(), look=look)
 
 
@@ -60,7 +60,7 @@ def _recovery_interval(row: Row, places: Places) -> Cell:
 
 
 def _difference(row: Row, places: Places) -> Cell:
-    return Cell(number(row["difference"], places.difference, signed=True), look=tone_of_row(row))
+    return Cell(number(row["difference"], places.difference, signed=True), look=row["tone"] or "")
 
 
 def _difference_interval(row: Row, places: Places) -> Cell:
@@ -94,7 +94,7 @@ COLUMNS = (
     Column("lost", _count("num_base_only_right")),
     Column("won", _count("num_trial_only_right")),
     Column("p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
-    Column("verdict", lambda row, _: Cell(row["verdict"] or MISSING, look=tone_of_row(row)), is_left=True),
+    Column("verdict", lambda row, _: Cell(row["verdict"] or MISSING, look=row["tone"] or ""), is_left=True),
 )
 NORMALIZED_COLUMNS = (
     Column("normalized", _score),
@@ -117,8 +117,3 @@ def places_of(rows: Iterable[Row]) -> Places:
 
 def _is_known_base(row: Row) -> bool:
     return bool(row["is_base"]) and row["score"] is not None
-
-
-def tone_of_row(row: Row) -> str:
-    """Whether the trial is better or worse than its base there, or the same; empty where nothing says so."""
-    return tone_of(row["verdict"], row["higher_is_better"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.compare.artifact import Comparison, Numbers, read_comparison
-from stages.report.artifact import Row, SuiteMean, SummaryRow
+from stages.report.artifact import Row, SuiteMean, SummaryCell
 from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.statistics import NO_INTERVAL, Interval, percentile_interval, recovery_draws, recovery_of
 
@@ -33,7 +33,7 @@ def summary_rows(
     for trial in trials:
         for task in tasks:
             compared = comparisons.get((trial.name, task))
-            cell = SummaryRow(
+            cell = SummaryCell(
                 trial=trial.name,
                 model=trial.model,
                 recipe=trial.recipe,

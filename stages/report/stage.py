@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.compare import verdict
+from stages.compare.verdict import LEGEND
 from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
@@ -79,7 +79,7 @@ def _view(
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),
         "missing": MISSING,
-        "verdicts": {"legend": verdict.LEGEND, "rule": verdict.RULE},
+        "legend": LEGEND,
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from stages.compare.artifact import NORMALIZED
 from stages.report.artifact import Row, SuiteMean
 from stages.report.cells import Cell, Heading
-from stages.report.columns import COLUMNS, MEASURES, NORMALIZED_COLUMNS, places_of, tone_of_row
+from stages.report.columns import COLUMNS, MEASURES, NORMALIZED_COLUMNS, places_of
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import (
     MISSING,
@@ -141,7 +141,7 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, Any]:
 def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
     if trial.is_base or not any(row["verdict"] for row in rows):
         return MISSING
-    return count(sum(tone_of_row(row) == tone for row in rows))
+    return count(sum(row["tone"] == tone for row in rows))
 
 
 def _suite_cell(mean: SuiteMean, trial: TrialRow) -> dict[str, str]:

@@ -1,13 +1,15 @@
-"""What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``show`` prints it."""
+"""What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``terminal`` prints it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.planning.memory import GpuMemory, gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.running.selection import chosen
 from pipeline.steps.roles import slot_of
 from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
+from pipeline.store.store import Store
 from stages.fetch import DatasetSource
 
 
@@ -46,8 +48,10 @@ class PlanSummary:
     missing_data: dict[str, list[str]]
 
 
-def summarize(plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> PlanSummary:
-    """Of a plan of which ``missing`` are not in the store, and ``to_run`` would be run."""
+def summarize(plan: Plan, store: Store, only: Sequence[str]) -> PlanSummary:
+    """Of a plan, what of it the store lacks, and what of that a run with ``only`` would make."""
+    absent = store.missing(plan.steps.values())
+    missing, to_run = ({step.ref for step in steps} for steps in (absent, chosen(plan, absent, only)))
     return PlanSummary(
         fingerprint=plan.fingerprint,
         trials=[_trial(plan, trial, to_run) for trial in plan.trials.values()],

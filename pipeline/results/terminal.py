@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan
-from pipeline.planning.summary import PlanSummary, TrialSummary
+from pipeline.results.plan_summary import PlanSummary, TrialSummary
 from pipeline.running.outcome import Outcome, Status
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
