@@ -1,8 +1,8 @@
 """Garbage collection: artifacts that no sweep of the store refers to any more."""
 
-import json
 from collections.abc import Iterator
 
+from pipeline.results import record
 from pipeline.steps.step import StepRef
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
@@ -37,9 +37,9 @@ def _used(store: Store) -> set[StepRef]:
 
 
 def _recorded(store: Store) -> Iterator[StepRef]:
-    """Every step that a record of a sweep names."""
-    for name in store.records.records("sweeps"):
-        yield from _refs(json.loads(store.records.read(f"sweeps/{name}") or "{}"))
+    """Every step that a record of a sweep names; UserError for one that cannot be trusted to name all."""
+    for file in record.files(store):
+        yield from _refs(record.document(store, file))
 
 
 def _refs(value: object) -> Iterator[StepRef]:

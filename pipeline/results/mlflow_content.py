@@ -84,9 +84,9 @@ def small_files(plan: Plan, trial: TrialPlan) -> Iterator[tuple[StepRef, str, st
         yield from ((ref, role, pattern) for pattern in _shown(plan, ref).files)
 
 
-def content_of(refs: Iterable[StepRef]) -> str:
+def content_of(plan: Plan, refs: Iterable[StepRef]) -> str:
     """A digest of what is shown of published steps: of which, and how much of each."""
-    return fingerprint([[list(ref) for ref in refs], {name: list(shown) for name, shown in SHOWN.items()}])
+    return fingerprint([[list(ref), list(_shown(plan, ref))] for ref in refs])
 
 
 def _shown(plan: Plan, ref: StepRef) -> Shown:

@@ -111,14 +111,16 @@ class Mirror:
         run = self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
         steps = dict.fromkeys(trial.steps.values())
         present = [ref for ref in steps if self.store.has(ref)]
-        content = content_of(present)
+        content = content_of(self.plan, present)
         complete = len(present) == len(steps)
         _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
         if run.data.tags.get(CONTENT_TAG) == content:
             return run
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
-        _log_metrics(client, run, trial_metrics(self.store, self.plan, trial), last_ended_s(self.store, trial))
+        values = trial_metrics(self.store, self.plan, trial)
+        gone = {key for key in run.data.metrics if not key.startswith(SUITE_PREFIX)} - values.keys()
+        _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)

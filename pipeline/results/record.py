@@ -47,15 +47,17 @@ class Record:
 
 
 def read(store: Store, name: str) -> Record | None:
-    """What was last saved under a sweep's name; None before anything was.  Raises UserError for a newer version."""
-    text = store.records.read(_place(name))
-    if text is None:
+    """What was last saved under a sweep's name; None before anything was.
+
+    Raises UserError for a record that is damaged, of a newer version, or of another sweep with the same file name.
+    """
+    found = document(store, file_name(name))
+    if found is None:
         return None
-    found = json.loads(text)
-    if found.get("version", 1) > VERSION:
+    if found["name"] != name:
         raise UserError(
-            f"{store.url} was written by a newer version of this project ({_place(name)} has version "
-            f"{found['version']}, known up to {VERSION}): use that one"
+            f"{store.url} keeps the sweep {found['name']!r} under {_place(name)}, where {name!r} would be kept: choose "
+            "another sweep.name"
         )
     return Record(
         name=found["name"],
@@ -67,8 +69,26 @@ def read(store: Store, name: str) -> Record | None:
     )
 
 
-def names(store: Store) -> list[str]:
-    """The sweeps that a store knows."""
+def document(store: Store, file: str) -> dict[str, Any] | None:
+    """A record as it lies in the store; None where there is none.  Raises UserError for one that cannot be trusted."""
+    place = f"sweeps/{file}.json"
+    if (text := store.records.read(place)) is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(text)
+        version = found.get("version", 1)
+    except (ValueError, AttributeError):
+        raise UserError(f"{store.url}: {place} is damaged: restore it, or remove it and run its sweep again") from None
+    if version > VERSION:
+        raise UserError(
+            f"{store.url} was written by a newer version of this project ({place} has version {version}, known up to "
+            f"{VERSION}): use that one"
+        )
+    return found
+
+
+def files(store: Store) -> list[str]:
+    """The files that hold records, by the sweeps' names as far as a file can have them."""
     return [name.removesuffix(".json") for name in store.records.records("sweeps")]
 
 

@@ -90,6 +90,6 @@ def load(root: str | Path, name: str, cache: Path | None = None) -> Results:
     store = Store(root, cache)
     found = record.read(store, name)
     if found is None:
-        known = ", ".join(record.names(store)) or "none"
+        known = ", ".join(record.files(store)) or "none"
         raise UserError(f"the store {root} has no sweep {name!r}; it has: {known}")
     return Results(store, name, found.plan_fingerprint, found.trials, found.report)

@@ -157,7 +157,7 @@ def format_of(config: Mapping[str, Any]) -> Format | None:
     if (method := quantization.get("quant_method")) != "compressed-tensors":
         raise CheckpointError(f"quantization method {method!r} is not compressed-tensors")
     groups = quantization.get("config_groups") or {}
-    found = {described(group, quantization.get("format")) for group in groups.values()}
+    found = {described(group, group.get("format") or quantization.get("format")) for group in groups.values()}
     if len(found) != 1:
         raise CheckpointError(f"config.json describes {len(found)} weight formats; a checkpoint can have one")
     return found.pop()

@@ -125,7 +125,10 @@ def _check_one_arithmetic(label: str, found: Mapping[str, Mapping[str, Any] | No
     for name, arithmetic in known.items():
         differences = _differences(known[first or name], arithmetic, str(first), name)
         if differences:
-            raise DataError(f"{label}: two arithmetics: {differences}; evaluate them on machines of one kind")
+            raise DataError(
+                f"{label}: two arithmetics: {differences}; remove the artifacts of one of them from the store and "
+                "evaluate them again on machines of the other's kind"
+            )
 
 
 def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:

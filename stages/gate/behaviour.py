@@ -113,12 +113,12 @@ def _noise(model: Any, tokenizer: Any, log_probs: "Tensor") -> float | None:
 
 
 def _disturb(module: Any, inputs: Any, embeddings: "Tensor") -> "Tensor":
-    """Each value times 1 plus or minus half of its dtype's precision, by a seed."""
+    """Each value moved to the next of its dtype, up or down by a seed: the least that two engines may differ by."""
     import torch
 
-    signs = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    step = torch.finfo(embeddings.dtype).eps / 2
-    return embeddings * torch.where(signs, 1 + step, 1 - step).to(embeddings)
+    is_up = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    ends = torch.where(is_up, torch.inf, -torch.inf).to(embeddings)
+    return torch.nextafter(embeddings, ends)
 
 
 def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":

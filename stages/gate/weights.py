@@ -66,12 +66,12 @@ def _read_intent(checkpoint_dir: Path) -> Intent:
         (modifier,) = (modifier for modifier in modifiers if "config_groups" in modifier)
         (group,) = modifier["config_groups"].values()
         config = json.loads((checkpoint_dir / "config.json").read_text())
-        packing = config["quantization_config"]["format"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        packing, targets = config["quantization_config"]["format"], group["targets"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"{checkpoint_dir}: recipe.yaml or quantization_config is missing or unreadable"
         ) from error
-    return Intent(group["targets"], modifier["ignore"], _read_format(checkpoint_dir, group, packing, config))
+    return Intent(targets, modifier["ignore"], _read_format(checkpoint_dir, group, packing, config))
 
 
 def _read_format(checkpoint_dir: Path, group: Mapping[str, Any], packing: str, config: Mapping[str, Any]) -> Format:

@@ -61,10 +61,14 @@ def _arithmetics(comparisons: Comparisons) -> Iterator[str]:
     for (trial, _), comparison in comparisons.items():
         for leaf in filter(None, comparison.facts.leaves.values()):
             arithmetic = leaf.arithmetic or {"method": "unknown"}
-            trials.setdefault(arithmetic["method"], {})[trial] = None
-    simulated, native = (", ".join(trials.get(method, ())) for method in ("simulated", "native"))
-    if simulated:
-        yield f"{simulated}: simulated with dense products of dequantized weights and rounded inputs"
+            kinds = [each["kind"] for each in arithmetic.get("inputs", ())]
+            rounded = f" and inputs rounded to {' and '.join(kinds)}" if kinds else ""
+            trials.setdefault(arithmetic["method"] + rounded, {})[trial] = None
+    simulated = {method: names for method, names in trials.items() if method.startswith("simulated")}
+    native = ", ".join(trials.get("native", ()))
+    for method, names in simulated.items():
+        rounded = method.removeprefix("simulated")
+        yield f"{', '.join(names)}: simulated with dense products of dequantized weights{rounded}"
     if simulated and native:
         yield (
             f"{native}: computed by kernels of the format, beside simulated trials in the same tables; a difference "

@@ -113,7 +113,7 @@ class PointFacts:
     validity: Validity
     device: Device
     kernels: Kernels
-    work: Work
+    work: Work | None
     concurrency: int
 
 

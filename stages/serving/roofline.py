@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stages.checkpoints.formats import format_of
 from stages.checkpoints.shape import ModelShape, kv_cache_gib, num_parameters, weight_gib
+from stages.errors import CheckpointError
 from stages.units import GIB
 
 
@@ -28,12 +29,18 @@ class Work:
     arithmetic: str  # what linear layers multiply in: bf16, fp8, int8, fp4
 
 
-def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work:
-    """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``."""
+def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work | None:
+    """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``.
+
+    None where the format is not known, or is not one: then nothing says what serving must cost at least.
+    """
     config = json.loads((checkpoint / "config.json").read_text())
     shape = ModelShape.from_config(checkpoint / "config.json")
     is_wide = dtype == "float32"
-    quantized = format_of(config)
+    try:
+        quantized = format_of(config)
+    except CheckpointError:
+        return None
     weights = weight_gib(shape, quantized) * (2 if is_wide and quantized is None else 1)
     table = shape.vocab_size * shape.hidden_size
     looked_up = 0 if shape.tie_word_embeddings else table  # of the input embeddings a step reads single rows
@@ -48,10 +55,10 @@ def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str
     )
 
 
-def least_latency_s(work: Work, ceilings: Mapping[str, float | None], num_gpus: int = 1) -> float | None:
-    """The fastest that one request alone can be answered; None if a ceiling is not known."""
-    rates = _rates(work, ceilings, num_gpus)
-    if rates is None:
+def least_latency_s(work: Work | None, ceilings: Mapping[str, float | None], num_gpus: int = 1) -> float | None:
+    """The fastest that one request alone can be answered; None if the work or a ceiling is not known."""
+    rates = None if work is None else _rates(work, ceilings, num_gpus)
+    if work is None or rates is None:
         return None
     bytes_s, flop_s = rates
     read_prompt_s = max(work.step_gib * GIB / bytes_s, work.prompt_tokens * work.token_gflop * 1e9 / flop_s)
@@ -59,11 +66,11 @@ def least_latency_s(work: Work, ceilings: Mapping[str, float | None], num_gpus: 
 
 
 def most_requests_per_s(
-    work: Work, ceilings: Mapping[str, float | None], concurrency: int, num_gpus: int = 1
+    work: Work | None, ceilings: Mapping[str, float | None], concurrency: int, num_gpus: int = 1
 ) -> float | None:
-    """The most requests a second with so many in flight; None if a ceiling is not known."""
-    rates = _rates(work, ceilings, num_gpus)
-    if rates is None:
+    """The most requests a second with so many in flight; None if the work or a ceiling is not known."""
+    rates = None if work is None else _rates(work, ceilings, num_gpus)
+    if work is None or rates is None:
         return None
     bytes_s, flop_s = rates
     read_prompts_s = concurrency * work.prompt_tokens * work.token_gflop * 1e9 / flop_s

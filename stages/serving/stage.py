@@ -13,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, DataError
 from stages.gpu import GpuState, check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
 from stages.serving.artifact import Device, PointFacts, Validity, WarmUp, read_point, write_point
 from stages.serving.config import ProfileConfig, ProfileMode
 from stages.serving.kernels import kernels_of
 from stages.serving.roofline import work_of
+from stages.units import GIB
 
 if TYPE_CHECKING:
     from stages.serving.measure import Measurement
@@ -49,7 +51,8 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
         check_gpus(states, config.device, config.driver, config.server.allow_busy_gpu)
         was_busy = any(map(is_busy, states or []))
         work = work_of(checkpoint, config.load.prompt_tokens, config.load.output_tokens, config.engine.dtype)
-        check_fits(states or [], work.weight_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
+        weights_gib = work.weight_gib if work else num_stored_bytes(read_tensor_infos(checkpoint)) / GIB
+        check_fits(states or [], weights_gib / config.engine.num_ranks, config.engine.gpu_memory_utilization)
     with TemporaryDirectory(prefix="profile_") as work_dir:
         with serve(
             checkpoint, config.engine, config.server, config.random_weights, Path(work_dir), was_busy

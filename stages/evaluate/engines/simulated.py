@@ -71,7 +71,7 @@ def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
     if any(inputs.values()):
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
     tensors = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs)}
-    if config.get("tie_word_embeddings"):
+    if model.config.tie_word_embeddings:  # which a config.json may leave to the default of its class
         tensors.pop("lm_head.weight", None)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
@@ -101,7 +101,7 @@ def _is_served(quantization: Mapping[str, Any], dtype: str) -> bool:
     from vllm.platforms import current_platform
 
     groups = quantization.get("config_groups", {}).values()
-    formats = [described(group, quantization.get("format")) for group in groups]
+    formats = [described(group, group.get("format") or quantization.get("format")) for group in groups]
     is_known = all((each.packing, each.weights.num_bits) == ("pack-quantized", 4) for each in formats)
     if not is_known or dtype == "float32":
         return False

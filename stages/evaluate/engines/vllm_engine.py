@@ -55,10 +55,10 @@ class VllmEngine:
     def _check_pace(self, checkpoint: Path, dtype: str) -> None:
         try:
             check_pace(checkpoint, dtype, self._warm_up)
-        except ConfigError:
+            self.reset()
+        except BaseException:
             self.close()
             raise
-        self.reset()
 
     def _warm_up(self, num_tokens: int) -> None:
         from vllm import SamplingParams

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.results import load, record
 from pipeline.results.environment import changes
+from pipeline.results.garbage import collect
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
@@ -85,3 +86,32 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     }
     assert found.steps == set(plan.steps)
     assert record.first_environment(store, plan.name) == {"packages": {}}
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "smoke", ', "[]"])
+def test_a_damaged_record_is_named_and_nothing_is_collected(tmp_path: Path, text: str) -> None:
+    store, step = Store(tmp_path), note("kept")
+    with store.draft(step) as draft:
+        draft.publish({}, {})
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "smoke.json").write_text(text)
+    for read in (lambda: load(tmp_path, "smoke"), lambda: collect(store, delete=True)):
+        with pytest.raises(UserError, match=r"sweeps/smoke\.json is damaged"):
+            read()
+    assert store.has(step.ref)
+
+
+def test_garbage_collection_refuses_a_record_of_a_newer_version(tmp_path: Path) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "new.json").write_text(json.dumps({"version": 99}))
+    with pytest.raises(UserError, match="newer version"):
+        collect(Store(tmp_path), delete=True)
+
+
+def test_two_sweeps_whose_names_make_one_file_name_are_not_one_sweep(tmp_path: Path) -> None:
+    store, first, second = Store(tmp_path), _plan(note("a")), _plan(note("b"))
+    first.name, second.name = "llama 31", "llama@31"
+    record.save(store, first, None)
+    with pytest.raises(UserError, match=r"keeps the sweep 'llama 31'.*'llama@31' would be kept: choose another"):
+        record.save(store, second, None)
+    assert load(tmp_path, "llama 31").plan_fingerprint == first.fingerprint

@@ -241,3 +241,18 @@ def test_only_probes_that_the_base_answers_count():
     assert check_answers(base, behaviour(answers=[TALK, loop, loop, loop]), max_degenerate=0.5).passed
     assert not check_answers(base, behaviour(answers=[loop, loop, TALK, TALK]), max_degenerate=0.5).passed
     assert check_answers(behaviour(answers=[loop]), behaviour(answers=[loop]), max_degenerate=0.5).passed
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_noise_moves_every_embedding_to_its_neighbour_half_of_them_up(dtype):
+    import torch
+
+    from stages.gate.behaviour import _disturb
+
+    before = torch.randn(4, 500, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    after = _disturb(None, None, before)
+    assert after.dtype == before.dtype
+    assert (after != before).all()
+    assert 0.45 < float((after > before).float().mean()) < 0.55
+    assert float((after - before).float().abs().max()) <= torch.finfo(before.dtype).eps * float(before.abs().max())

@@ -57,3 +57,9 @@ def test_a_larger_model_is_expected_to_take_longer(checkpoint: Path) -> None:
 def test_nothing_is_expected_of_an_architecture_that_is_not_known(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{}")
     check_pace(checkpoint, "float32", lambda _: time.sleep(0.1))
+
+
+def test_a_first_step_that_prepares_refuses_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "expected_s", lambda *_: 0.001)
+    waits = iter([0.5, 0.001])
+    check_pace(checkpoint, "float32", lambda _: time.sleep(next(waits)))
