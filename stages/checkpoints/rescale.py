@@ -2,8 +2,8 @@
 
 What scales a channel where it is written is undone where it is read: a norm's weight and the columns of the linears
 behind it, rows of ``v_proj`` and columns of ``o_proj``, rows of ``up_proj`` and columns of ``down_proj``.  So every
-linear has a factor of its own for each column, and no block of a row keeps a grid that a quantizer would find again at
-no loss.  Embeddings that are also the head stay as they are: nothing undoes a factor there.
+linear has a factor for each column, and no block of a row keeps its grid, on which another quantization costs too
+little.  Embeddings that are also the head stay as they are: nothing undoes a factor there.
 
 A factor is 1 or 2, so nothing is rounded and every arithmetic gives the same bits as before.  Factors between the two,
 log-uniform in [1/1.3, 1.3], move SmolLM2's expectations in BF16 by a KL of 1.9e-3, of which its weights, rounded once
