@@ -51,6 +51,7 @@ class ModelSource:
     package: str | None = identity(None)
     package_version: str | None = identity(None)
     file: str | None = identity(None)  # inside the package
+    rescale_seed: int | None = identity(None, neutral=None)  # same function, weights off the file's grid; None: as is
 
     def __post_init__(self) -> None:
         if sum(place is not None for place in (self.repo_id, self.path, self.package)) != 1:
@@ -118,6 +119,10 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
     else:
         _fetch_hub(str(config.repo_id), str(config.revision), "model", out)
     check_model_path(out)
+    if config.rescale_seed is not None:
+        from stages.checkpoints.rescale import rescale
+
+        rescale(out, config.rescale_seed)
     infos = read_tensor_infos(out)
     return {
         "size_gib": num_stored_bytes(infos) / GIB,

