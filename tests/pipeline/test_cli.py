@@ -203,6 +203,7 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
     assert "Traceback" not in out + err
 
 
+@pytest.mark.dear
 def test_a_mirror_that_lacks_a_data_set_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mirror").mkdir()
     code, _, err = run("+sweep=smoke_academic", f"data.mirror={tmp_path / 'mirror'}")
@@ -233,6 +234,7 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.dear
 def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ignore[no-untyped-def]
     def to_run(*arguments: str) -> dict[str, int]:
         _, out, _ = run("+sweep=smoke", "mode=plan", *arguments)
@@ -340,6 +342,7 @@ def test_a_plan_names_the_data_that_a_calibration_lacks(run, tmp_path: Path) -> 
     assert "missing data set garage-bAInd/Open-Platypus: no results for the calibration of smollm2_135m/" in out
 
 
+@pytest.mark.dear
 def test_a_sweep_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "own" / "sweep").mkdir(parents=True)
     (tmp_path / "own" / "sweep" / "mine.yaml").write_text(

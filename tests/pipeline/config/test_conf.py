@@ -40,6 +40,7 @@ def override_for(option: Path) -> str:
     return {"sweep": f"+sweep={name}", **slots}.get(group, f"{group}={name}")
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_composes_to_the_schema(option: Path) -> None:
     fresh = ["suite=none"] if option.parts[0] == "task" else []
@@ -176,6 +177,7 @@ def test_calibration_does_not_tell_two_recipes_apart_that_do_not_calibrate() -> 
         expand(cli, composed(*cli))
 
 
+@pytest.mark.dear
 def test_a_trial_is_what_its_point_would_compose_to_alone() -> None:
     axes = ["+sweep.axes.seed=[0,1]", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[w4a16_int]"]
     cli = ["+sweep=llama31", *axes, "++sweep.axes={recipe.group_size: [32,128]}"]

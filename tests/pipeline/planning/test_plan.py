@@ -134,6 +134,7 @@ def test_comparisons_pair_a_trial_with_its_base(tmp_path: Path) -> None:
         assert roles == ({"trial"} if step.trial.endswith("/bf16") else {"trial", "base"})
 
 
+@pytest.mark.dear
 def test_a_local_model_is_known_by_its_bytes(tmp_path: Path) -> None:
     def plan(weights: bytes) -> Plan:
         model = tmp_path / "model"

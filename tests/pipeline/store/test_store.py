@@ -87,6 +87,7 @@ def _publish_and_die(root: Path, die_at: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.dear
 def test_a_kill_between_any_two_writes_leaves_all_or_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     for die_at in range(1, 200):
@@ -107,6 +108,7 @@ def test_a_kill_between_any_two_writes_leaves_all_or_nothing(tmp_path: Path) -> 
     raise AssertionError("publishing never came to its end")
 
 
+@pytest.mark.dear
 def test_two_publishers_of_one_step_are_harmless(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     for round_number in range(20):
