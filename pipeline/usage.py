@@ -19,8 +19,8 @@ _EXAMPLES = (
 
 
 def answer(arguments: Sequence[str]) -> str | None:
-    """The page that a command line asks for; None when it asks for work."""
-    if "--help" in arguments or "-h" in arguments:
+    """The page that a command line asks for, one without arguments too; None when it asks for work."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
         return "\n".join(_page())
     if "--version" in arguments:
         return version()
@@ -42,7 +42,7 @@ def _page() -> Iterator[str]:
     yield from ("", "A run makes what the store lacks, so the same command again goes on where it was.")
     yield from ("", "mode=MODE, run unless it is given:")
     yield from _table((name, _first_sentence(inspect.getdoc(mode) or "")) for name, mode in MODES.items())
-    yield from ("", "GROUP=OPTION, a file of conf/ or of the directory that --config-dir names (a sweep with +sweep=):")
+    yield from ("", "GROUP=OPTION, a file of conf/, or of your own directory (--config-dir=DIR); a sweep with +sweep=:")
     yield from _table((group, ", ".join(options)) for group, options in _config_groups())
     yield from ("", "examples:")
     yield from _table((f"{NAME} {arguments}", meaning) for arguments, meaning in _EXAMPLES)

@@ -2,13 +2,17 @@
 
 import re
 import traceback
+from dataclasses import fields
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pipeline.config.schema import Config
+
 _NOISE = ("full_key:", "object_type=", "reference_type=")  # OmegaConf's, after its message
 RENAMED = {"allow_drift": "allow_changed_environment"}  # keys of earlier versions
+_TOP_LEVEL = {"defaults", "hydra", *(each.name for each in fields(Config))}
 _GLOBAL = "# @package _global_"  # or Hydra takes what a file holds for keys of the file's group
 
 
@@ -40,7 +44,7 @@ def _line(error: BaseException) -> str:
         group, name, key = strange[1], strange[2], strange[3]
         if key in RENAMED:
             return f"{group}/{name}.yaml: {_unknown_key(key)}"
-        if group == "sweep":
+        if group == "sweep" and key in _TOP_LEVEL:
             return f"sweep/{name}.yaml: key {key!r} is out of place: the file must begin with {_GLOBAL!r}"
         return f"{group}/{name}.yaml: unknown key {key!r}: check its spelling against conf/{group}/"
     if odd := re.search(r"Error parsing override '([^'=]*)'", text):

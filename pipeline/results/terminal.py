@@ -75,6 +75,9 @@ def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> Non
     """What a garbage collection found, largest first."""
     for each in sorted(unused, key=lambda each: -each.num_bytes):
         console.print(f"{each.num_bytes / GIB:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
+    if not unused:
+        console.print("nothing to remove: a sweep refers to every artifact")
+        return
     total_gib = sum(each.num_bytes for each in unused) / GIB
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
     console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")

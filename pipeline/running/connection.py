@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -76,6 +77,7 @@ def _start_local(num_cpus: int | None) -> None:
             return
         except Exception as error:
             ray.shutdown()
+            print(f"Ray did not start (attempt {attempt} of {LOCAL_START_ATTEMPTS})", file=sys.stderr)
             if attempt == LOCAL_START_ATTEMPTS:
                 raise UserError(
                     f"a local Ray cluster did not start in {attempt} attempts ({one_line(error)}): free some CPU and "

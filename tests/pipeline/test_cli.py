@@ -138,6 +138,7 @@ def test_help_is_the_project_s_own_page_whatever_else_is_asked(run) -> None:  # 
     assert "_schema" not in out
     assert max(map(len, out.splitlines())) <= 110
     assert run("-h") == (0, out, "")
+    assert run() == (0, out, ""), "no argument asks for no work"
 
 
 @pytest.mark.dear
@@ -354,3 +355,26 @@ def test_a_sweep_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-un
     code, out, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
     assert code == 0, err
     assert "10 evaluations" in out
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("# @package _global_\nsweep: {name: mine, axess: {}}\n", r"unknown key 'axess'"),
+        ("tasks: {}\n", r"key 'tasks' is out of place: the file must begin with '# @package _global_'"),
+        ("# @package _global_\nallow_drift: true\n", r"allow_drift is called allow_changed_environment now"),
+    ],
+)
+def test_a_wrong_key_in_a_sweep_s_file_is_told_from_a_missing_first_line(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, text: str, expected: str
+) -> None:
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(text)
+    code, _, err = run(f"--config-dir={tmp_path / 'own'}", "+sweep=mine", "mode=plan")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert re.search(expected, err), err
+
+
+def test_a_mode_that_needs_no_plan_makes_none(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run("mode=gc", "suite=none")  # what no plan could be made of
+    assert (code, out) == (0, "nothing to remove: a sweep refers to every artifact\n")
