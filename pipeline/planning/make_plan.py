@@ -8,8 +8,8 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.planning.points import points
 from pipeline.planning.resources import resources_of
+from pipeline.planning.serving_points import points
 from pipeline.planning.shards import evaluate_config, shard_ranges
 from pipeline.planning.task_facts import TaskFacts, task_key
 from pipeline.steps.roles import shard_role, under
