@@ -4,7 +4,8 @@ import itertools
 
 from pipeline.config.schema import Config, TaskConfig
 from pipeline.planning.task_facts import TaskFacts
-from stages.evaluate.config import EvaluateConfig, PromptConfig
+from stages.evaluate.config import SIMULATION_VERSION, EngineKind, EvaluateConfig, PromptConfig
+from stages.quantize import Algorithm
 
 
 def shard_ranges(num_docs: int, task: TaskConfig) -> list[tuple[int, int]]:
@@ -40,4 +41,11 @@ def evaluate_config(
         harness=known.harness[leaf],
         include_paths=config.data.task_paths,
         engine=config.engine,
+        simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
     )
+
+
+def _may_be_simulated(config: Config) -> bool:
+    """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
+    is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu
+    return is_on_cpu and config.recipe.algorithm is not Algorithm.none

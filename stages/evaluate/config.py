@@ -7,6 +7,8 @@ from typing import Any
 from stages.evaluate.gen_kwargs import KNOWN_NAMES
 from stages.fields import execution, identity
 
+SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
+
 
 class EngineKind(Enum):
     """What runs the model: vLLM, or plain transformers for formats vLLM has no kernel for and for tiny models."""
@@ -88,6 +90,8 @@ class EvaluateConfig:
     harness: str = identity()  # lm-eval's version and the digest of extra task files
     include_paths: list[str] = execution(factory=list)
     engine: EngineConfig = identity(factory=EngineConfig)
+    # Version of the arithmetic that stands in for kernels which a CPU lacks; None where nothing can be simulated.
+    simulation: int | None = identity(None, neutral=None)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:

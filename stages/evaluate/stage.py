@@ -26,7 +26,7 @@ from stages.evaluate.task_index import task_roots
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
 
-VERSION = 3
+VERSION = 2
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 

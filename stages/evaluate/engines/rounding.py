@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHOD = "simulated"  # quant_method of a dense copy whose inputs are rounded
-VERSION = 1  # of the rounding, part of a result's arithmetic: raise it when a rounded value changes
 _LARGEST_CODE = {"e4m3": 448.0, "int8": 127.0}
 _KINDS = {("float", 8): "e4m3", ("int", 8): "int8"}
 _GRANULARITIES = {("token", True): "token", ("tensor", False): "tensor"}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.formats import described
 from stages.errors import ConfigError
-from stages.evaluate.engines.rounding import METHOD, VERSION, InputFormat
+from stages.evaluate.config import SIMULATION_VERSION
+from stages.evaluate.engines.rounding import METHOD, InputFormat
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -49,7 +50,7 @@ def is_simulated(checkpoint: Path, dtype: str) -> bool:
 def simulation_facts(checkpoint: Path, dtype: str) -> dict[str, Any]:
     """The arithmetic of a dense copy in ``dtype``."""
     inputs = [input_format.facts for input_format in input_formats(read_quantization(checkpoint))]
-    return simulated(dtype, inputs, f"float32, version {VERSION}" if inputs else None)
+    return simulated(dtype, inputs, f"float32, version {SIMULATION_VERSION}" if inputs else None)
 
 
 def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) -> dict[str, Any]:

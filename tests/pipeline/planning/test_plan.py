@@ -197,3 +197,15 @@ def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_
     assert len({step.inputs["text"] for step in drifts}) == 1
     assert ["drift" not in trial.steps for trial in plan.trials.values()] == [True, False, False, False]
     assert by_stage(planned(tmp_path, "+sweep=smoke"), "drift") == []
+
+
+def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path) -> None:
+    """Results on GPUs, of the base and of transformers are those of stores that knew no simulation."""
+
+    def simulations(*overrides: str) -> dict[str, int | None]:
+        plan = planned(tmp_path, "+sweep=smoke", *overrides)
+        return {step.trial.rpartition("/")[2]: step.config.simulation for step in by_stage(plan, "evaluate")}
+
+    assert simulations() == {"bf16": None, "w8a8_fp": 1, "w8a8_int": 1, "w4a16_int": 1}
+    assert set(simulations("engine=vllm_gpu").values()) == {None}
+    assert set(simulations("engine=transformers").values()) == {None}
