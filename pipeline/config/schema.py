@@ -147,6 +147,11 @@ class Config:
     budget: BudgetConfig = command(factory=BudgetConfig)
     gc: GcConfig = command(factory=GcConfig)
 
+    @property
+    def models(self) -> list[ModelConfig]:
+        """Every model that it names; a plan knows each by its bytes."""
+        return [self.model]
+
     def __post_init__(self) -> None:
         for group in ("tasks", "suites", "workloads"):
             for name in getattr(self, group):

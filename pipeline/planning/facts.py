@@ -35,7 +35,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
         _check_suites(config)
     data = configs[0].data
     _check_data(data)
-    models = {config.model.name: _model(config.model, cache_dir) for config in configs}
+    models = {model.name: _model(model, cache_dir) for config in configs for model in config.models}
     tasks = {task_key(task): task for config in configs for task in config.tasks.values()}
     sources = Sources(data)
     texts = [text for config in configs for text in (config.calibration, config.drift.text) if text is not None]
