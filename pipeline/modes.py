@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.command_line import shown
 from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError
@@ -43,7 +44,8 @@ def status(sweep: PlannedSweep) -> int:
     terminal.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
-        sweep.console.print(f"{num_steps} failed steps written; anywhere: mode=resubmit failures.from={file}")
+        command = f"mode=resubmit {shown('failures.from', file)}"
+        sweep.console.print(f"{num_steps} failed steps written; anywhere: {command}", markup=False, soft_wrap=True)
     return SUCCESS
 
 

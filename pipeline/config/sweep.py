@@ -12,6 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.config.command_line import quoted
 from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
@@ -201,9 +202,10 @@ def _key(override: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and value.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        return value
-    return json.dumps(value)
+    """A value as an override has it."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return value if re.fullmatch(r"[A-Za-z0-9_.\-]+", value) else quoted(value)
 
 
 def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:

@@ -1,5 +1,6 @@
 """The command line: bad input gives one line that names the fix, exit code 2, and nothing is started."""
 
+import json
 import re
 import subprocess
 import sys
@@ -139,6 +140,44 @@ def test_help_is_the_project_s_own_page_whatever_else_is_asked(run) -> None:  # 
     assert max(map(len, out.splitlines())) <= 110
     assert run("-h") == (0, out, "")
     assert run() == (0, out, ""), "no argument asks for no work"
+
+
+def test_help_lists_the_files_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "DIR" / "recipe").mkdir(parents=True)
+    (tmp_path / "DIR" / "recipe" / "w3.yaml").write_text("")
+    for option in (["--config-dir=DIR"], ["--config-dir", "DIR"], ["-cd", "DIR"]):
+        code, out, _ = run(*option, "--help")
+        assert code == 0
+        assert re.search(r"^the same, of .*/DIR:\n  recipe +w3$", out, re.MULTILINE)
+    assert "w3" not in run("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("store.root=elsewhere", "sets store.root=elsewhere, which is no part of a sweep"),
+        ("/cluster=existing", "sets /cluster=existing, which is no part of a sweep"),
+        ("--config-dir=DIR", "sets --config-dir=DIR, which is no part of a sweep"),
+        ("+hydra.callbacks.a={_target_: os.getcwd}", "is about Hydra itself"),
+    ],
+)
+def test_a_file_of_failures_says_nothing_but_a_sweep(run, tmp_path: Path, override: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    content = {"version": 1, "steps": [], "environment": {}, "overrides": ["+sweep=smoke", override]}
+    (tmp_path / "failed.json").write_text(json.dumps(content))
+    code, _, err = run("mode=resubmit", "failures.from=failed.json")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert says in err
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 1, "steps": [{}], "environment": {}, "overrides": []}'])
+def test_a_file_of_failures_that_is_damaged_is_named(run, tmp_path: Path, content: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "failed.json").write_text(content)
+    code, _, err = run("mode=resubmit", "failures.from=failed.json")
+    assert (code, err) == (
+        2,
+        "error: failures.from=failed.json is not a file that failures.export= of this version wrote\n",
+    )
 
 
 @pytest.mark.dear
