@@ -35,7 +35,8 @@ class TaskFacts:
 
 def task_key(task: TaskConfig) -> str:
     """Of slots with the same key the same facts hold."""
-    return canonical_json([task.task, task.leaves, task.num_docs, task.overrides, task.num_fewshot, task.metric])
+    declared = [task.num_docs, task.datasets, task.weight_by_size]
+    return canonical_json([task.task, task.leaves, declared, task.overrides, task.num_fewshot, task.metric])
 
 
 def task_facts(
