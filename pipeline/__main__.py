@@ -20,7 +20,7 @@ from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
 from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.errors import UserError
-from pipeline.modes import mode_named
+from pipeline.modes import MAKING, mode_named
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
@@ -37,10 +37,12 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
     mode = mode_named(config.mode)
     check_usage(config.mode, config.failures)
     store = Store(config.store.root, Path(config.store.cache))
+    # What only looks at a store makes none, and so remembers nothing where there is none.
+    cache = store.local / "cache" if mode in MAKING or store.local.is_dir() else None
 
     def planned() -> Plan:
         trials = expand(overrides, config)
-        plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
+        plan = make_plan(config.sweep.name, trials, resolve(trials, cache))
         check_gpu_memory(plan)
         return plan
 

@@ -60,7 +60,6 @@ def publish_report(sweep: PlannedSweep) -> Step:
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
         raise RuntimeError(f"the report could not be written: {outcome.message}")
-    record.save(sweep.store, sweep.plan, step.ref)
     return step
 
 
@@ -91,6 +90,7 @@ def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = 
         terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
     report = publish_report(sweep)
+    record.save(sweep.store, sweep.plan, report.ref)
     _mirror(sweep, report)
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence

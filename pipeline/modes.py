@@ -83,6 +83,9 @@ MODES: Mapping[str, Callable[[PlannedSweep], int]] = {
 }
 
 
+MAKING = (run, resubmit)  # the others only look at what there is
+
+
 def mode_named(name: str) -> Callable[[PlannedSweep], int]:
     """What ``mode=name`` does; raises UserError where there is no such mode."""
     if name not in MODES:

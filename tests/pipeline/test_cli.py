@@ -37,6 +37,13 @@ def model_dir(path: Path) -> Path:
     return path
 
 
+LLAMA = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 384,
+}
 LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null}}"
 BAD_INPUT = {
     "unknown sweep": (["+sweep=nope"], r"unknown option 'sweep/nope'; there are: .*smoke"),
@@ -272,6 +279,16 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
     for expected in ("smollm2_135m/w4a16_int", "4 trials", "evaluations", "GiB/GPU"):
         assert expected in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["plan", "why", "status", "gc"])
+def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run, tmp_path: Path, mode: str) -> None:  # type: ignore[no-untyped-def]
+    model = model_dir(tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    (model / "model.safetensors").write_text("")
+    code, _, err = run("recipe=bf16", LOCAL.format(path=model), f"mode={mode}")
+    assert (code, err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.dear

@@ -84,5 +84,5 @@ def test_a_data_set_at_two_revisions_is_refused() -> None:
     sources.get("org/data", None)
     sources.get("org/other", "1" * 40)
     sources.get("org/other", None)
-    with pytest.raises(UserError, match="org/other is named at two revisions, 1{40} and 2{40}"):
+    with pytest.raises(UserError, match=r"org/other is named at two revisions, 1{40} and 2{40}"):
         sources.get("org/other", "2" * 40)
