@@ -97,8 +97,13 @@ def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
     try:
         check_model_path(path)
         shape = model.shape or ModelShape.from_config(path / "config.json")
-    except (DataError, KeyError) as error:
+    except DataError as error:
         raise UserError(f"model {model.name}: {error}") from None
+    except KeyError as error:
+        raise UserError(
+            f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
+            "one, give its model.shape"
+        ) from None
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
     return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
 
