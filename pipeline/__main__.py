@@ -7,6 +7,7 @@ python -m pipeline --config-dir=DIR +sweep=mine # a sweep of one's own
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.config.command_line import Command, parse
 from pipeline.config.composition import composition
 from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
-from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
+from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.errors import UserError
 from pipeline.modes import MAKING, mode_named
 from pipeline.planning.facts import resolve
@@ -28,6 +29,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
 from pipeline.store.store import Store
 from pipeline.usage import answer
+from stages.errors import redacted
 
 MIN_WIDTH = 200
 
@@ -71,8 +73,9 @@ def main() -> int:
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else describe(error)
         if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+            return FAILURE
+        print(f"error: {redacted(message)}", file=sys.stderr)
         return USER_ERROR
 
 

@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config.execution import Verify
+from pipeline.config.machine import check_home
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass
 from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, terminal
+from pipeline.results.console import say
 from pipeline.results.environment import check_unchanged, environment
 from pipeline.results.mlflow_mirror import Mirror, review_command
 from pipeline.results.report_step import report_step
@@ -33,12 +35,14 @@ MIRROR_EVERY_S = 60.0
 
 def run(sweep: PlannedSweep) -> int:
     """Make what is missing, report, mirror, and print the table."""
+    check_home()
     missing = _missing(sweep)
     return _run(sweep, chosen(sweep.plan, missing, sweep.config.only))
 
 
 def resubmit(sweep: PlannedSweep) -> int:
     """Like ``run``, for failed steps only: those this store knows of, or those of a file from another one."""
+    check_home()
     now = environment(sweep.plan)
     missing = _missing(sweep)
     if (file := sweep.config.failures["from"]) is not None:
@@ -110,7 +114,7 @@ def is_disk_full(outcomes: Outcomes) -> bool:
 def _exit_code(sweep: PlannedSweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
     stopped = [outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run]
     if stopped:
-        sweep.console.print(f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
+        say(sweep.console, f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
     if BY_USER in stopped:
         return INTERRUPTED
     return FAILURE if sweep.store.missing(steps) else SUCCESS
@@ -139,7 +143,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...]) 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
+    say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
@@ -181,7 +185,7 @@ def _mirror(sweep: PlannedSweep, report: Step | None) -> None:
     try:
         mirror_of(sweep).write(sweep.store.path(report.ref) if report else None, state)
     except Exception as error:  # whatever a tracking server does must not stop a sweep
-        sweep.console.print(f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
+        say(sweep.console, f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
 
 
 def _final_state(sweep: PlannedSweep) -> str:

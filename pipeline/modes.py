@@ -9,6 +9,7 @@ from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError
 from pipeline.results import record, terminal
+from pipeline.results.console import say
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
 from pipeline.results.plan_summary import summarize
@@ -32,7 +33,7 @@ def why(sweep: PlannedSweep) -> int:
     absent = {step.fingerprint: step for step in missing}
     for step in missing:
         terminal.reasons(sweep.console, step, _reasons(step, manifests[step.stage.name], absent))
-    sweep.console.print(f"{len(missing)} of {len(sweep.plan.steps)} steps are missing")
+    say(sweep.console, f"{len(missing)} of {len(sweep.plan.steps)} steps are missing")
     return SUCCESS
 
 
@@ -45,7 +46,7 @@ def status(sweep: PlannedSweep) -> int:
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
         command = f"mode=resubmit {shown('failures.from', file)}"
-        sweep.console.print(f"{num_steps} failed steps written; anywhere: {command}", markup=False, soft_wrap=True)
+        say(sweep.console, f"{num_steps} failed steps written; anywhere: {command}")
     return SUCCESS
 
 
@@ -61,7 +62,7 @@ def mirror(sweep: PlannedSweep) -> int:
         raise UserError(
             f"MLflow could not be written ({one_line(error)}): check tracking.uri, then run again"
         ) from None
-    sweep.console.print(f"mirrored {len(sweep.plan.trials)} trials")
+    say(sweep.console, f"mirrored {len(sweep.plan.trials)} trials")
     return SUCCESS
 
 

@@ -1,4 +1,4 @@
-"""Turn what Hydra and OmegaConf say about bad input into one line that names the fix."""
+"""Turn what Hydra, OmegaConf and the file system say about bad input into one line that names the fix."""
 
 import re
 import traceback
@@ -22,6 +22,8 @@ def describe(error: BaseException) -> str | None:
         return _line(_innermost(error))
     if isinstance(error, YAMLError):
         return f"a config file is not YAML: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
     if isinstance(error, (AttributeError, ValueError, TypeError)) and _raised_by_schema(error):
         return _line(error)
     return None

@@ -29,6 +29,7 @@ from pipeline.running.capture import log_path
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
+from stages.errors import redacted
 from stages.report.artifact import read_suites
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
@@ -182,7 +183,11 @@ def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> N
 def _log_params(client: Any, run: Any, config: Config) -> None:
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:6000]) for key, value in flat_params(config).items() if key not in run.data.params]
+    params = [
+        Param(key, redacted(str(value))[:6000])
+        for key, value in flat_params(config).items()
+        if key not in run.data.params
+    ]
     for first in range(0, len(params), MAX_PARAMS_A_CALL):
         client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
-from stages.errors import one_line
+from stages.errors import one_line, redacted
 
 LISTING_PATIENCE_S = 10.0
 ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is tried twice
@@ -120,7 +121,7 @@ class _BatchRun:
                 with self._limited(step):
                     self._make(step, started)
             except Exception as error:
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), file=sys.stderr)
                 failure_class = classify(error)
                 if failure_class in (FailureClass.engine, FailureClass.oom):
                     self._close_session()

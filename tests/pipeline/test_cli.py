@@ -133,6 +133,18 @@ BAD_INPUT = {
         r"error: allow_drift is called allow_changed_environment now",
     ),
     "one that is added": (["++allow_drift=true"], r"error: allow_drift is called allow_changed_environment now"),
+    "a sweep without a name": (["sweep.name="], r"sweep.name is empty: give it a name"),
+    "a name of spaces": (["recipe.name=' '"], r"recipe.name is empty"),
+    "a name that no file can have": (
+        [f"sweep.name={'a' * 230}"],
+        r"sweep.name: a+\.\.\. has 230 characters: use at most",
+    ),
+    "a long name of a model": ([f"model.name={'a' * 230}"], r"model.name: .* has 230 characters"),
+    "a long name of a task": ([f"+task@tasks.{'a' * 230}=tabular"], r"tasks: .* has 230 characters"),
+    "a name of two lines": (["model.name='a\tb'"], r"model.name: 'a\\tb' has control characters"),
+    "a store that no file system can hold": (["mode=plan", f"store.root={'a' * 300}"], r"File name too long: a+"),
+    "a value with a password": (["tracking.uri=http://me:sesame@x#y"], r"^error: 'tracking.uri=http://\*\*\*@x#y'"),
+    "an interpolation of nothing": (["store.root=${x}"], r"store.root: \$\{x\} stands for a key that there is not"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 
@@ -264,6 +276,26 @@ def test_a_model_directory_without_safetensors_is_refused(run, tmp_path: Path) -
     assert code == 2
     assert "safetensors" in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["run", "resubmit"])
+def test_a_home_that_cannot_be_made_is_refused(run, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    code, _, err = run("+sweep=smoke", f"mode={mode}")
+    assert code == 2
+    assert err.startswith("error: the home directory /dev/null/home cannot be written (Not a directory): set HOME to a")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_error_that_nobody_foresaw_shows_no_secret(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def expand(*_: object) -> None:
+        raise RuntimeError("http://me:sesame@host is odd")
+
+    monkeypatch.setattr("pipeline.__main__.expand", expand)
+    code, _, err = run("+sweep=smoke", "mode=plan")
+    assert code == 1
+    assert "RuntimeError: http://***@host is odd" in err
+    assert "sesame" not in err
 
 
 def test_a_store_that_cannot_be_written_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
