@@ -16,11 +16,12 @@ from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, terminal
 from pipeline.results.console import say
 from pipeline.results.environment import check_unchanged, environment
-from pipeline.results.mlflow_mirror import Mirror, review_command
+from pipeline.results.mlflow_mirror import Mirror
+from pipeline.results.mlflow_place import review_line
 from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
-from pipeline.running.control import BY_USER, budgeted, interruptible
+from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
 from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import Outcomes, make_runner
@@ -84,25 +85,34 @@ def _missing(sweep: PlannedSweep) -> list[Step]:
 
 
 def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = ()) -> int:
+    tracker = _Tracker(sweep)
+    try:
+        with terminable():
+            return _run_tracked(sweep, steps, changes, tracker)
+    except BaseException as error:
+        tracker.broke_off("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def _run_tracked(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> int:
     sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
     if num_replaced := record.num_replaced(sweep.store, sweep.plan):
         terminal.replaced(sweep.console, sweep.plan.name, num_replaced)
     record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
-    outcomes = _make(sweep, steps, changes) if steps else {}
+    outcomes = _make(sweep, steps, changes, tracker) if steps else {}
     if is_disk_full(outcomes):
+        tracker.broke_off("FAILED")
         terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
     report = publish_report(sweep)
     record.save(sweep.store, sweep.plan, report.ref)
-    _mirror(sweep, report)
+    tracker.write(report, _final_state(sweep, outcomes))
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
     asked = {step.ref.short for step in steps}
     terminal.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
-    terminal.where(
-        sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local)
-    )
+    terminal.where(sweep.console, sweep.store.path(report.ref), review_line(sweep.config.tracking, sweep.store.local))
     return _exit_code(sweep, steps, outcomes)
 
 
@@ -120,12 +130,11 @@ def _exit_code(sweep: PlannedSweep, steps: Sequence[Step], outcomes: Outcomes) -
     return FAILURE if sweep.store.missing(steps) else SUCCESS
 
 
-def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...]) -> Outcomes:
+def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> Outcomes:
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     cluster = sweep.config.cluster
     work = batches(steps, cluster.replicas)
     progress = Progress(sweep.plan, steps, work, sweep.store.ledger, run_id)
-    tracker = _Tracker(sweep)
 
     def on_done(outcomes: Sequence[Outcome]) -> None:
         progress.note(outcomes)
@@ -170,25 +179,35 @@ class _Tracker:
     def __init__(self, sweep: PlannedSweep) -> None:
         self._sweep = sweep
         self._next_s = time.monotonic() + MIRROR_EVERY_S
+        self._has_written = False
 
     def batch_done(self) -> None:
-        if self._sweep.config.tracking.enabled and time.monotonic() >= self._next_s:
-            _mirror(self._sweep, None)
+        """Mirror if that was a while ago."""
+        if time.monotonic() >= self._next_s:
+            self.write(None, "RUNNING")
             self._next_s = time.monotonic() + MIRROR_EVERY_S
 
+    def write(self, report: Step | None, state: str) -> None:
+        """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
+        if not self._sweep.config.tracking.enabled:
+            return
+        self._has_written = True
+        try:
+            mirror_of(self._sweep).write(self._sweep.store.path(report.ref) if report else None, state)
+        except Exception as error:  # whatever a tracking server does must not stop a sweep
+            said = f"warning: MLflow was not written ({one_line(error, limit=1000)}); mode=mirror catches up later"
+            say(self._sweep.console, said)
 
-def _mirror(sweep: PlannedSweep, report: Step | None) -> None:
-    """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
-    if not sweep.config.tracking.enabled:
-        return
-    state = "RUNNING" if report is None else _final_state(sweep)
-    try:
-        mirror_of(sweep).write(sweep.store.path(report.ref) if report else None, state)
-    except Exception as error:  # whatever a tracking server does must not stop a sweep
-        say(sweep.console, f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
+    def broke_off(self, state: str) -> None:
+        """Let no run that was shown as running be shown so for ever."""
+        if self._has_written:
+            with suppress(Exception):
+                mirror_of(self._sweep).end(state)
 
 
-def _final_state(sweep: PlannedSweep) -> str:
+def _final_state(sweep: PlannedSweep, outcomes: Outcomes) -> str:
+    if any(outcome.message == BY_USER for outcome in outcomes.values()):
+        return "KILLED"
     return "FAILED" if sweep.store.missing(sweep.plan.steps.values()) else "FINISHED"
 
 

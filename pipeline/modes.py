@@ -12,6 +12,7 @@ from pipeline.results import record, terminal
 from pipeline.results.console import say
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
+from pipeline.results.mlflow_place import named_by
 from pipeline.results.plan_summary import summarize
 from pipeline.results.resubmission import export
 from pipeline.steps.fingerprint import described, differences
@@ -58,10 +59,11 @@ def mirror(sweep: PlannedSweep) -> int:
     is_complete = not sweep.store.missing(sweep.plan.steps.values())
     try:
         mirror_of(sweep).write(sweep.store.path(report.ref), "FINISHED" if is_complete else "FAILED")
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(
-            f"MLflow could not be written ({one_line(error)}): check tracking.uri, then run again"
-        ) from None
+        place = named_by(sweep.config.tracking)
+        raise UserError(f"MLflow could not be written ({one_line(error)}): check {place}, then run again") from None
     say(sweep.console, f"mirrored {len(sweep.plan.trials)} trials")
     return SUCCESS
 
