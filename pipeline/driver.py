@@ -140,6 +140,9 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         progress.note(outcomes)
         tracker.batch_done()
 
+    def on_ready() -> None:
+        say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
+
     def request_stop(reason: str) -> None:
         sweep.store.ledger.request_stop(run_id, reason)
         progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
@@ -152,12 +155,11 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
-                return runner.run(work, context, on_done)
+                return runner.run(work, context, on_done, on_ready)
     except KeyboardInterrupt:
         with suppress(OSError):
             for step in progress.running_steps():

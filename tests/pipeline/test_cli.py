@@ -263,6 +263,12 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
 
 
 @pytest.mark.dear
+def test_before_a_cluster_is_refused_nothing_is_said_to_run(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run("+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1")
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.dear
 def test_a_mirror_that_lacks_a_data_set_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mirror").mkdir()
     code, _, err = run("+sweep=smoke_academic", f"data.mirror={tmp_path / 'mirror'}")

@@ -198,7 +198,7 @@ def test_a_run_that_is_broken_off_is_not_shown_as_running(
     status: str,
 ) -> None:
     class Runner:
-        def run(self, batches: object, context: object, on_done: Callable[[object], None]) -> dict[object, object]:
+        def run(self, batches: object, context: object, on_done: Callable[[object], None], _: object) -> dict[str, str]:
             on_done([])
             if place == "run":
                 action()
