@@ -28,7 +28,10 @@ def redacted(text: str) -> str:
 
 
 class ExplainedError(Exception):
-    """An error whose message is one line that stands for itself: what is wrong and how to fix it."""
+    """An error whose message is one line that stands for itself, without secrets: what is wrong and how to fix it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class StageError(ExplainedError):

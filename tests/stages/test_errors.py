@@ -1,5 +1,7 @@
 """No secret passes through a message."""
 
+import pickle
+
 import pytest
 
 from stages.errors import DataError, one_line, redacted
@@ -36,7 +38,8 @@ def test_a_secret_is_left_out_of_a_message_and_its_surroundings_are_not(holder: 
     assert SECRET not in shown
     assert shown.startswith("OSError: could not reach ")
     assert shown.endswith("(attempt 1 of 3)")
-    assert one_line(DataError(text)) == redacted(text)
+    assert one_line(DataError(text)) == str(DataError(text)) == redacted(text)
+    assert str(pickle.loads(pickle.dumps(DataError(text)))) == redacted(text)
     assert redacted(shown) == shown
 
 
