@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,9 +32,12 @@ class _OwnConfigs(SearchPathPlugin):
 def composition(command: Command) -> Iterator[DictConfig]:
     """The config that a command composes to; more can be composed from the same files until the block ends.
 
-    Raises UserError where a file sets something of Hydra's: with it a config could run code of its choice.
+    Raises UserError for a file that would not be read, and for one that sets something of Hydra's: with it a config
+    could run code of its choice.
     """
     register()
+    if command.config_dir is not None:
+        _check_names(command.config_dir)
     Plugins.instance().register(_OwnConfigs)
     _OwnConfigs.directory = command.config_dir
     try:
@@ -46,6 +50,15 @@ def composition(command: Command) -> Iterator[DictConfig]:
             yield composed
     finally:
         _OwnConfigs.directory = None
+
+
+def _check_names(config_dir: Path) -> None:
+    """Of two files with one name Hydra takes the project's and says nothing."""
+    for file in sorted(config_dir.glob("*/*.yaml")):
+        place = file.relative_to(config_dir)
+        twin = resources.files("conf").joinpath(*place.parts)
+        if twin.is_file() and twin.read_bytes() != file.read_bytes():
+            raise UserError(f"{place} in {config_dir} would not be read, this project has one of that name: rename it")
 
 
 def _check_hydra(composed: DictConfig, config_dir: Path) -> None:

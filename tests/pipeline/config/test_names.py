@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_two_things_of_one_name_are_refused_with_both_points(tmp_path: Path, axe
 def test_other_names_are_other_things(tmp_path: Path, axes: str, names: list[str]) -> None:
     with own(tmp_path, axes) as trials:
         assert [trial.name for trial in trials] == names
+
+
+def test_a_file_that_hides_behind_one_of_the_project_s_is_refused(tmp_path: Path) -> None:
+    with own(tmp_path, "{recipe: [c]}"):
+        pass
+    copied = tmp_path / "recipe" / "w8a8_fp.yaml"
+    copied.write_bytes(resources.files("conf").joinpath("recipe", "w8a8_fp.yaml").read_bytes())
+    with own(tmp_path, "{recipe: [c]}"):
+        pass
+    copied.write_text(QUANTIZED.format(name="w8a8_fp", size=32))
+    with (
+        pytest.raises(UserError, match=r"^recipe/w8a8_fp\.yaml in .* would not be read.*rename it$"),
+        own(tmp_path, "{recipe: [c]}"),
+    ):
+        pass
 
 
 def test_a_data_set_at_two_revisions_is_refused() -> None:
