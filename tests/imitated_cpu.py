@@ -1,4 +1,4 @@
-"""Another CPU than this machine's: copied into an environment as ``sitecustomize.py`` it changes each Python that starts.
+"""Another CPU than this machine's: as ``sitecustomize.py`` in an environment it changes each Python that starts there.
 
 ``IMITATED_CPU=avx2`` hides AVX512, ``avx512`` hides BF16 instructions and AMX: from vLLM, which picks its library by
 what PyTorch says, from PyTorch's own kernels, and from oneDNN.  More than the machine has cannot be imitated.
