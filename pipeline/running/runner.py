@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass
+from pipeline.running.apart import run_apart
 from pipeline.running.batches import Batch
 from pipeline.running.connection import connect
 from pipeline.running.outcome import Outcome, RunContext, Status
@@ -42,15 +43,22 @@ def make_runner(cluster: ClusterConfig, max_parallel: int | None = None) -> Runn
 
 
 class InlineRunner:
-    """One batch after the other, in this process."""
+    """One batch after the other, in this process; each that computes on GPUs in a process of its own."""
 
     def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
         outcomes: Outcomes = {}
         for batch in batches:
-            done = run_batch(batch, context, _upstream(batch, outcomes))
+            done = _done_inline(batch, context, _upstream(batch, outcomes))
             outcomes |= {outcome.ref: outcome for outcome in done}
             on_done(done)
         return outcomes
+
+
+def _done_inline(batch: Batch, context: RunContext, upstream: list[Outcome]) -> list[Outcome]:
+    if not batch.resources.num_gpus:
+        return run_batch(batch, context, upstream)
+    done = run_apart(batch, context, upstream)
+    return _without_word(batch, context, "the process that ran it died again and again") if done is None else done
 
 
 class RayRunner:
@@ -149,7 +157,9 @@ def _remote(batch: Batch, context: RunContext, nodes: Sequence[Node], group: Any
     num_cpus = min(resources.num_cpus, max((node.num_cpus for node in nodes), default=resources.num_cpus))
     # In a placement group the engine's own workers take the GPUs, one bundle each; this task only drives them.
     strategy = group and PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-    return ray.remote(run_batch).options(
+    # The end of its process gives back a GPU's memory; zero lets a process take the next batch.
+    function = ray.remote(max_calls=1 if resources.num_gpus else 0)(run_batch)
+    return function.options(
         name=batch.label,
         num_cpus=num_cpus,
         num_gpus=0 if group else resources.num_gpus,
@@ -170,12 +180,16 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
         done: list[Outcome] = ray.get(ref)
         return done
     except ray.exceptions.RayError as error:
-        store, message = context.store.open(), one_line(getattr(error, "cause", None) or error)
-        return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
+        return _without_word(batch, context, one_line(getattr(error, "cause", None) or error))
 
 
-def _without_word(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
-    """The outcome of a step whose batch died for good: what it published counts, the rest can be resubmitted."""
+def _without_word(batch: Batch, context: RunContext, message: str) -> list[Outcome]:
+    """The outcomes of a batch that died for good: what it published counts, the rest can be resubmitted."""
+    store = context.store.open()
+    return [_last_known(step.ref, store, context.run_id, message) for step in batch.steps]
+
+
+def _last_known(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
     if store.has(ref):
         return Outcome(ref, Status.succeeded)
     with contextlib.suppress(OSError):
