@@ -7,20 +7,21 @@ python -m pipeline --config-dir=DIR +sweep=mine # a sweep of one's own
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline.config.bad_input import describe
+from pipeline.config.command_line import Command, parse
+from pipeline.config.composition import composition
 from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
-from pipeline.context import INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
+from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.errors import UserError
-from pipeline.modes import mode_named
+from pipeline.modes import MAKING, mode_named
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
@@ -28,6 +29,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
 from pipeline.store.store import Store
 from pipeline.usage import answer
+from stages.errors import redacted
 
 MIN_WIDTH = 200
 
@@ -37,10 +39,12 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
     mode = mode_named(config.mode)
     check_usage(config.mode, config.failures)
     store = Store(config.store.root, Path(config.store.cache))
+    # What only looks at a store makes none, and so remembers nothing where there is none.
+    cache = store.local / "cache" if mode in MAKING or store.local.is_dir() else None
 
     def planned() -> Plan:
         trials = expand(overrides, config)
-        plan = make_plan(config.sweep.name, trials, resolve(trials, store.local / "cache"))
+        plan = make_plan(config.sweep.name, trials, resolve(trials, cache))
         check_gpu_memory(plan)
         return plan
 
@@ -54,40 +58,35 @@ def _console() -> Console:
 
 def main() -> int:
     """The command line; returns the exit code."""
-    if (page := answer(sys.argv[1:])) is not None:
-        print(page)
-        return SUCCESS
-    register()
-    # Hydra's own handler prints tracebacks and multi-line lists; errors are ours to word.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    ended: list[int | BaseException] = []
-
-    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-    def compose_and_execute(composed: DictConfig) -> None:
-        # Nothing is raised through Hydra, which would print a preamble of its own.
-        try:
-            overrides = list(HydraConfig.get().overrides.task)
-            ended.append(execute(shared_config(composed, overrides), overrides))
-        except BaseException as error:
-            ended.append(error)
-
     try:
-        sys.argv[1:] = with_overrides_of_file(sys.argv[1:])
-        compose_and_execute()
-        for end in ended:
-            if isinstance(end, BaseException):
-                raise end
-            return end
+        if (page := answer(sys.argv[1:])) is not None:
+            print(page)
+            return SUCCESS
+        command = parse(with_overrides_of_file(sys.argv[1:]))
+        if command.shown:
+            return _shown_by_hydra(command)
+        with composition(command) as composed:
+            return execute(shared_config(composed, command.overrides), command.overrides)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else describe(error)
         if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+            return FAILURE
+        print(f"error: {redacted(message)}", file=sys.stderr)
         return USER_ERROR
-    return SUCCESS  # Hydra answered by itself, as it does to --cfg job
+
+
+def _shown_by_hydra(command: Command) -> int:
+    """Hydra answers ``--cfg job`` and its like by itself."""
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its own handler prints tracebacks and lists; errors are ours to word
+    own = [f"--config-dir={command.config_dir}"] if command.config_dir else []
+    sys.argv[1:] = [*command.overrides, *command.shown, *own]
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(lambda composed: None)()
+    return SUCCESS
 
 
 if __name__ == "__main__":

@@ -9,16 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config.execution import Verify
+from pipeline.config.machine import check_home
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass
 from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, terminal
+from pipeline.results.console import say
 from pipeline.results.environment import check_unchanged, environment
-from pipeline.results.mlflow_mirror import Mirror, review_command
+from pipeline.results.mlflow_mirror import Mirror
+from pipeline.results.mlflow_place import review_line
 from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
-from pipeline.running.control import BY_USER, budgeted, interruptible
+from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
 from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import Outcomes, make_runner
@@ -33,12 +36,14 @@ MIRROR_EVERY_S = 60.0
 
 def run(sweep: PlannedSweep) -> int:
     """Make what is missing, report, mirror, and print the table."""
+    check_home()
     missing = _missing(sweep)
     return _run(sweep, chosen(sweep.plan, missing, sweep.config.only))
 
 
 def resubmit(sweep: PlannedSweep) -> int:
     """Like ``run``, for failed steps only: those this store knows of, or those of a file from another one."""
+    check_home()
     now = environment(sweep.plan)
     missing = _missing(sweep)
     if (file := sweep.config.failures["from"]) is not None:
@@ -60,7 +65,6 @@ def publish_report(sweep: PlannedSweep) -> Step:
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
         raise RuntimeError(f"the report could not be written: {outcome.message}")
-    record.save(sweep.store, sweep.plan, step.ref)
     return step
 
 
@@ -81,24 +85,34 @@ def _missing(sweep: PlannedSweep) -> list[Step]:
 
 
 def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = ()) -> int:
+    tracker = _Tracker(sweep)
+    try:
+        with terminable():
+            return _run_tracked(sweep, steps, changes, tracker)
+    except BaseException as error:
+        tracker.broke_off("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def _run_tracked(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> int:
     sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
     if num_replaced := record.num_replaced(sweep.store, sweep.plan):
         terminal.replaced(sweep.console, sweep.plan.name, num_replaced)
     record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
-    outcomes = _make(sweep, steps, changes) if steps else {}
+    outcomes = _make(sweep, steps, changes, tracker) if steps else {}
     if is_disk_full(outcomes):
+        tracker.broke_off("FAILED")
         terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
     report = publish_report(sweep)
-    _mirror(sweep, report)
+    record.save(sweep.store, sweep.plan, report.ref)
+    tracker.write(report, _final_state(sweep, outcomes))
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
     asked = {step.ref.short for step in steps}
     terminal.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
-    terminal.where(
-        sweep.console, sweep.store.path(report.ref), review_command(sweep.config.tracking, sweep.store.local)
-    )
+    terminal.where(sweep.console, sweep.store.path(report.ref), review_line(sweep.config.tracking, sweep.store.local))
     return _exit_code(sweep, steps, outcomes)
 
 
@@ -110,22 +124,24 @@ def is_disk_full(outcomes: Outcomes) -> bool:
 def _exit_code(sweep: PlannedSweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
     stopped = [outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run]
     if stopped:
-        sweep.console.print(f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
+        say(sweep.console, f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
     if BY_USER in stopped:
         return INTERRUPTED
     return FAILURE if sweep.store.missing(steps) else SUCCESS
 
 
-def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...]) -> Outcomes:
+def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> Outcomes:
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     cluster = sweep.config.cluster
     work = batches(steps, cluster.replicas)
     progress = Progress(sweep.plan, steps, work, sweep.store.ledger, run_id)
-    tracker = _Tracker(sweep)
 
     def on_done(outcomes: Sequence[Outcome]) -> None:
         progress.note(outcomes)
         tracker.batch_done()
+
+    def on_ready() -> None:
+        say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
 
     def request_stop(reason: str) -> None:
         sweep.store.ledger.request_stop(run_id, reason)
@@ -139,12 +155,11 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...]) 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    sweep.console.print(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
     runner = make_runner(cluster, sweep.config.max_parallel)
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
-                return runner.run(work, context, on_done)
+                return runner.run(work, context, on_done, on_ready)
     except KeyboardInterrupt:
         with suppress(OSError):
             for step in progress.running_steps():
@@ -166,25 +181,35 @@ class _Tracker:
     def __init__(self, sweep: PlannedSweep) -> None:
         self._sweep = sweep
         self._next_s = time.monotonic() + MIRROR_EVERY_S
+        self._has_written = False
 
     def batch_done(self) -> None:
-        if self._sweep.config.tracking.enabled and time.monotonic() >= self._next_s:
-            _mirror(self._sweep, None)
+        """Mirror if that was a while ago."""
+        if time.monotonic() >= self._next_s:
+            self.write(None, "RUNNING")
             self._next_s = time.monotonic() + MIRROR_EVERY_S
 
+    def write(self, report: Step | None, state: str) -> None:
+        """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
+        if not self._sweep.config.tracking.enabled:
+            return
+        self._has_written = True
+        try:
+            mirror_of(self._sweep).write(self._sweep.store.path(report.ref) if report else None, state)
+        except Exception as error:  # whatever a tracking server does must not stop a sweep
+            said = f"warning: MLflow was not written ({one_line(error, limit=1000)}); mode=mirror catches up later"
+            say(self._sweep.console, said)
 
-def _mirror(sweep: PlannedSweep, report: Step | None) -> None:
-    """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
-    if not sweep.config.tracking.enabled:
-        return
-    state = "RUNNING" if report is None else _final_state(sweep)
-    try:
-        mirror_of(sweep).write(sweep.store.path(report.ref) if report else None, state)
-    except Exception as error:  # whatever a tracking server does must not stop a sweep
-        sweep.console.print(f"warning: MLflow was not written ({one_line(error)}); mode=mirror catches up later")
+    def broke_off(self, state: str) -> None:
+        """Let no run that was shown as running be shown so for ever."""
+        if self._has_written:
+            with suppress(Exception):
+                mirror_of(self._sweep).end(state)
 
 
-def _final_state(sweep: PlannedSweep) -> str:
+def _final_state(sweep: PlannedSweep, outcomes: Outcomes) -> str:
+    if any(outcome.message == BY_USER for outcome in outcomes.values()):
+        return "KILLED"
     return "FAILED" if sweep.store.missing(sweep.plan.steps.values()) else "FINISHED"
 
 

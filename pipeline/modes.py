@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.command_line import shown
 from pipeline.context import SUCCESS, PlannedSweep
 from pipeline.driver import mirror_of, publish_report, resubmit, run
 from pipeline.errors import UserError
 from pipeline.results import record, terminal
+from pipeline.results.console import say
 from pipeline.results.environment import environment
 from pipeline.results.garbage import collect
+from pipeline.results.mlflow_place import named_by
 from pipeline.results.plan_summary import summarize
 from pipeline.results.resubmission import export
 from pipeline.steps.fingerprint import described, differences
@@ -31,7 +34,7 @@ def why(sweep: PlannedSweep) -> int:
     absent = {step.fingerprint: step for step in missing}
     for step in missing:
         terminal.reasons(sweep.console, step, _reasons(step, manifests[step.stage.name], absent))
-    sweep.console.print(f"{len(missing)} of {len(sweep.plan.steps)} steps are missing")
+    say(sweep.console, f"{len(missing)} of {len(sweep.plan.steps)} steps are missing")
     return SUCCESS
 
 
@@ -43,7 +46,8 @@ def status(sweep: PlannedSweep) -> int:
     terminal.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
-        sweep.console.print(f"{num_steps} failed steps written; anywhere: mode=resubmit failures.from={file}")
+        command = f"mode=resubmit {shown('failures.from', file)}"
+        say(sweep.console, f"{num_steps} failed steps written; anywhere: {command}")
     return SUCCESS
 
 
@@ -55,11 +59,12 @@ def mirror(sweep: PlannedSweep) -> int:
     is_complete = not sweep.store.missing(sweep.plan.steps.values())
     try:
         mirror_of(sweep).write(sweep.store.path(report.ref), "FINISHED" if is_complete else "FAILED")
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(
-            f"MLflow could not be written ({one_line(error)}): check tracking.uri, then run again"
-        ) from None
-    sweep.console.print(f"mirrored {len(sweep.plan.trials)} trials")
+        place = named_by(sweep.config.tracking)
+        raise UserError(f"MLflow could not be written ({one_line(error)}): check {place}, then run again") from None
+    say(sweep.console, f"mirrored {len(sweep.plan.trials)} trials")
     return SUCCESS
 
 
@@ -79,6 +84,9 @@ MODES: Mapping[str, Callable[[PlannedSweep], int]] = {
     "mirror": mirror,
     "gc": gc,
 }
+
+
+MAKING = (run, resubmit)  # the others only look at what there is
 
 
 def mode_named(name: str) -> Callable[[PlannedSweep], int]:

@@ -4,7 +4,10 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
+from pipeline.config.command_line import config_dir
 from pipeline.modes import MODES
 
 NAME = "quantsweep"
@@ -21,7 +24,7 @@ _EXAMPLES = (
 def answer(arguments: Sequence[str]) -> str | None:
     """The page that a command line asks for, one without arguments too; None when it asks for work."""
     if not arguments or "--help" in arguments or "-h" in arguments:
-        return "\n".join(_page())
+        return "\n".join(_page(config_dir(arguments)))
     if "--version" in arguments:
         return version()
     return None
@@ -35,7 +38,7 @@ def version() -> str:
         return f"{NAME}, not installed: its release is unknown; install the checkout, as uv run does"
 
 
-def _page() -> Iterator[str]:
+def _page(own: Path | None) -> Iterator[str]:
     yield "Quantize language models, evaluate them against their originals, and say which one to ship."
     yield from ("", f"usage: {NAME} [--config-dir=DIR] +sweep=NAME [mode=MODE] [KEY=VALUE ...]")
     yield f"       (python -m pipeline ... is the same; {NAME} --version prints the release)"
@@ -43,17 +46,20 @@ def _page() -> Iterator[str]:
     yield from ("", "mode=MODE, run unless it is given:")
     yield from _table((name, _first_sentence(inspect.getdoc(mode) or "")) for name, mode in MODES.items())
     yield from ("", "GROUP=OPTION, a file of conf/, or of your own directory (--config-dir=DIR); a sweep with +sweep=:")
-    yield from _table((group, ", ".join(options)) for group, options in _config_groups())
+    yield from _table(_config_groups(resources.files("conf")))
+    if own is not None:
+        yield from ("", f"the same, of {own}:")
+        yield from _table(_config_groups(own))
     yield from ("", "examples:")
     yield from _table((f"{NAME} {arguments}", meaning) for arguments, meaning in _EXAMPLES)
     yield from ("", "exit codes: 0 all is there, 1 some step failed, 2 bad input, 130 interrupted")
-    yield f"every key: {NAME} --cfg job; Hydra's own flags: {NAME} --hydra-help"
+    yield f"every key: {NAME} --cfg job"
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
     """Two columns; what is too long for the second goes on below itself."""
     listed = list(rows)
-    indent = max(len(name) for name, _ in listed) + 4
+    indent = max((len(name) for name, _ in listed), default=0) + 4
     for name, text in listed:
         first = f"  {name}".ljust(indent)
         yield textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
@@ -63,9 +69,9 @@ def _first_sentence(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split()).replace("``", "")
 
 
-def _config_groups() -> Iterator[tuple[str, list[str]]]:
-    """Each folder of ``conf/`` with the names of its files."""
-    for folder in sorted(resources.files("conf").iterdir(), key=lambda entry: entry.name):
+def _config_groups(configs: Traversable) -> Iterator[tuple[str, str]]:
+    """Each folder of a directory of configs with the names of its files."""
+    for folder in sorted(configs.iterdir(), key=lambda entry: entry.name):
         files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
         if options := sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")):
-            yield folder.name, options
+            yield folder.name, ", ".join(options)

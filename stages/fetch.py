@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
+from stages.checkpoints.shape import read_description
 from stages.errors import ConfigError, DataError
 from stages.fields import execution, identity
 from stages.units import GIB
@@ -87,16 +88,19 @@ def digest_tree(path: Path) -> str:
 
 
 def check_model_path(path: Path) -> None:
-    """Raise DataError unless ``path`` is a checkpoint directory: config.json and safetensors, no remote code."""
+    """Raise DataError unless ``path`` is a checkpoint directory: config.json and safetensors, no remote code.
+
+    Every other description that lies there must be readable as well.
+    """
     if not path.is_dir():
         raise DataError(f"model path {path} is not a directory")
     if not any(path.glob("*.safetensors")):
         raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
     if not (path / "config.json").is_file():
         raise DataError(f"model path {path} holds no config.json")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in json.loads((path / name).read_text()):
-            raise DataError(f"model path {path}: {name} asks for remote code (auto_map), which is never run")
+    for file in sorted(file for file in path.glob("*.json") if _is_model_file(file.name)):
+        if "auto_map" in read_description(file):
+            raise DataError(f"model path {path}: {file.name} asks for remote code (auto_map), which is never run")
 
 
 def copy_companions(model_dir: Path, out: Path) -> None:

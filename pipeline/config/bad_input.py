@@ -1,4 +1,4 @@
-"""Turn what Hydra and OmegaConf say about bad input into one line that names the fix."""
+"""Turn what Hydra, OmegaConf and the file system say about bad input into one line that names the fix."""
 
 import re
 import traceback
@@ -22,6 +22,8 @@ def describe(error: BaseException) -> str | None:
         return _line(_innermost(error))
     if isinstance(error, YAMLError):
         return f"a config file is not YAML: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
     if isinstance(error, (AttributeError, ValueError, TypeError)) and _raised_by_schema(error):
         return _line(error)
     return None
@@ -47,8 +49,6 @@ def _line(error: BaseException) -> str:
         if group == "sweep" and key in _TOP_LEVEL:
             return f"sweep/{name}.yaml: key {key!r} is out of place: the file must begin with {_GLOBAL!r}"
         return f"{group}/{name}.yaml: unknown key {key!r}: check its spelling against conf/{group}/"
-    if odd := re.search(r"Error parsing override '([^'=]*)'", text):
-        return f"{odd[1]!r} is no KEY=VALUE; a sweep is chosen with +sweep=NAME"
     if missing := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(missing[1], ": check its spelling against conf/ (python -m pipeline --cfg job)")
     if option := re.search(r"(?:Could not find|Could not load) '([^']+)'", text):
@@ -56,6 +56,10 @@ def _line(error: BaseException) -> str:
     key = re.search(r"full_key: (\S+)", text)
     lines = [part.strip() for part in text.splitlines() if part.strip() and not part.strip().startswith(_NOISE)]
     said = " ".join(line.partition("See https://")[0].strip() for line in lines)
+    if key and (unknown := re.search(r"Interpolation key '([^']+)' not found", said)):
+        return (
+            f"{key[1]}: ${{{unknown[1]}}} stands for a key that there is not; as plain text it is \\${{{unknown[1]}}}"
+        )
     if key and "is not a ListConfig, list or tuple" in said:
         return f"{key[1]} takes a list: {key[1]}=[...]"
     if key and "dict is not a subclass of" in said:

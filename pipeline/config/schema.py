@@ -1,6 +1,8 @@
 """The typed config: what a composed ``conf/`` tree must fit.  Inert data; nothing here acts."""
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -21,6 +23,7 @@ from stages.report.config import GpuConfig, SloConfig, SuiteConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
 
 _NAME = re.compile(r"[\w\- ][\w\-. ]*")
+MAX_NAME = 150  # MLflow's keys have 250 characters, of which a metric's own name takes some
 
 
 class Weights(Enum):
@@ -153,6 +156,8 @@ class Config:
         return [self.model]
 
     def __post_init__(self) -> None:
+        for place, name in self._names():
+            _check_name(place, name)
         for group in ("tasks", "suites", "workloads"):
             for name in getattr(self, group):
                 if not _NAME.fullmatch(name):
@@ -166,6 +171,22 @@ class Config:
                     raise ValueError(f"mixes.{name}.{workload} must be a positive share of the queries; got {share!r}")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        """Whatever is shown under a name, with the key that says it."""
+        for group in ("sweep", "model", "recipe", "gpu"):
+            yield f"{group}.name", str(getattr(self, group).name)
+        for group in ("tasks", "suites", "workloads", "mixes"):
+            yield from ((group, str(name)) for name in getattr(self, group))
+
+
+def _check_name(place: str, name: str) -> None:
+    if not name.strip():
+        raise ValueError(f"{place} is empty: give it a name")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"{place}: {name[:20]}... has {len(name)} characters: use at most {MAX_NAME}")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError(f"{place}: {name!r} has control characters: leave them out")
 
 
 SCHEMAS: dict[str, Any] = {

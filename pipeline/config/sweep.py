@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.config.command_line import quoted
 from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
@@ -45,10 +46,13 @@ def expand(cli: Sequence[str], shared: Config) -> list[Trial]:
     """All trials of the sweep, and the base trial of every model that the grid itself does not have.
 
     ``cli`` are the command line's own overrides, which win over the sweep's adjustments; ``shared`` is the config they
-    compose to without any point.  Raises UserError for an axis overridden on the command line and for two points that
-    are the same trial.
+    compose to without any point.  Raises UserError for an axis overridden on the command line, for two points that are
+    the same trial, and for two that only seem to be.
     """
-    return list(_Expansion(cli, shared).trials())
+    trials = list(_Expansion(cli, shared).trials())
+    for kind, named in _NAMED.items():
+        _refuse_one_name_for_two(kind, [(trial, *named(trial)) for trial in trials], shared.sweep.name)
+    return trials
 
 
 def identity_of(config: Config) -> str:
@@ -68,6 +72,14 @@ def identity_of(config: Config) -> str:
         },
     }
     return canonical_json(used)
+
+
+# What is found by its name from here on, and what it stands for.
+_NAMED: Mapping[str, Callable[[Trial], tuple[str, Any]]] = {
+    "model": lambda trial: (trial.config.model.name, trial.config.model),
+    "gpu": lambda trial: (trial.config.gpu.name, trial.config.gpu),
+    "trial": lambda trial: (trial.name, trial),
+}
 
 
 class _Expansion:
@@ -201,9 +213,10 @@ def _key(override: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and value.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        return value
-    return json.dumps(value)
+    """A value as an override has it."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return value if re.fullmatch(r"[A-Za-z0-9_.\-]+", value) else quoted(value)
 
 
 def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:
@@ -248,4 +261,15 @@ def _refuse_duplicates(trials: list[Trial], sweep_name: str) -> None:
             raise UserError(
                 f"sweep {sweep_name!r}: the points {dict(first.point)} and {dict(trial.point)} are the same trial; "
                 "drop one of them"
+            )
+
+
+def _refuse_one_name_for_two(kind: str, named: Sequence[tuple[Trial, str, Any]], sweep_name: str) -> None:
+    first: dict[str, tuple[Trial, Any]] = {}
+    for trial, name, content in named:
+        other, known = first.setdefault(name, (trial, content))
+        if content != known:
+            raise UserError(
+                f"sweep {sweep_name!r}: {kind} {name!r} is not the same at the points {dict(other.point)} and "
+                f"{dict(trial.point)}, but has one name in all results: change `name:` in the file of one of them"
             )

@@ -22,10 +22,16 @@ class Sources:
         return self._mirror is not None
 
     def get(self, repo_id: str, revision: str | None) -> DatasetSource:
-        """The data set's source, with its digest if the mirror has it."""
+        """The data set's source, with its digest if the mirror has it.  Raises UserError for a second revision."""
         if repo_id not in self._known:
             self._known[repo_id] = self._look_up(repo_id, revision)
-        return self._known[repo_id]
+        known = self._known[repo_id]
+        if None not in (known.revision, revision) and known.revision != revision:
+            raise UserError(
+                f"data set {repo_id} is named at two revisions, {known.revision} and {revision}: a sweep reads one, so "
+                "name the same in every task and text"
+            )
+        return known
 
     def _look_up(self, repo_id: str, revision: str | None) -> DatasetSource:
         """One that the mirror lacks has no digest: to fetch it is a step that fails, and stops only what needs it."""

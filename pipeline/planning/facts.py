@@ -27,8 +27,8 @@ class Facts:
     devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
 
 
-def resolve(trials: Iterable[Trial], cache_dir: Path) -> Facts:
-    """Facts of all trials.  Local files only; raises UserError for what is not there."""
+def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
+    """Facts of all trials, remembered in ``cache_dir``.  Local files only; raises UserError for what is not there."""
     configs = [trial.config for trial in trials]
     for config in configs:
         _check_has_work(config)
@@ -85,7 +85,7 @@ def _check_data(data: DataConfig) -> None:
             raise UserError(f"{name}={path} is not a directory: give the path of an existing one")
 
 
-def _model(model: ModelConfig, cache_dir: Path) -> ModelConfig:
+def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
     source = model.source
     if model.weights is Weights.dummy:
         return model
@@ -97,8 +97,13 @@ def _model(model: ModelConfig, cache_dir: Path) -> ModelConfig:
     try:
         check_model_path(path)
         shape = model.shape or ModelShape.from_config(path / "config.json")
-    except (DataError, KeyError) as error:
+    except DataError as error:
         raise UserError(f"model {model.name}: {error}") from None
+    except KeyError as error:
+        raise UserError(
+            f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
+            "one, give its model.shape"
+        ) from None
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
     return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
 

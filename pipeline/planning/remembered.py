@@ -15,8 +15,10 @@ def stamps(path: Path) -> list[list[Any]]:
     return [[str(file), (stat := file.stat()).st_size, stat.st_mtime_ns, stat.st_ino] for file in files]
 
 
-def cached(cache_dir: Path, key: Any, compute: Any) -> Any:
+def cached(cache_dir: Path | None, key: Any, compute: Any) -> Any:
     """``compute()``, remembered under ``key`` in ``cache_dir``; without a writable directory it is computed anew."""
+    if cache_dir is None:
+        return compute()
     path = cache_dir / f"{fingerprint(key)[:32]}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -35,11 +35,12 @@ class TaskFacts:
 
 def task_key(task: TaskConfig) -> str:
     """Of slots with the same key the same facts hold."""
-    return canonical_json([task.task, task.leaves, task.num_docs, task.overrides, task.num_fewshot, task.metric])
+    declared = [task.num_docs, task.datasets, task.weight_by_size]
+    return canonical_json([task.task, task.leaves, declared, task.overrides, task.num_fewshot, task.metric])
 
 
 def task_facts(
-    tasks: Mapping[str, TaskConfig], data: DataConfig, sources: Sources, cache_dir: Path
+    tasks: Mapping[str, TaskConfig], data: DataConfig, sources: Sources, cache_dir: Path | None
 ) -> dict[str, TaskFacts]:
     """Facts by ``task_key``.  Raises UserError for tasks that do not exist or cannot be asked that way."""
     asked = {key: task for key, task in tasks.items() if not task.num_docs or (data.mirror and task.num_fewshot)}
@@ -99,7 +100,7 @@ def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, A
             )
 
 
-def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path) -> dict[str, Any]:
+def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path | None) -> dict[str, Any]:
     """Ask lm-eval, in a process of its own: its import takes seconds and this process stays free of torch."""
     if not tasks:
         return {}

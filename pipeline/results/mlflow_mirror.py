@@ -4,11 +4,9 @@ The store is the truth and MLflow the place to review it.  Writing is idempotent
 twice changes nothing, and mirroring after the server was away catches up.
 """
 
-import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from pipeline.config.execution import TrackingConfig
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.results import mlflow_place
 from pipeline.results.mlflow_content import (
     content_of,
     datasets_of,
@@ -29,26 +28,14 @@ from pipeline.running.capture import log_path
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
+from stages.errors import redacted
 from stages.report.artifact import read_suites
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
 SUITE_PREFIX = "suite/"
 CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
-MAX_PARAMS_A_CALL = 100
-
-
-def default_uri(beside: Path) -> str:
-    """SQLite beside a store's directory: a review needs no server."""
-    return f"sqlite:///{beside.resolve().parent / 'mlflow.db'}"
-
-
-def review_command(settings: TrackingConfig, beside: Path) -> str | None:
-    """The command that opens MLflow on the results; None for a server, which is open already."""
-    if settings.uri is not None:
-        return None
-    database = beside.resolve().parent / "mlflow.db"
-    shown = database.relative_to(Path.cwd()) if database.is_relative_to(Path.cwd()) else database
-    return f"mlflow ui --backend-store-uri sqlite:///{shown}"
+STORE_TAG = "store"
+MAX_PARAMS_A_CALL, MAX_RUNS = 100, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,9 @@ class Mirror:
     def write(self, report: Path | None = None, status: str = "RUNNING") -> None:
         """Bring MLflow up to date with the store; raises what the MLflow client raises."""
         client, experiment_id = self._connect()
-        parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, {})
+        self._close_predecessors(client, experiment_id)
+        tags = {STORE_TAG: self._owner}
+        parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
         suites = read_suites(report).to_pylist() if report is not None else []
         for trial in self.plan.trials.values():
             run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
@@ -72,22 +61,40 @@ class Mirror:
             self._write_report(client, parent, report)
         _set_status(client, parent, status)
 
-    def _connect(self) -> tuple[Any, str]:
-        # MLflow's own 7 retries with back-off would hold the sweep's end up for minutes when its server is away.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
+    def end(self, status: str) -> None:
+        """Say of this plan's run how it ended, if MLflow shows it as running; nothing else is written."""
+        client, experiment_id = self._connect(is_hasty=True)
+        own = self._running(client, experiment_id, lambda run: run.data.tags.get(PLAN_TAG) == self.plan.fingerprint)
+        for run in own:
+            client.set_terminated(run.info.run_id, status)
 
-        for name in ("mlflow", "alembic"):  # creating the database is no news for the terminal
-            logging.getLogger(name).setLevel(logging.WARNING)
-        client = mlflow.MlflowClient(self.settings.uri or default_uri(self.store.local))
-        name = self.settings.experiment or self.plan.name
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        artifacts = None if self.settings.uri else (self.store.local.resolve().parent / "mlartifacts").as_uri()
-        return client, client.create_experiment(name, artifact_location=artifacts)
+    def _close_predecessors(self, client: Any, experiment_id: str) -> None:
+        """What drivers that died left running under this sweep's name; one that lives says so again in a minute."""
+
+        def is_predecessor(run: Any) -> bool:
+            tags = run.data.tags
+            is_other = tags.get(PLAN_TAG, self.plan.fingerprint) != self.plan.fingerprint
+            is_ours = run.info.run_name == self.plan.name and tags.get(STORE_TAG, self._owner) == self._owner
+            return bool(is_other and is_ours)
+
+        for run in self._running(client, experiment_id, is_predecessor):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+    def _running(self, client: Any, experiment_id: str, is_meant: Callable[[Any], bool]) -> list[Any]:
+        """Runs of plans that MLflow shows as running, and those of their trials."""
+        found = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=MAX_RUNS)
+        parents = {run.info.run_id for run in found if is_meant(run)}
+        return [run for run in found if parents & {run.info.run_id, run.data.tags.get(PARENT_TAG)}]
+
+    @property
+    def _owner(self) -> str:
+        """Which store a plan's run is of: a server may be shared by several with sweeps of one name."""
+        return redacted(str(self.store.address.root))
+
+    def _connect(self, is_hasty: bool = False) -> tuple[Any, str]:
+        place = mlflow_place.place_of(self.settings, self.store.local)
+        client = mlflow_place.connect(place, is_hasty)
+        return client, mlflow_place.experiment_id(client, place, self.settings.experiment or self.plan.name)
 
     def _run(self, client: Any, experiment_id: str, key: str, value: str, name: str, tags: Mapping[str, str]) -> Any:
         """The run with this fingerprint, made if there is none."""
@@ -113,7 +120,7 @@ class Mirror:
         present = [ref for ref in steps if self.store.has(ref)]
         content = content_of(self.plan, present)
         complete = len(present) == len(steps)
-        _set_status(client, run, "FINISHED" if complete else status if status == "RUNNING" else "FAILED")
+        _set_status(client, run, "FINISHED" if complete else status)
         if run.data.tags.get(CONTENT_TAG) == content:
             return run
         _log_params(client, run, trial.trial.config)
@@ -182,7 +189,11 @@ def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> N
 def _log_params(client: Any, run: Any, config: Config) -> None:
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:6000]) for key, value in flat_params(config).items() if key not in run.data.params]
+    params = [
+        Param(key, redacted(str(value))[:6000])
+        for key, value in flat_params(config).items()
+        if key not in run.data.params
+    ]
     for first in range(0, len(params), MAX_PARAMS_A_CALL):
         client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import Roles, shard_role
 from pipeline.steps.step import StepRef
-from pipeline.store.manifest import file_name
+from pipeline.store.manifest import file_name, portable
 from pipeline.store.store import Store
 
 VERSION = 2  # 1: a field for each role a step can have, and no version
@@ -49,16 +50,11 @@ class Record:
 def read(store: Store, name: str) -> Record | None:
     """What was last saved under a sweep's name; None before anything was.
 
-    Raises UserError for a record that is damaged, of a newer version, or of another sweep with the same file name.
+    Raises UserError for a record that is damaged or of a newer version.
     """
-    found = document(store, file_name(name))
+    found = next((kept for kept in _kept(store, name).values() if kept["name"] == name), None)
     if found is None:
         return None
-    if found["name"] != name:
-        raise UserError(
-            f"{store.url} keeps the sweep {found['name']!r} under {_place(name)}, where {name!r} would be kept: choose "
-            "another sweep.name"
-        )
     return Record(
         name=found["name"],
         plan_fingerprint=found["plan_fingerprint"],
@@ -88,8 +84,13 @@ def document(store: Store, file: str) -> dict[str, Any] | None:
 
 
 def files(store: Store) -> list[str]:
-    """The files that hold records, by the sweeps' names as far as a file can have them."""
+    """The files that hold records."""
     return [name.removesuffix(".json") for name in store.records.records("sweeps")]
+
+
+def names(store: Store) -> list[str]:
+    """The sweeps that the store has a record of."""
+    return [found["name"] for file in files(store) if (found := document(store, file)) is not None]
 
 
 def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:
@@ -110,7 +111,12 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
         "steps": list(plan.steps),
         "report": report or (last and last.report),
     }
-    store.records.write(_place(plan.name), json.dumps(record, indent=1))
+    owners = {file: kept["name"] for file, kept in _kept(store, plan.name).items()}
+    own = next(file for file in _files(plan.name) if owners.get(file, plan.name) == plan.name)
+    store.records.write(f"sweeps/{own}.json", json.dumps(record, indent=1))
+    for file, owner in owners.items():
+        if owner == plan.name and file != own:
+            store.records.delete(f"sweeps/{file}.json")
 
 
 def first_environment(store: Store, name: str) -> Mapping[str, Any] | None:
@@ -125,8 +131,17 @@ def num_replaced(store: Store, plan: Plan) -> int:
     return sum(ref not in plan.steps and store.has(ref) for ref in (last.steps if last else ()))
 
 
-def _place(name: str) -> str:
-    return f"sweeps/{file_name(name)}.json"
+def _files(name: str) -> list[str]:
+    """Where a sweep's record may be, best first: under its name if a file can have it, or with a digest of the name."""
+    plain = file_name(name)
+    return [*([plain] if plain == name else []), f"{plain}@{fingerprint(name)[:12]}"]
+
+
+def _kept(store: Store, name: str) -> dict[str, dict[str, Any]]:
+    """What lies where a sweep's record may be; earlier versions kept it there whatever its name lost as a file's."""
+    present = set(files(store))
+    places = [file for file in (*_files(name), portable(name)) if file in present]
+    return {file: found for file in places if (found := document(store, file)) is not None}
 
 
 def _trial_json(trial: TrialPlan) -> dict[str, Any]:

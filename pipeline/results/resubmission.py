@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.command_line import text_of
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
@@ -63,7 +64,7 @@ def read(path: Path) -> dict[str, Any]:
     """What ``export`` wrote; raises UserError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        is_ours = content["version"] == FILE_VERSION and isinstance(content["steps"], list)
+        is_ours = content["version"] == FILE_VERSION and _is_readable(content)
     except FileNotFoundError:
         raise UserError(f"{FROM}{path}: there is no such file") from None
     except (OSError, ValueError, TypeError, KeyError):
@@ -71,6 +72,19 @@ def read(path: Path) -> dict[str, Any]:
     if not is_ours:
         raise UserError(f"{FROM}{path} is not a file that failures.export= of this version wrote")
     return dict(content)
+
+
+def _is_readable(content: Mapping[str, Any]) -> bool:
+    steps, texts = content["steps"], content["overrides"]
+    wanted = ("stage", "fingerprint", "label")
+    return (
+        isinstance(content["environment"], dict)
+        and isinstance(texts, list)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(steps, list)
+        and all(isinstance(step[name], str) for step in steps for name in wanted)
+        and all(isinstance(step["payload"], list) and len(step["payload"]) == 5 for step in steps)
+    )
 
 
 def recreated(content: Mapping[str, Any], plan: Plan, allow_changes: bool) -> list[StepRef]:
@@ -103,13 +117,16 @@ def with_overrides_of_file(arguments: Sequence[str]) -> list[str]:
     if place is None:
         return list(arguments)
     own = {_key(text) for text in arguments}
-    overrides = read(Path(arguments[place].removeprefix(FROM)))["overrides"]
+    file = text_of(arguments[place])
+    overrides = read(Path(file))["overrides"]
+    if strange := [text for text in overrides if text.startswith("-") or _group(text) in NOT_OF_THE_SWEEP]:
+        raise UserError(f"{FROM}{file} sets {strange[0]}, which is no part of a sweep: take it out of the file")
     # Beside it, because argparse takes overrides only in one piece.
     return [*arguments[:place], *(text for text in overrides if _key(text) not in own), *arguments[place:]]
 
 
 def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+    return override.lstrip("+~/").partition("=")[0]
 
 
 def _group(override: str) -> str:

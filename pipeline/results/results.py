@@ -53,7 +53,7 @@ class Results:
         """The directory of the latest report; raises UserError before there is one."""
         found = self.store.find(self.report) if self.report else None
         if found is None:
-            raise UserError(f"sweep {self.name!r} has no report yet: run it with python -m pipeline +sweep={self.name}")
+            raise UserError(f"sweep {self.name!r} has no report yet: run it, which ends with one")
         return found
 
     def comparison(self, trial: str, task: str) -> pa.Table | None:
@@ -90,6 +90,6 @@ def load(root: str | Path, name: str, cache: Path | None = None) -> Results:
     store = Store(root, cache)
     found = record.read(store, name)
     if found is None:
-        known = ", ".join(record.files(store)) or "none"
+        known = ", ".join(map(repr, record.names(store))) or "none"
         raise UserError(f"the store {root} has no sweep {name!r}; it has: {known}")
     return Results(store, name, found.plan_fingerprint, found.trials, found.report)

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan
+from pipeline.results.console import add_row, new_table, say
+from pipeline.results.failures_shown import Told, say_briefly, say_fully
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
 from pipeline.running.outcome import Outcome, Status
 from pipeline.steps.step import Step, StepRef
@@ -21,34 +22,35 @@ from stages.report.config import FailureRow
 from stages.units import GIB
 
 NOTHING = "–"
-MAX_FAILURES_SHOWN = 10
+MAX_FAILURES_SHOWN = 10  # kinds of them
 
 
 def plan(console: Console, summary: PlanSummary) -> None:
     """Trials with their memory, steps by stage, and the whole."""
-    trials = _table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run")
+    trials = new_table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run")
     for trial in summary.trials:
-        trials.add_row(*_trial_cells(trial))
+        add_row(trials, _trial_cells(trial))
     console.print(trials)
-    stages = _table("stage", "to run", "to reuse")
+    stages = new_table("stage", "to run", "to reuse")
     for stage in summary.stages:
-        stages.add_row(stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}")
+        add_row(stages, (stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}"))
     console.print(stages)
-    console.print(
+    say(
+        console,
         f"{len(summary.trials)} trials, {summary.num_steps:,} steps ({summary.num_steps_to_run:,} to run), "
         f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run); plan "
-        f"{summary.fingerprint[:12]}"
+        f"{summary.fingerprint[:12]}",
     )
     for name, readers in summary.missing_data.items():
-        console.print(f"[red]missing[/] data set {name}: no results for {', '.join(readers)}", highlight=False)
-    console.print("GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
+        say(console, ("missing", "red"), f" data set {name}: no results for {', '.join(readers)}")
+    say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:
     """Why one step is missing."""
-    console.print(f"[bold]{step.ref.short}[/] {escape(step.label)}")
+    say(console, (step.ref.short, "bold"), f" {step.label}")
     for line in lines:
-        console.print(f"    {escape(line)}")
+        say(console, f"    {line}")
 
 
 def status(
@@ -60,54 +62,52 @@ def status(
 ) -> None:
     """Per trial what is done, running, missing and failed; then every failure with its log."""
     states = ("done", "running", "missing", "failed", "skipped")
-    table = _table("trial", *states)
+    table = new_table("trial", *states)
     for name, steps in _by_trial(plan).items():
         ended = Counter(_state(step, missing, failures, running) for step in steps)
-        table.add_row(name, *(str(ended[state] or "") for state in states))
+        add_row(table, (name, *(str(ended[state] or "") for state in states)))
     console.print(table)
-    _print_failures(console, plan, failures)
+    say_fully(console, [_told(plan.steps[ref], failure) for ref, failure in failures.items()])
     by_class = Counter(failure.failure_class.value for failure in failures.values())
     if by_class:
-        console.print("by class: " + ", ".join(f"{name} {number}" for name, number in sorted(by_class.items())))
+        say(console, "by class: " + ", ".join(f"{name} {number}" for name, number in sorted(by_class.items())))
 
 
 def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
     """What a garbage collection found, largest first."""
     for each in sorted(unused, key=lambda each: -each.num_bytes):
-        console.print(f"{each.num_bytes / GIB:8.3f} GiB  {each.location}", soft_wrap=True, highlight=False)
+        say(console, f"{each.num_bytes / GIB:8.3f} GiB  {each.location}")
     if not unused:
-        console.print("nothing to remove: a sweep refers to every artifact")
+        say(console, "nothing to remove: a sweep refers to every artifact")
         return
     total_gib = sum(each.num_bytes for each in unused) / GIB
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"
-    console.print(f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
+    say(console, f"{len(unused)} artifacts of {total_gib:.3f} GiB {verb}")
 
 
 def damage(console: Console, damaged: Mapping[StepRef, str]) -> None:
     """What a full verification found wrong."""
     for ref, what in damaged.items():
-        console.print(
-            f"[red]damaged[/] {ref.short}: {escape(what)}; moved aside, it will be made again", soft_wrap=True
-        )
+        say(console, ("damaged", "red"), f" {ref.short}: {what}; moved aside, it will be made again")
 
 
 def disk_full(console: Console, store: Store, outcomes: Mapping[StepRef, Outcome]) -> None:
     """Why the run stopped when nothing could be written any more."""
     first = next(outcome for outcome in outcomes.values() if outcome.failure_class is FailureClass.disk)
     num_done = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
-    console.print(f"[red]failed (disk)[/] {first.ref.short}: {escape(first.message)}", soft_wrap=True)
-    console.print(
+    say(console, ("failed (disk)", "red"), f" {first.ref.short}: {first.message}")
+    say(
+        console,
         f"stopped: {num_done} steps were finished and kept, none half-written; free space on {store.local}, run again",
-        soft_wrap=True,
     )
 
 
 def replaced(console: Console, name: str, number: int) -> None:
     """That a sweep's name stands for another plan from now on."""
-    console.print(
+    say(
+        console,
         f"note: until now the sweep {name!r} was another plan; {number} results of it are not in this one. They stay "
         "in the store, but pipeline.results.results and mode=gc know a name's latest plan: sweep.name=NAME keeps both",
-        soft_wrap=True,
     )
 
 
@@ -123,9 +123,11 @@ def finished(
     """The final table, and whatever was asked for, has no number and why."""
     rows = read_summary(store.path(report.ref)).to_pylist()
     interval = f"{100 * confidence:g} % interval"
-    table = _table("trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB")
+    table = new_table(
+        "trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB"
+    )
     for row in rows:
-        table.add_row(*_summary_cells(row))
+        add_row(table, _summary_cells(row))
     if rows:
         console.print(table)
     if suites := read_suites(store.path(report.ref)).to_pylist():
@@ -133,27 +135,33 @@ def finished(
     if (points := read_serving(store.path(report.ref))) is not None:
         console.print(_serving_table(points.to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
-        console.print(f"note: {note}", highlight=False)
+        say(console, f"note: {note}")
     for row in rows:
         if row["num_missing"] or row["num_truncated"]:
             counts = f"{row['num_missing'] or 0} documents missing, {row['num_truncated'] or 0} cut to fit"
-            console.print(f"note: {row['trial']} {row['task']}: {counts}", highlight=False)
+            say(console, f"note: {row['trial']} {row['task']}: {counts}")
     for trial in report.config.trials:
         if trial.mixed:
-            console.print(f"note: {trial.name}: {escape(trial.mixed)}", highlight=False, soft_wrap=True)
-    told = [failure for failure in report.config.failures if failure.status != "missing" or failure.step in asked]
-    causes_first = sorted(told, key=lambda failure: failure.status == "skipped")
-    for failure in causes_first[:MAX_FAILURES_SHOWN]:
-        label = f"{failure.status}{f' ({failure.failure_class})' if failure.failure_class else ''}"
-        console.print(f"[red]{label}[/] {escape(_place(failure))}: {escape(failure.message)}")
-    logs = list(dict.fromkeys(failure.log for failure in failures.values() if failure.log))
-    for log in logs[:MAX_FAILURES_SHOWN]:
-        console.print(f"log: {log}", soft_wrap=True)
-    if (num_more := len(told) - MAX_FAILURES_SHOWN) > 0:
-        console.print(f"and {num_more} more steps without a result: mode=status lists them, and so does the report")
-    if num_others := len(report.config.failures) - len(told):
-        console.print(f"{num_others} steps were not asked for and have no result yet")
-    console.print(f"{num_run} steps run")
+            say(console, f"note: {trial.name}: {trial.mixed}")
+    _say_what_is_missing(console, report.config.failures, failures, asked)
+    say(console, f"{num_run} steps run")
+
+
+def _say_what_is_missing(
+    console: Console, rows: Sequence[FailureRow], failures: Mapping[StepRef, Failure], asked: set[str]
+) -> None:
+    """Of what was asked for; causes come before what was skipped because of them."""
+    logs = {ref.short: failure.log for ref, failure in failures.items()}
+    told = [row for row in rows if row.status != "missing" or row.step in asked]
+    causes_first = sorted(told, key=lambda row: row.status == "skipped")
+    ended = ((row, f"{row.status}{f' ({row.failure_class})' if row.failure_class else ''}") for row in causes_first)
+    say_briefly(
+        console,
+        [Told(how, row.message, _place(row), logs.get(row.step)) for row, how in ended],
+        MAX_FAILURES_SHOWN,
+    )
+    if num_others := len(rows) - len(told):
+        say(console, f"{num_others} steps were not asked for and have no result yet")
 
 
 def _place(failure: FailureRow) -> str:
@@ -162,33 +170,35 @@ def _place(failure: FailureRow) -> str:
 
 def where(console: Console, report_dir: Path, review: str | None) -> None:
     """Where to read on."""
-    console.print(f"report: {report_dir / HTML}", soft_wrap=True, highlight=False)
+    say(console, f"report: {report_dir / HTML}")
     if review is not None:
-        console.print(f"review: {review}", soft_wrap=True, highlight=False)
+        say(console, f"review: {review}")
 
 
 def _suites_table(suites: Sequence[Mapping[str, object]], interval: str) -> Table:
-    table = _table("trial", "suite", "mean", "of", "recovery", interval)
+    table = new_table("trial", "suite", "mean", "of", "recovery", interval)
     for suite in suites:
-        table.add_row(
-            *(escape(str(suite[name])) for name in ("trial", "suite")),
+        cells = [
+            *(str(suite[name]) for name in ("trial", "suite")),
             _number(suite["mean"], "{:.2f}" if suite["normalized"] else "{:.4f}"),
             "normalized scores, up to 100" if suite["normalized"] else "scores",
             _number(suite["recovery"], "{:.2%}"),
             _interval(suite["recovery_low"], suite["recovery_high"], "{:.2%}"),
-        )
+        ]
+        add_row(table, cells)
     return table
 
 
 def _serving_table(points: Sequence[Mapping[str, object]]) -> Table:
-    table = _table("trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "valid")
+    table = new_table("trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "valid")
     for point in points:
-        table.add_row(
+        cells = [
             *(str(point[name]) for name in ("trial", "workload", "mode")),
             *(_number(point[name], "{:.3g}") for name in ("requests_per_s", "latency_s_median", "ttft_ms_median")),
             _number(point["queries_per_usd"], "{:,.0f}"),
             "yes" if point["is_valid"] else "no: the report says why",
-        )
+        ]
+        add_row(table, cells)
     return table
 
 
@@ -212,11 +222,7 @@ def _number(value: object, pattern: str) -> str:
 
 
 def _interval(low: object, high: object, pattern: str) -> str:
-    return (
-        NOTHING
-        if low is None or high is None
-        else f"[{pattern.format(low)}, {pattern.format(high)}]".replace("[", "\\[")
-    )
+    return NOTHING if low is None or high is None else f"[{pattern.format(low)}, {pattern.format(high)}]"
 
 
 def _trial_cells(trial: TrialSummary) -> list[str]:
@@ -246,16 +252,6 @@ def _state(step: Step, missing: set[StepRef], failures: Mapping[StepRef, Failure
     return "skipped" if failures[step.ref].failure_class is FailureClass.upstream else "failed"
 
 
-def _print_failures(console: Console, plan: Plan, failures: Mapping[StepRef, Failure]) -> None:
-    for ref, failure in failures.items():
-        console.print(f"[red]{failure.failure_class.value}[/] {ref.short} {escape(plan.steps[ref].label)}")
-        console.print(f"    {escape(failure.message)} (attempt {failure.num_attempts})")
-        if failure.log:
-            console.print(f"    log: {failure.log}", soft_wrap=True)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
+def _told(step: Step, failure: Failure) -> Told:
+    place = f"{step.ref.short} {step.label} (attempt {failure.num_attempts})"
+    return Told(failure.failure_class.value, failure.message, place, failure.log)

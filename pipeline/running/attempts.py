@@ -11,6 +11,7 @@ from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.steps.step import Step
 from pipeline.store.ledger import History, Ledger
 from pipeline.store.store import Store
+from stages.errors import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Attempts:
         return Outcome(step.ref, Status.skipped, FailureClass.upstream, cause)
 
     def failed(self, step: Step, failure_class: FailureClass, message: str) -> Outcome:
+        message = redacted(message)
         # On a full disk the ledger cannot be written either; the outcome still tells the driver.
         with contextlib.suppress(OSError):
             self.ledger.failed(step.ref, self.context.run_id, failure_class, message)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from pipeline.steps.step import Step
 from pipeline.store.manifest import file_name
+from stages.errors import redacted
 
 
 def log_path(directory: Path, step: Step) -> Path:
@@ -59,6 +60,21 @@ def captured(log: Path) -> Iterator[None]:
             for name, original in before.items():
                 _STREAMS[name].target = original
                 setattr(sys, name, original)
+            with contextlib.suppress(OSError):  # on a full disk it stays as it is
+                _leave_secrets_out(log)
+
+
+def _leave_secrets_out(log: Path) -> None:
+    """What libraries and other programs print passes no hand of ours before it lies in the log."""
+    # In its place, because an engine that outlives the step goes on adding to this file.
+    with log.open("r+", encoding="utf-8", errors="replace") as stream:
+        if all(redacted(line) == line for line in stream):
+            return
+        stream.seek(0)
+        clean = [redacted(line) for line in stream]
+        stream.seek(0)
+        stream.writelines(clean)
+        stream.truncate()
 
 
 def _point(stdout: int, stderr: int) -> None:

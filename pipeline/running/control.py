@@ -19,6 +19,16 @@ RequestStop = Callable[[str], None]
 
 
 @contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that what a run has begun to say elsewhere can be ended."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def interruptible(request_stop: RequestStop) -> Iterator[None]:
     """Ctrl-C once finishes what is in flight, twice stops now, like SIGTERM; either way a rerun resumes."""
 

@@ -83,7 +83,7 @@ class Progress:
         """Show a line until the end of the run; also called from a signal handler."""
         self._notice = notice
         if self._console is not None and not self._console.is_terminal:
-            self._console.print(notice, highlight=False)
+            self._console.print(notice, highlight=False, markup=False)
 
     def running_steps(self) -> list[Step]:
         """The steps being worked on now."""
@@ -102,7 +102,8 @@ class Progress:
         for heading in ("trial", "done", "failed", "running"):
             table.add_column(heading, overflow="fold" if heading == "running" else "ellipsis")
         for name, row in rows.items():
-            table.add_row(name, f"{row.num_done}/{row.num_steps}", str(row.num_failed or ""), ", ".join(row.running))
+            cells = (name, f"{row.num_done}/{row.num_steps}", str(row.num_failed or ""), ", ".join(row.running))
+            table.add_row(*map(Text, cells))
         return Group(table, Text(self.summary(), style="dim"), Text(self._notice, style="bold"))
 
     def summary(self) -> str:

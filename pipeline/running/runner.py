@@ -25,6 +25,7 @@ from stages.units import GIB
 
 Outcomes = dict[StepRef, Outcome]
 OnBatchDone = Callable[[Sequence[Outcome]], None]
+OnReady = Callable[[], None]
 
 # More would only lengthen every look at what is ready; workers never wait for the driver with so many in hand.
 MAX_IN_FLIGHT = 1000
@@ -32,9 +33,11 @@ POLL_S = 1.0  # how soon a request to stop is seen
 
 
 class Runner(Protocol):
-    """Runs batches, upstream ones first, and says how every step ended."""
+    """Runs batches, upstream ones first, and says how every step ended; ``on_ready``: nothing was refused."""
 
-    def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes: ...
+    def run(
+        self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone, on_ready: OnReady = ...
+    ) -> Outcomes: ...
 
 
 def make_runner(cluster: ClusterConfig, max_parallel: int | None = None) -> Runner:
@@ -45,7 +48,10 @@ def make_runner(cluster: ClusterConfig, max_parallel: int | None = None) -> Runn
 class InlineRunner:
     """One batch after the other, in this process; each that computes on GPUs in a process of its own."""
 
-    def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
+    def run(
+        self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone, on_ready: OnReady = lambda: None
+    ) -> Outcomes:
+        on_ready()
         outcomes: Outcomes = {}
         for batch in batches:
             done = _done_inline(batch, context, _upstream(batch, outcomes))
@@ -68,7 +74,9 @@ class RayRunner:
         self._cluster = cluster
         self._limit = min(max_parallel or MAX_IN_FLIGHT, MAX_IN_FLIGHT)
 
-    def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
+    def run(
+        self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone, on_ready: OnReady = lambda: None
+    ) -> Outcomes:
         # Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
@@ -79,6 +87,7 @@ class RayRunner:
             if not self._cluster.autoscales:
                 for batch in batches:
                     check_fits(batch, nodes)
+            on_ready()
             return _Submission(batches, replace(context, kills=True), nodes, self._limit).run(on_done)
         finally:
             ray.shutdown()

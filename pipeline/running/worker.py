@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
-from stages.errors import one_line
+from stages.errors import one_line, redacted
 from stages.gpu_memory import memory_used_mib
 
 LISTING_PATIENCE_S = 10.0
@@ -122,7 +123,7 @@ class _BatchRun:
                 with self._limited(step):
                     self._make(step, started)
             except Exception as error:
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), file=sys.stderr)
                 failure_class = classify(error)
                 if failure_class in (FailureClass.engine, FailureClass.oom):
                     self._close_session()

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.store.directory import check_directory
 from pipeline.store.manifest import damage, digest_of, read_manifest, write_manifest
 from pipeline.store.storage import ABANDONED_AFTER_S, Stored, unique
-from stages.errors import DataError, one_line
+from stages.errors import DataError, one_line, redacted
 
 MIN_PATIENCE_S = 5.0  # a listing is one request a thousand artifacts
 NUM_STREAMS = 16
@@ -38,7 +38,7 @@ class BucketStorage:
             self._fs, path = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UserError(f"store.root={url}: {one_line(error)}; for S3: pip install s3fs") from None
-        self.url, self.local = url.rstrip("/"), cache
+        self.url, self.local = redacted(url.rstrip("/")), cache
         self._root = path.rstrip("/")
         self._patience_s = max(patience_s, MIN_PATIENCE_S)
         self._listed: dict[str, tuple[float, dict[str, str], dict[str, str]]] = {}  # made at, names, stamps by name

@@ -14,6 +14,7 @@ from pipeline.steps.step import Step
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+MAX_FILE_NAME = 150  # of the 255 that file systems have, the rest is for digits, ``.damaged-`` and the like
 
 
 def manifest_of(step: Step, files: Path, metrics: Metrics, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,12 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def file_name(label: str) -> str:
-    """``label`` as a readable, portable file name."""
+    """``label`` as a readable, portable file name, to which digits can be added that tell it from others."""
+    return portable(label)[:MAX_FILE_NAME]
+
+
+def portable(label: str) -> str:
+    """``label`` in the characters of file names, however long."""
     return re.sub(r"[^A-Za-z0-9_.=]+", "-", label).strip("-.") or "artifact"
 
 

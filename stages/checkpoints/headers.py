@@ -65,7 +65,10 @@ def _tensor_info(file: Path, entry: dict[str, Any]) -> TensorInfo:
 def _check_index(path: Path, infos: dict[str, TensorInfo]) -> None:
     if not (path / _INDEX).is_file():
         return
-    weight_map: dict[str, str] = json.loads((path / _INDEX).read_text())["weight_map"]
+    try:
+        weight_map = dict[str, str](json.loads((path / _INDEX).read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / _INDEX} is damaged; fetch it again") from error
     missing = sorted(name for name, file in weight_map.items() if name not in infos or infos[name].file.name != file)
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} tensors of the index are missing, first {missing[0]}")

@@ -3,11 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from stages.checkpoints.formats import Format
+from stages.errors import DataError, one_line
 from stages.fields import execution
 from stages.units import GIB
+
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,19 +28,39 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config_path: Path) -> Self:
-        """Read a Hugging Face ``config.json``; raises KeyError for a model that is not a Llama-like decoder."""
-        config = json.loads(config_path.read_text())
-        num_heads = config["num_attention_heads"]
+        """Read a Hugging Face ``config.json``.
+
+        Raises KeyError for a model that is not a Llama-like decoder, DataError for a file that is damaged.
+        """
+        config = read_description(config_path)
+        sizes = {name: config[name] for name in _SIZES} | {
+            name: config[name] for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None
+        }
+        for name, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise DataError(f"{config_path}: {name} is {size!r:.40} and not a number of at least 1: fetch it again")
+        num_heads = sizes["num_attention_heads"]
         return cls(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
+            num_layers=sizes["num_hidden_layers"],
+            hidden_size=sizes["hidden_size"],
+            intermediate_size=sizes["intermediate_size"],
             num_attention_heads=num_heads,
-            num_key_value_heads=config.get("num_key_value_heads") or num_heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-            vocab_size=config["vocab_size"],
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
+            num_key_value_heads=sizes.get("num_key_value_heads", num_heads),
+            head_dim=sizes.get("head_dim", sizes["hidden_size"] // num_heads),
+            vocab_size=sizes["vocab_size"],
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a JSON file beside a checkpoint's weights says; raises DataError for one that is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no JSON object: fetch it again")
+    return found
 
 
 def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int]]:

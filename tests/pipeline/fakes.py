@@ -64,6 +64,8 @@ def _behave(config: NoteConfig) -> None:
             raise MemoryError(f"a batch of {config.batch}")
         case "disk_full":
             raise OSError(errno.ENOSPC, "No space left on device")
+        case "no_login":
+            raise ConnectionError("https://me:sesame@host/x?token=sesame does not answer")
         case "bug":
             raise KeyError("nobody thought of this")
         case "die":

@@ -1,5 +1,6 @@
 """The command line: bad input gives one line that names the fix, exit code 2, and nothing is started."""
 
+import json
 import re
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def model_dir(path: Path) -> Path:
     return path
 
 
+LLAMA = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 384,
+}
 LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null}}"
 BAD_INPUT = {
     "unknown sweep": (["+sweep=nope"], r"unknown option 'sweep/nope'; there are: .*smoke"),
@@ -125,6 +133,18 @@ BAD_INPUT = {
         r"error: allow_drift is called allow_changed_environment now",
     ),
     "one that is added": (["++allow_drift=true"], r"error: allow_drift is called allow_changed_environment now"),
+    "a sweep without a name": (["sweep.name="], r"sweep.name is empty: give it a name"),
+    "a name of spaces": (["recipe.name=' '"], r"recipe.name is empty"),
+    "a name that no file can have": (
+        [f"sweep.name={'a' * 230}"],
+        r"sweep.name: a+\.\.\. has 230 characters: use at most",
+    ),
+    "a long name of a model": ([f"model.name={'a' * 230}"], r"model.name: .* has 230 characters"),
+    "a long name of a task": ([f"+task@tasks.{'a' * 230}=tabular"], r"tasks: .* has 230 characters"),
+    "a name of two lines": (["model.name='a\tb'"], r"model.name: 'a\\tb' has control characters"),
+    "a store that no file system can hold": (["mode=plan", f"store.root={'a' * 300}"], r"File name too long: a+"),
+    "a value with a password": (["tracking.uri=http://me:sesame@x#y"], r"^error: 'tracking.uri=http://\*\*\*@x#y'"),
+    "an interpolation of nothing": (["store.root=${x}"], r"store.root: \$\{x\} stands for a key that there is not"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 
@@ -139,6 +159,44 @@ def test_help_is_the_project_s_own_page_whatever_else_is_asked(run) -> None:  # 
     assert max(map(len, out.splitlines())) <= 110
     assert run("-h") == (0, out, "")
     assert run() == (0, out, ""), "no argument asks for no work"
+
+
+def test_help_lists_the_files_of_ones_own(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "DIR" / "recipe").mkdir(parents=True)
+    (tmp_path / "DIR" / "recipe" / "w3.yaml").write_text("")
+    for option in (["--config-dir=DIR"], ["--config-dir", "DIR"], ["-cd", "DIR"]):
+        code, out, _ = run(*option, "--help")
+        assert code == 0
+        assert re.search(r"^the same, of .*/DIR:\n  recipe +w3$", out, re.MULTILINE)
+    assert "w3" not in run("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("store.root=elsewhere", "sets store.root=elsewhere, which is no part of a sweep"),
+        ("/cluster=existing", "sets /cluster=existing, which is no part of a sweep"),
+        ("--config-dir=DIR", "sets --config-dir=DIR, which is no part of a sweep"),
+        ("+hydra.callbacks.a={_target_: os.getcwd}", "is about Hydra itself"),
+    ],
+)
+def test_a_file_of_failures_says_nothing_but_a_sweep(run, tmp_path: Path, override: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    content = {"version": 1, "steps": [], "environment": {}, "overrides": ["+sweep=smoke", override]}
+    (tmp_path / "failed.json").write_text(json.dumps(content))
+    code, _, err = run("mode=resubmit", "failures.from=failed.json")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert says in err
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 1, "steps": [{}], "environment": {}, "overrides": []}'])
+def test_a_file_of_failures_that_is_damaged_is_named(run, tmp_path: Path, content: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "failed.json").write_text(content)
+    code, _, err = run("mode=resubmit", "failures.from=failed.json")
+    assert (code, err) == (
+        2,
+        "error: failures.from=failed.json is not a file that failures.export= of this version wrote\n",
+    )
 
 
 @pytest.mark.dear
@@ -205,6 +263,12 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
 
 
 @pytest.mark.dear
+def test_before_a_cluster_is_refused_nothing_is_said_to_run(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run("+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1")
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.dear
 def test_a_mirror_that_lacks_a_data_set_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mirror").mkdir()
     code, _, err = run("+sweep=smoke_academic", f"data.mirror={tmp_path / 'mirror'}")
@@ -220,6 +284,26 @@ def test_a_model_directory_without_safetensors_is_refused(run, tmp_path: Path) -
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("mode", ["run", "resubmit"])
+def test_a_home_that_cannot_be_made_is_refused(run, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    code, _, err = run("+sweep=smoke", f"mode={mode}")
+    assert code == 2
+    assert err.startswith("error: the home directory /dev/null/home cannot be written (Not a directory): set HOME to a")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_error_that_nobody_foresaw_shows_no_secret(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def expand(*_: object) -> None:
+        raise RuntimeError("http://me:sesame@host is odd")
+
+    monkeypatch.setattr("pipeline.__main__.expand", expand)
+    code, _, err = run("+sweep=smoke", "mode=plan")
+    assert code == 1
+    assert "RuntimeError: http://***@host is odd" in err
+    assert "sesame" not in err
+
+
 def test_a_store_that_cannot_be_written_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").write_text("")
     code, _, err = run("+sweep=smoke", f"store.root={tmp_path / 'file' / 'store'}")
@@ -233,6 +317,16 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
     for expected in ("smollm2_135m/w4a16_int", "4 trials", "evaluations", "GiB/GPU"):
         assert expected in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["plan", "why", "status", "gc"])
+def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run, tmp_path: Path, mode: str) -> None:  # type: ignore[no-untyped-def]
+    model = model_dir(tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    (model / "model.safetensors").write_text("")
+    code, _, err = run("recipe=bf16", LOCAL.format(path=model), f"mode={mode}")
+    assert (code, err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.dear

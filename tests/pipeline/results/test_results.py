@@ -1,9 +1,12 @@
 """What a store remembers of a sweep: its latest plan, and the environment it was begun in."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
@@ -40,8 +43,8 @@ def test_uncommitted_changes_are_another_environment() -> None:
     assert environment_of({}) == {"packages": None, "git": None}
 
 
-def _plan(*steps: Step) -> Plan:
-    return Plan("test", {}, {step.ref: step for step in steps})
+def _plan(*steps: Step, name: str = "test") -> Plan:
+    return Plan(name, {}, {step.ref: step for step in steps})
 
 
 def test_a_record_of_the_first_version_is_read_and_its_results_are_found(tmp_path: Path) -> None:
@@ -108,10 +111,59 @@ def test_garbage_collection_refuses_a_record_of_a_newer_version(tmp_path: Path) 
         collect(Store(tmp_path), delete=True)
 
 
-def test_two_sweeps_whose_names_make_one_file_name_are_not_one_sweep(tmp_path: Path) -> None:
-    store, first, second = Store(tmp_path), _plan(note("a")), _plan(note("b"))
-    first.name, second.name = "llama 31", "llama@31"
-    record.save(store, first, None)
-    with pytest.raises(UserError, match=r"keeps the sweep 'llama 31'.*'llama@31' would be kept: choose another"):
-        record.save(store, second, None)
-    assert load(tmp_path, "llama 31").plan_fingerprint == first.fingerprint
+NAMES = [
+    "x y",
+    "x-y",
+    "x@y",
+    "été 1",
+    "t-1",
+    "日本",
+    "漢字",
+    "artifact",
+    "-",
+    "a" * 200,
+    "a" * 199 + "b",
+    "a/../b",
+    "A",
+    "a",
+]
+
+
+def test_every_name_of_a_sweep_has_a_record_of_its_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plans = [_plan(note(str(index)), name=name) for index, name in enumerate(NAMES)]
+    for _ in range(2):
+        for plan in plans:
+            record.save(store, plan, None)
+    assert sorted(record.names(store)) == sorted(NAMES)
+    assert [load(tmp_path, plan.name).plan_fingerprint for plan in plans] == [plan.fingerprint for plan in plans]
+    assert (tmp_path / "sweeps" / "x-y.json").exists(), "a name that a file can have is the file's"
+
+
+@settings(max_examples=25)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.text("ab- @.", min_size=1)))
+def test_a_record_is_found_by_the_name_that_it_was_saved_under(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store = Store(directory)
+        plans = {name: _plan(note(str(index)), name=name) for index, name in enumerate(names)}
+        for plan in plans.values():
+            record.save(store, plan, None)
+        for name, plan in plans.items():
+            found = record.read(store, name)
+            assert found is not None
+            assert (found.name, found.plan_fingerprint) == (name, plan.fingerprint)
+
+
+def test_a_record_under_the_file_name_of_earlier_versions_is_found_moved_and_never_taken(tmp_path: Path) -> None:
+    store, old, other = Store(tmp_path), _plan(note("a"), name="llama 31"), _plan(note("b"), name="llama-31")
+    record.save(store, old, None)
+    [file] = (tmp_path / "sweeps").iterdir()
+    file.rename(tmp_path / "sweeps" / "llama-31.json")
+    assert load(tmp_path, "llama 31").plan_fingerprint == old.fingerprint
+    with pytest.raises(UserError, match="has no sweep 'llama-31'; it has: 'llama 31'"):
+        load(tmp_path, "llama-31")
+    record.save(store, other, None)
+    record.save(store, old, None)
+    for plan in (old, other):
+        assert load(tmp_path, plan.name).plan_fingerprint == plan.fingerprint
+    assert len(record.files(store)) == 2, "what was moved is at one place"

@@ -63,6 +63,14 @@ def test_an_unforeseen_error_is_a_crash_with_its_traceback_in_the_log(tmp_path: 
     assert "Traceback" in log_path(tmp_path, step).read_text()
 
 
+def test_no_secret_of_a_library_s_error_is_kept(tmp_path: Path) -> None:
+    broken = note("a", behaviour="no_login")
+    behind = note("b", broken)
+    outcomes = run(tmp_path, [broken, behind])
+    assert outcomes[broken.ref].message == "ConnectionError: https://***@host/x?token=*** does not answer"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and "sesame" in path.read_text()] == []
+
+
 def test_what_a_step_prints_goes_to_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     step = note("a")
     run(tmp_path, [step])

@@ -249,3 +249,4 @@ def test_what_a_sweep_will_need_is_no_garbage_before_anything_is_made_of_it(tmp_
 def test_file_names_are_portable() -> None:
     assert file_name("smollm2/w4a16_int/group_size=64") == "smollm2-w4a16_int-group_size=64"
     assert file_name("...") == "artifact"
+    assert len(file_name("a" * 300)) < 200
