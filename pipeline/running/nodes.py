@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.running.handshake import answers
+from stages.errors import one_line
 from stages.units import GIB
 
 Tell = Callable[[str], None]
@@ -33,9 +34,13 @@ class Node:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that are alive."""
+    """The nodes that are alive.  Raises ConnectionError where the head does not say."""
     import ray
 
+    try:
+        known = ray.nodes()
+    except ray.exceptions.RayError as error:
+        raise ConnectionError(one_line(error)) from error
     return [
         Node(
             num_cpus=node["Resources"].get("CPU", 0.0),
@@ -44,7 +49,7 @@ def cluster_nodes() -> list[Node]:
             name=node["NodeManagerHostname"],
             node_id=node["NodeID"],
         )
-        for node in ray.nodes()
+        for node in known
         if node["Alive"]
     ]
 
@@ -54,6 +59,13 @@ def this_node() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+def head_address() -> str:
+    """HOST:PORT of the cluster's head."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def blamed(deaths: Sequence[str | None], within_s: float = LOSS_IS_KNOWN_AFTER_S) -> int:
@@ -75,14 +87,12 @@ class Nodes:
     """The nodes of a run's cluster, looked at now and then; what changes is told."""
 
     def __init__(self, tell: Tell) -> None:
-        import ray
-
         self._tell = tell
-        self._head = ray.get_runtime_context().gcs_address
+        self._head = head_address()
         self._own = this_node()
         self._silent_since: float | None = None
         self._looked_s = time.monotonic()
-        self.alive = cluster_nodes()
+        self.alive, self.lost = cluster_nodes(), list[Node]()
 
     def look(self) -> bool:
         """Whether it was time to look again.  Raises ClusterLostError."""
@@ -92,13 +102,16 @@ class Nodes:
         self._looked_s = now_s
         if not self._answers(now_s):
             return False
-        before, self.alive = self.alive, cluster_nodes()
+        before = self.alive
+        try:
+            self.alive = cluster_nodes()
+        except ConnectionError:  # it went silent a moment ago: the next look sees it
+            return False
         known, there = ({node.node_id for node in nodes} for nodes in (before, self.alive))
         if self._own not in there:
             raise ClusterLostError(NODE_DIED)
-        self._tell_of(
-            "lost: what ran there runs again elsewhere", (each for each in before if each.node_id not in there)
-        )
+        self.lost = [each for each in before if each.node_id not in there]
+        self._tell_of("lost: what ran there runs again elsewhere", self.lost)
         self._tell_of("joined", (each for each in self.alive if each.node_id not in known))
         return True
 

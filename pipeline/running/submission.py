@@ -37,8 +37,13 @@ class Submission:
     def __init__(
         self, batches: Sequence[Batch], context: RunContext, nodes: Nodes, patience: Patience, limit: int
     ) -> None:
+        import ray
+
         self._context, self._nodes, self._patience = context, nodes, patience
-        self._ledger = context.store.open().ledger
+        # Made once: each is sent to the head, for which Ray waits however long it is silent.
+        self._function = ray.remote(run_batch)
+        self._store = context.store.open()
+        self._ledger = self._store.ledger
         self._limit = limit
         owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
         before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
@@ -71,7 +76,7 @@ class Submission:
             index = self._ready.popleft()
             verdict = reason or self._patience.verdict(self._batches[index].resources)
             if verdict:
-                self._take_in(index, _not_run(self._batches[index], verdict), on_done)
+                self._take_in(index, _not_run(self._batches[index], verdict, self._store), on_done)
             else:
                 self._submit(index)
 
@@ -79,9 +84,8 @@ class Submission:
         batch = self._batches[index]
         asked = request(batch.resources, self._nodes.alive)
         group = placement_group_of(asked) if asked.num_nodes > 1 else None
-        ref = _remote(batch, self._context, asked, group).remote(
-            batch, self._context, upstream_of(batch.upstream, self._outcomes)
-        )
+        task = self._function.options(**_options(batch, self._context, asked, group))
+        ref = task.remote(batch, self._context, upstream_of(batch.upstream, self._outcomes))
         self._in_flight[ref] = _Sent(index, asked, group)
 
     def _collect_done(self, on_done: OnBatchDone) -> None:
@@ -96,12 +100,15 @@ class Submission:
     def _look_at_waiting(self, on_done: OnBatchDone) -> None:
         """What no node can take any more waits for one, for a while; what another kind of node can is sent there."""
         nodes = self._nodes.alive
-        self._ledger.forgive(self._steps_in_flight(), self._context.run_id, {node.node_id for node in nodes})
+        if self._nodes.lost:
+            self._store.refresh()
+            refs = [step.ref for sent in self._in_flight.values() for step in self._batches[sent.index].steps]
+            self._ledger.forgive(refs, self._context.run_id, {node.node_id for node in nodes})
         self._patience.look((self._batches[sent.index].resources for sent in self._in_flight.values()), nodes)
         for ref, sent in list(self._in_flight.items()):
             batch = self._batches[sent.index]
             if verdict := self._patience.verdict(batch.resources):
-                self._take_in(self._recalled(ref), _unfinished(batch, self._context, verdict), on_done)
+                self._take_in(self._recalled(ref), _not_run(batch, verdict, self._store), on_done)
             elif lacking(sent.asked, nodes) and not lacking(batch.resources, nodes):
                 self._submit(self._recalled(ref))
 
@@ -122,14 +129,12 @@ class Submission:
 
     def _give_up(self, reason: str, on_done: OnBatchDone) -> None:
         """The cluster is gone, and with it what ran there: no step is to blame."""
-        self._ledger.forgive(self._steps_in_flight(), self._context.run_id, set())
+        self._ledger.lose(self._context.run_id)
+        self._store.refresh()
         lost = [sent.index for sent in self._in_flight.values()]
         self._in_flight.clear()
         for index in lost:
-            self._take_in(index, _unfinished(self._batches[index], self._context, reason), on_done)
-
-    def _steps_in_flight(self) -> list[StepRef]:
-        return [step.ref for sent in self._in_flight.values() for step in self._batches[sent.index].steps]
+            self._take_in(index, _not_run(self._batches[index], reason, self._store), on_done)
 
     def _take_in(self, index: int, done: Sequence[Outcome], on_done: OnBatchDone) -> None:
         self._outcomes |= {outcome.ref: outcome for outcome in done}
@@ -140,28 +145,34 @@ class Submission:
         on_done(done)
 
 
-def _not_run(batch: Batch, reason: str) -> list[Outcome]:
-    return [Outcome(step.ref, Status.not_run, message=reason) for step in batch.steps]
+def _not_run(batch: Batch, reason: str, store: Store) -> list[Outcome]:
+    """A batch that ends before its time: what it has published counts."""
+    return [
+        Outcome(step.ref, Status.succeeded)
+        if store.has(step.ref)
+        else Outcome(step.ref, Status.not_run, message=reason)
+        for step in batch.steps
+    ]
 
 
-def _remote(batch: Batch, context: RunContext, asked: Resources, group: Any) -> Any:
-    import ray
+def _options(batch: Batch, context: RunContext, asked: Resources, group: Any) -> dict[str, Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     # In a placement group the engine's own workers take the GPUs, one bundle each; this task only drives them.
     strategy = group and PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-    return ray.remote(run_batch).options(
-        name=batch.label,
-        num_cpus=asked.num_cpus,
-        num_gpus=0 if group else asked.num_gpus,
-        memory=int(asked.memory_gib * GIB) if asked.memory_gib is not None else None,
-        scheduling_strategy=strategy,
+    # Threads are fixed by the batch, so that a node's size does not move a floating-point sum.  They soon sleep when
+    # they wait: on a shared core spinning costs more than the work (33 decode steps 38 s, without it 3 s).
+    threads = {"OMP_NUM_THREADS": str(max(1, int(asked.num_cpus))), "GOMP_SPINCOUNT": "1000"}
+    return {
+        "name": batch.label,
+        "num_cpus": asked.num_cpus,
+        "num_gpus": 0 if group else asked.num_gpus,
+        "memory": int(asked.memory_gib * GIB) if asked.memory_gib is not None else None,
+        "scheduling_strategy": strategy,
         # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
-        max_retries=context.max_attempts * len(batch.steps),
-        # Threads are fixed by the batch, so that a node's size does not move a floating-point sum.  They soon sleep
-        # when they wait: on a shared core spinning costs more than the work (33 decode steps 38 s, without it 3 s).
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(asked.num_cpus))), "GOMP_SPINCOUNT": "1000"}},
-    )
+        "max_retries": context.max_attempts * len(batch.steps),
+        "runtime_env": {"env_vars": threads},
+    }
 
 
 def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
@@ -173,17 +184,12 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
     except ray.exceptions.LocalRayletDiedError:
         raise ClusterLostError(NODE_DIED) from None
     except ray.exceptions.RayError as error:
-        return _unfinished(batch, context, one_line(getattr(error, "cause", None) or error))
-
-
-def _unfinished(batch: Batch, context: RunContext, message: str) -> list[Outcome]:
-    """How the steps of a batch ended that came to no end of its own."""
-    store = context.store.open()
-    return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
+        store, message = context.store.open(), one_line(getattr(error, "cause", None) or error)
+        return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
 
 
 def _without_word(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
-    """What is published counts, and what killed its worker has failed; what never started has not."""
+    """How a step of a batch that died ended: one that killed its worker has failed, one never begun has not."""
     if store.has(ref):
         return Outcome(ref, Status.succeeded)
     if not blamed(store.ledger.history(ref, run_id).deaths):

@@ -134,6 +134,10 @@ class Ledger:
         """Remove the request when the run is over."""
         self._records.delete(_stop_record(run_id))
 
+    def lose(self, run_id: str) -> None:
+        """Record that a run lost its cluster: no attempt of it that has no end says anything against its step."""
+        self._records.create(_lost_record(run_id), "lost")
+
     def tell(self, sweep: str, run_id: str, text: str) -> None:
         """Record what happened to a run, of no step in particular."""
         line = {"time": round(time.time(), 3), "sweep": sweep, "run_id": run_id, "text": text}
@@ -193,6 +197,8 @@ class Ledger:
             return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
         if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
             return None
+        if self._records.read(_lost_record(last["run_id"])) is not None:
+            return None
         return Failure(FailureClass.crash, "the worker died during the attempt", log, len(starts))
 
     def running(self, steps: Iterable[Step]) -> set[StepRef]:
@@ -236,6 +242,10 @@ def _record(ref: StepRef) -> str:
 
 def _stop_record(run_id: str) -> str:
     return f"ledger/stop-{run_id}"
+
+
+def _lost_record(run_id: str) -> str:
+    return f"ledger/lost-{run_id}"
 
 
 def _run_record(run_id: str) -> str:
