@@ -28,8 +28,8 @@ class Attempts:
         return log_path(self.store.local, step)
 
     def started(self, step: Step) -> None:
-        node = this_node() if self.context.kills else None
-        self.ledger.started(step.ref, self.context.run_id, self.store.log_place(self.log_path(step)), node)
+        log = self.store.log_place(self.log_path(step))
+        self.ledger.started(step.ref, self.context.run_id, log, this_node())
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)

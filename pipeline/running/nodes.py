@@ -1,5 +1,6 @@
 """The nodes of a Ray cluster, as they come and go."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,11 +55,10 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def this_node() -> str:
-    """Which node of the cluster this process is on."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
+def this_node() -> str | None:
+    """Which node of the cluster this process is on; None where it is part of none."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else None
 
 
 def head_address() -> str:

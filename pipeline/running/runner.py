@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
+from pipeline.running.apart import run_apart
 from pipeline.running.batches import Batch
 from pipeline.running.connection import connect
 from pipeline.running.nodes import Nodes, Tell
-from pipeline.running.outcome import OnBatchDone, Outcomes, RunContext, upstream_of
+from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, upstream_of
 from pipeline.running.placement import Patience, check_fits
-from pipeline.running.submission import MAX_IN_FLIGHT, Submission
+from pipeline.running.submission import MAX_IN_FLIGHT, Submission, without_word
 from pipeline.running.worker import run_batch
 
 
@@ -30,15 +31,22 @@ def make_runner(cluster: ClusterConfig, max_parallel: int | None = None, tell: T
 
 
 class InlineRunner:
-    """One batch after the other, in this process."""
+    """One batch after the other, in this process; each that computes on GPUs in a process of its own."""
 
     def run(self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone) -> Outcomes:
         outcomes: Outcomes = {}
         for batch in batches:
-            done = run_batch(batch, context, upstream_of(batch.upstream, outcomes))
+            done = _done_inline(batch, context, upstream_of(batch.upstream, outcomes))
             outcomes |= {outcome.ref: outcome for outcome in done}
             on_done(done)
         return outcomes
+
+
+def _done_inline(batch: Batch, context: RunContext, upstream: list[Outcome]) -> list[Outcome]:
+    if not batch.resources.num_gpus:
+        return run_batch(batch, context, upstream)
+    done = run_apart(batch, context, upstream)
+    return without_word(batch, context, "the process that ran it died again and again") if done is None else done
 
 
 class RayRunner:

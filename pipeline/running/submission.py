@@ -40,8 +40,9 @@ class Submission:
         import ray
 
         self._context, self._nodes, self._patience = context, nodes, patience
-        # Made once: each is sent to the head, for which Ray waits however long it is silent.
-        self._function = ray.remote(run_batch)
+        # Made once: each is sent to the head, for which Ray waits however long it is silent.  The end of its process
+        # gives back a GPU's memory; without GPUs a process takes the next batch.
+        self._on_gpus, self._elsewhere = ray.remote(max_calls=1)(run_batch), ray.remote(run_batch)
         self._store = context.store.open()
         self._ledger = self._store.ledger
         self._limit = limit
@@ -84,7 +85,8 @@ class Submission:
         batch = self._batches[index]
         asked = request(batch.resources, self._nodes.alive)
         group = placement_group_of(asked) if asked.num_nodes > 1 else None
-        task = self._function.options(**_options(batch, self._context, asked, group))
+        function = self._on_gpus if batch.resources.num_gpus else self._elsewhere
+        task = function.options(**_options(batch, self._context, asked, group))
         ref = task.remote(batch, self._context, upstream_of(batch.upstream, self._outcomes))
         self._in_flight[ref] = _Sent(index, asked, group)
 
@@ -184,15 +186,22 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
     except ray.exceptions.LocalRayletDiedError:
         raise ClusterLostError(NODE_DIED) from None
     except ray.exceptions.RayError as error:
-        store, message = context.store.open(), one_line(getattr(error, "cause", None) or error)
-        return [_without_word(step.ref, store, context.run_id, message) for step in batch.steps]
+        return without_word(batch, context, one_line(getattr(error, "cause", None) or error))
 
 
-def _without_word(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
-    """How a step of a batch that died ended: one that killed its worker has failed, one never begun has not."""
+def without_word(batch: Batch, context: RunContext, message: str) -> list[Outcome]:
+    """How the steps of a batch ended whose workers died: one that killed them has failed, one never begun has not."""
+    store = context.store.open()
+    return [_last_known(step.ref, store, context.run_id, message) for step in batch.steps]
+
+
+def _last_known(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
     if store.has(ref):
         return Outcome(ref, Status.succeeded)
-    if not blamed(store.ledger.history(ref, run_id).deaths):
+    history = store.ledger.history(ref, run_id)
+    if history.failure is not None:
+        return Outcome(ref, Status.failed, *history.failure)
+    if not blamed(history.deaths):
         return Outcome(ref, Status.not_run, message=message)
     with contextlib.suppress(OSError):
         store.ledger.failed(ref, run_id, FailureClass.crash, message)
