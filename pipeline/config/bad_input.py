@@ -3,6 +3,7 @@
 import re
 import traceback
 from dataclasses import fields
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +34,8 @@ def _line(error: BaseException) -> str:
     text = str(error)
     if unknown := re.search(r"'(\w+)' object has no attribute '(\w+)'", text):
         return _unknown_key(unknown[2], f" in {unknown[1]}: check its spelling against conf/")
+    if odd := re.search(r"Config group override must be a string or a list. Got (\w+)", text):
+        return f"a group (model=, sweep=, an axis over one) takes the names of files; got {odd[1]}"
     if "@sweep." in text and "Could not override" in text:
         return f"a sweep's file must begin with {_GLOBAL!r}"
     if "Could not override 'sweep'" in text:
@@ -86,6 +89,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _raised_by_schema(error: BaseException) -> bool:
-    """Whether the error came up while OmegaConf filled the config dataclasses."""
+    """Whether the error came up while OmegaConf filled the config dataclasses, or in Hydra itself."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any("omegaconf" in frame.filename for frame in frames)
+    return any("omegaconf" in frame.filename for frame in frames) or "hydra" in Path(frames[-1].filename).parts

@@ -59,7 +59,7 @@ def check(overrides: Sequence[str]) -> None:
     """Raise UserError for the first override that cannot be read, or that is about Hydra itself."""
     for text in overrides:
         override = _parsed(text)
-        if override is None or override.is_sweep_override():
+        if override is None or not _is_readable(text):
             raise UserError(_advice(text))
         if is_about_hydra(override.key_or_group, override.package):
             raise UserError(f"{text!r} is about Hydra itself, which only composes configs here: leave it out")
@@ -118,7 +118,7 @@ def _item(value: str) -> str:
 
 def _is_readable(text: str) -> bool:
     read = _parsed(text)
-    return read is not None and not read.is_sweep_override()
+    return read is not None and bool(read.key_or_group) and not read.is_sweep_override()
 
 
 def _parsed(text: str) -> Override | None:

@@ -112,7 +112,7 @@ class BudgetConfig:
     gpu_hours: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gpu_hours is not None and self.gpu_hours <= 0:
+        if self.gpu_hours is not None and not self.gpu_hours > 0:
             raise ValueError(f"budget.gpu_hours must be more than 0, or null for no limit; got {self.gpu_hours}")
 
 

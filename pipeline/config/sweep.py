@@ -12,7 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.command_line import quoted
+from pipeline.config.command_line import check, quoted
 from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
@@ -236,6 +236,7 @@ def _check_grid(sweep: SweepConfig) -> None:
         if not values:
             raise UserError(f"sweep {sweep.name!r}: axis {axis} has no values; give it some or drop the axis")
     for rule in sweep.adjust:
+        check(rule.set)
         for axis, value in rule.when.items():
             if axis not in sweep.axes:
                 axes = ", ".join(sweep.axes) or "none"

@@ -1,7 +1,7 @@
 """What a decoder's ``config.json`` says about its size, read without torch, so that a plan can reason about memory."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,11 @@ class ModelShape:
     head_dim: int = execution()
     vocab_size: int = execution()
     tie_word_embeddings: bool = execution()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type is int and getattr(self, each.name) < 1:
+                raise ValueError(f"model.shape.{each.name} must be at least 1; got {getattr(self, each.name)}")
 
     @classmethod
     def from_config(cls, config_path: Path) -> Self:

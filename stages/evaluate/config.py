@@ -44,9 +44,17 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
-        for name in ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name} must be at least 1; got {getattr(self, name)}")
+        counted = ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "batch_size", "num_cpus")
+        for name in (*counted, "max_num_seqs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"engine.{name} must be at least 1; got {value}")
+        for name in ("gpu_memory_gib", "kv_cache_gib"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"engine.{name} must be more than 0, or null; got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"engine.gpu_memory_utilization must be a share, up to 1; got {self.gpu_memory_utilization}"
+            )
 
     @property
     def num_ranks(self) -> int:

@@ -14,3 +14,7 @@ class GateConfig:
     max_lost: float = identity(0.5)  # share of the base's advantage over uniform guessing, in nats per token
     max_degenerate: float = identity(0.5)  # share of the probes that the base answers properly
     num_probe_tokens: int = identity(32)
+
+    def __post_init__(self) -> None:
+        if self.num_probe_tokens < 1:
+            raise ValueError(f"gate.num_probe_tokens must be at least 1; got {self.num_probe_tokens}")

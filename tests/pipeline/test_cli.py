@@ -181,6 +181,22 @@ BAD_INPUT = {
     "a store that no file system can hold": (["mode=plan", f"store.root={'a' * 300}"], r"File name too long: a+"),
     "a value with a password": (["tracking.uri=http://me:sesame@x#y"], r"^error: 'tracking.uri=http://\*\*\*@x#y'"),
     "an interpolation of nothing": (["store.root=${x}"], r"store.root: \$\{x\} stands for a key that there is not"),
+    "no file of a group": (["model=null"], r"a group .* takes the names of files; got NoneType"),
+    "an axis of numbers over files": (["+sweep=smoke", "sweep.axes.recipe=[1]"], r"takes the names of files; got int"),
+    "no key": (["+@x=y"], r"'\+@x=y' is no KEY=VALUE"),
+    "an adjustment that is none": (
+        ["+sweep=smoke", "sweep.adjust=[{when: {recipe: bf16}, set: [nope]}]"],
+        r"'nope' is no KEY=VALUE",
+    ),
+    "an adjustment of Hydra": (
+        ["+sweep=smoke", "sweep.adjust=[{when: {recipe: bf16}, set: ['hydra.run.dir=/x']}]"],
+        r"'hydra.run.dir=/x' is about Hydra itself",
+    ),
+    "a model of no size": (["model.shape.hidden_size=0"], r"model.shape.hidden_size must be at least 1; got 0"),
+    "more than all memory": (["engine.gpu_memory_utilization=7"], r"engine.gpu_memory_utilization must be a share"),
+    "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
+    "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
+    "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 

@@ -1,24 +1,34 @@
 """What modes leave behind: those that only look leave no record, and in an empty directory nothing at all."""
 
+import functools
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from pipeline.config.schema import Config
 from pipeline.context import PlannedSweep
 from pipeline.modes import MODES
+from pipeline.planning.facts import resolve
+from pipeline.planning.make_plan import make_plan
+from pipeline.planning.plan import Plan
 from pipeline.results import record
 from pipeline.results.mlflow_mirror import Mirror
 from pipeline.store.store import Store
-from tests.pipeline.planning.test_plan import make_plan, resolve, trials_of
+from tests.pipeline.planning.test_plan import trials_of
 
 READING = sorted(MODES.keys() - {"run", "resubmit"})
 
 
-def sweep_in(directory: Path, *cli: str) -> PlannedSweep:
+@functools.cache
+def planned(*cli: str) -> tuple[Plan, Config]:
     trials = trials_of("+sweep=smoke", *cli)
-    plan = make_plan("smoke", trials, resolve(trials, None))
-    return PlannedSweep(lambda: plan, trials[0].config, Store(directory / "store"), Console(quiet=True))
+    return make_plan("smoke", trials, resolve(trials, None)), trials[0].config
+
+
+def sweep_in(directory: Path, *cli: str) -> PlannedSweep:
+    plan, config = planned(*cli)
+    return PlannedSweep(lambda: plan, config, Store(directory / "store"), Console(quiet=True))
 
 
 @pytest.mark.parametrize("mode", READING)

@@ -1,5 +1,6 @@
 """Which MLflow is written, in what state it may be found, and how it shows runs that did not end by themselves."""
 
+import functools
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pipeline import driver, modes
 from pipeline.config.execution import TrackingConfig
+from pipeline.config.schema import Config
 from pipeline.context import PlannedSweep
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
@@ -21,6 +23,7 @@ from pipeline.results.mlflow_mirror import Mirror
 from pipeline.results.mlflow_place import place_of, review_line
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
+from tests.pipeline.planning.test_plan import trials_of
 from tests.sweeping import free_port
 
 DEFAULT = TrackingConfig()
@@ -220,7 +223,6 @@ def test_a_run_that_is_broken_off_is_not_shown_as_running(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def config() -> Any:
-    from tests.pipeline.planning.test_plan import trials_of
-
+@functools.cache
+def config() -> Config:
     return trials_of("+sweep=smoke")[0].config
