@@ -25,9 +25,9 @@ def connect(address: str | None, num_cpus: int | None) -> None:
 
 
 def _join(address: str) -> None:
+    head = shake_hands(address)
     import ray
 
-    head = shake_hands(address)
     try:
         ray.init(address=head, log_to_driver=False, configure_logging=False)
     except Exception as error:

@@ -68,9 +68,9 @@ class RayRunner:
     ) -> Outcomes:
         # Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        connect(self._cluster.address, self._cluster.num_cpus)
         import ray
 
-        connect(self._cluster.address, self._cluster.num_cpus)
         try:
             nodes, cluster = Nodes(self._tell), self._cluster
             if not cluster.autoscales:
