@@ -13,7 +13,7 @@ from tests.pipeline.fakes import note, serving
 def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
     ledger, plan = Ledger(open_storage(tmp_path)), Plan("sweep")
     checkpoint = note("weights")
-    steps = [checkpoint, serving("a", checkpoint), serving("b", checkpoint)]
+    steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
     for step in steps:
         plan.add(step)
     progress = Progress(plan, steps, batches(steps), ledger, "run")
