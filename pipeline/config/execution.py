@@ -62,6 +62,11 @@ class ClusterConfig:
         _check_stages("cluster.stages", self.stages)
         _check_stages("cluster.timeout_s", self.timeout_s, "default")
         self.stages = {name: _resource_config(f"cluster.stages.{name}", value) for name, value in self.stages.items()}
+        if self.address is not None and self.num_cpus is not None:
+            raise ValueError(
+                "cluster.num_cpus is for a Ray of this machine's own (cluster=local); a cluster that runs has what its "
+                "nodes were started with"
+            )
         for name, limit_s in self.timeout_s.items():
             if not limit_s > 0:
                 raise ValueError(f"cluster.timeout_s.{name} must be more than 0; got {limit_s}")

@@ -123,7 +123,9 @@ class Progress:
             # Documents, not steps: a fetch says nothing of how long an evaluation takes.
             left_min = elapsed_s * (to_do - done) / done / 60
             parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second"]
-            parts += [f"about {left_min:.0f} min left" if self._is_working else "nothing is running"]
+            parts += [f"about {left_min:.0f} min left"] if self._is_working else []
+        if not self._is_working:
+            parts += ["nothing is running"]
         return ", ".join(parts)
 
     def _rows(self) -> dict[str, Row]:

@@ -160,6 +160,10 @@ BAD_INPUT = {
         ["+sweep=smoke", "cluster=existing", "cluster.address=http://127.0.0.1:8265"],
         r"cluster.address=http://127.0.0.1:8265 is no HOST:PORT: give what `ray start --head` prints",
     ),
+    "cores for a cluster that has its own": (
+        ["+sweep=smoke", "cluster=existing", "cluster.num_cpus=4"],
+        r"cluster.num_cpus is for a Ray of this machine's own",
+    ),
     "a cluster without its port": (
         ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1"],
         r"cluster.address=127.0.0.1 is no HOST:PORT",
