@@ -4,6 +4,7 @@ import os
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,9 @@ from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
 from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
-from pipeline.running.outcome import Outcome, RunContext, Status
+from pipeline.running.outcome import Outcome, Outcomes, RunContext, Status
 from pipeline.running.progress import Progress
-from pipeline.running.runner import Outcomes, make_runner
+from pipeline.running.runner import make_runner
 from pipeline.running.selection import chosen, failed, with_needs
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import Step, StepRef
@@ -122,12 +123,17 @@ def is_disk_full(outcomes: Outcomes) -> bool:
 
 
 def _exit_code(sweep: PlannedSweep, steps: Sequence[Step], outcomes: Outcomes) -> int:
-    stopped = [outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run]
-    if stopped:
-        say(sweep.console, f"{stopped[0]}: {len(stopped)} steps were not run; the same command goes on where it was")
-    if BY_USER in stopped:
+    for line in _stops(outcomes):
+        say(sweep.console, f"{line}; the same command goes on where it was")
+    if any(outcome.message == BY_USER for outcome in outcomes.values()):
         return INTERRUPTED
     return FAILURE if sweep.store.missing(steps) else SUCCESS
+
+
+def _stops(outcomes: Outcomes) -> list[str]:
+    """Why steps were not run, and how many."""
+    reasons = Counter(outcome.message for outcome in outcomes.values() if outcome.status is Status.not_run)
+    return [f"{reason}: {number} steps were not run" for reason, number in reasons.items()]
 
 
 def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> Outcomes:
@@ -142,10 +148,16 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
 
     def on_ready() -> None:
         say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
+        sweep.store.ledger.tell(sweep.plan.name, run_id, f"{len(steps)} steps to run")
 
     def request_stop(reason: str) -> None:
         sweep.store.ledger.request_stop(run_id, reason)
         progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
+
+    def tell(line: str) -> None:
+        progress.tell(line)
+        with suppress(OSError):
+            sweep.store.ledger.tell(sweep.plan.name, run_id, line)
 
     context = RunContext(
         sweep.store.address,
@@ -155,11 +167,14 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    runner = make_runner(cluster, sweep.config.max_parallel)
+    runner = make_runner(cluster, sweep.config.max_parallel, tell)
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
-                return runner.run(work, context, on_done, on_ready)
+                outcomes = runner.run(work, context, on_done, on_ready)
+        for line in _stops(outcomes):
+            sweep.store.ledger.tell(sweep.plan.name, run_id, line)
+        return outcomes
     except KeyboardInterrupt:
         with suppress(OSError):
             for step in progress.running_steps():

@@ -44,6 +44,8 @@ def status(sweep: PlannedSweep) -> int:
     failures = sweep.store.ledger.failures(missing)
     running = sweep.store.ledger.running(step for step in missing if step.ref not in failures)
     terminal.status(sweep.console, sweep.plan, {step.ref for step in missing}, failures, running)
+    if missing:
+        terminal.told(sweep.console, sweep.store.ledger.told(sweep.plan.name))
     if (file := sweep.config.failures["export"]) is not None:
         num_steps = _export(sweep, Path(file), failures)
         command = f"mode=resubmit {shown('failures.from', file)}"

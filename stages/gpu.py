@@ -35,8 +35,8 @@ def read_gpus(number: int) -> list[GpuState] | None:
     """The state of the first ``number`` GPUs that this process may use; None without NVIDIA's driver."""
     if number == 0:
         return None
-    with _nvml() as nvml:
-        return None if nvml is None else [_state(nvml, handle) for handle in _handles(nvml)[:number]] or None
+    with nvml_library() as nvml:
+        return None if nvml is None else [_state(nvml, handle) for handle in visible_handles(nvml)[:number]] or None
 
 
 def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:
@@ -81,12 +81,13 @@ def is_busy(state: GpuState) -> bool:
 
 
 @contextmanager
-def _nvml() -> Iterator[Any]:
+def nvml_library() -> Iterator[Any]:
+    """NVIDIA's management library; None where it or a driver is missing."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver
+    except Exception:
         yield None
         return
     try:
@@ -95,8 +96,8 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _handles(nvml: Any) -> list[Any]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, by index or UUID."""
+def visible_handles(nvml: Any) -> list[Any]:
+    """Of the GPUs that CUDA_VISIBLE_DEVICES leaves, by index or UUID."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]

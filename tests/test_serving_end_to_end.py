@@ -17,6 +17,7 @@ from tests.test_end_to_end import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
 SMALL = ["+sweep=smoke_profile", "sweep.axes.recipe=[bf16]", "model.weights=dummy"]
+FEWER_RUNS = ["workloads.first_token_64.num_runs=1", "workloads.short.num_runs=2"]
 
 
 def run(directory: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -26,7 +27,7 @@ def run(directory: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_sweep_says_what_a_format_costs_to_serve(tmp_path: Path) -> None:
-    process = run(tmp_path)
+    process = run(tmp_path, *FEWER_RUNS)
     printed, _ = process.communicate(timeout=800)
     assert process.returncode == 0, printed
     assert re.search(r"smollm2_135m/bf16\s+short\s+throughput\s+[\d.]+", printed)

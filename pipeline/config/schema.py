@@ -169,6 +169,8 @@ class Config:
             for workload, share in mix.items():
                 if isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
                     raise ValueError(f"mixes.{name}.{workload} must be a positive share of the queries; got {share!r}")
+        if unknown := self.failures.keys() - {"class", "step", "export", "from"}:
+            raise ValueError(f"failures has no {min(unknown)!r}: there are class, step, export, from")
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -71,6 +72,13 @@ def status(
     by_class = Counter(failure.failure_class.value for failure in failures.values())
     if by_class:
         say(console, "by class: " + ", ".join(f"{name} {number}" for name, number in sorted(by_class.items())))
+
+
+def told(console: Console, lines: Sequence[tuple[float, str]]) -> None:
+    """What happened to the latest run, beside its steps."""
+    for time_s, line in lines:
+        when = datetime.fromtimestamp(time_s).strftime("%Y-%m-%d %H:%M:%S")
+        console.print(f"{when} {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:

@@ -1,12 +1,14 @@
 """What the ledger says of a batch's steps in this run, and whether one is tried again."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import RETRY, FailureClass, Retry
 from pipeline.running.batches import Batch
 from pipeline.running.capture import log_path
+from pipeline.running.nodes import blamed, this_node
 from pipeline.running.outcome import Outcome, RunContext, Status
 from pipeline.steps.step import Step
 from pipeline.store.ledger import History, Ledger
@@ -27,7 +29,8 @@ class Attempts:
         return log_path(self.store.local, step)
 
     def started(self, step: Step) -> None:
-        self.ledger.started(step.ref, self.context.run_id, self.store.log_place(self.log_path(step)))
+        log = self.store.log_place(self.log_path(step))
+        self.ledger.started(step.ref, self.context.run_id, log, this_node())
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)
@@ -66,7 +69,8 @@ class Attempts:
                 self.ledger.request_stop(self.context.run_id, f"{failure_class.value}: {message}")
         if retry is Retry.smaller:
             return history.num_oom == 1 and step.stage.smaller(step.config) is not None
-        return retry is Retry.again and history.num_started < self.context.max_attempts
+        num_tries = history.num_started - history.num_deaths + blamed(history.deaths, within_s=0)
+        return retry is Retry.again and num_tries < self.context.max_attempts
 
     def pause_s(self, step: Step) -> float:
         """How long to wait before the next attempt."""
@@ -87,12 +91,15 @@ class Attempts:
 
     def _is_set_aside(self, step: Step, history: History) -> bool:
         """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
-        limit = self.context.max_attempts
-        if history.num_deaths >= limit:
+        if self._kills(history.deaths):
             return True
         if not step.stage.sessions or any(self.store.has(other.ref) for other in self.batch.steps):
             return False
-        return sum(self._history(other).num_deaths for other in self.batch.steps) >= limit
+        return self._kills([node for other in self.batch.steps for node in self._history(other).deaths])
+
+    def _kills(self, deaths: Sequence[str | None]) -> bool:
+        limit = self.context.max_attempts
+        return len(deaths) >= limit and blamed(deaths) >= limit
 
     def _history(self, step: Step) -> History:
         return self.ledger.history(step.ref, self.context.run_id)

@@ -3,16 +3,15 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 
 from pipeline.errors import UserError
+from pipeline.running.handshake import shake_hands
 from stages.errors import one_line
 
 LOCAL_START_ATTEMPTS = 3
-CONNECT_WITHIN_S = 20.0
 
 
 def connect(address: str | None, num_cpus: int | None) -> None:
@@ -26,20 +25,16 @@ def connect(address: str | None, num_cpus: int | None) -> None:
 
 
 def _join(address: str) -> None:
+    head = shake_hands(address)
     import ray
 
     try:
-        _check_answers(address)
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except OSError as error:
-        raise UserError(f"cluster.address={address}: no Ray cluster there ({one_line(error)})") from None
-
-
-def _check_answers(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray itself goes on asking for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
+        ray.init(address=head, log_to_driver=False, configure_logging=False)
+    except Exception as error:
+        raise UserError(
+            f"cluster.address={address}: Ray does not let this process in ({one_line(error)}): the driver must run on "
+            "a machine where `ray start` has been called"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -86,11 +81,11 @@ def _start_local(num_cpus: int | None) -> None:
 
 
 def _silence_deaths() -> None:
-    """Keep Ray's ten lines for every dead worker off the live display; the ledger says what died and why.
+    """Keep what Ray prints of every dead worker and node (20 lines each) off the live display: the ledger says it.
 
-    ``log_to_driver=False`` does not reach them, and Ray has no public way to.
+    ``log_to_driver=False`` does not reach it, and Ray has no public way to.
     """
-    with contextlib.suppress(ImportError, AttributeError):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+    with contextlib.suppress(ImportError):
+        from ray._private import worker
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        worker.print_to_stdstream = lambda *arguments, **options: None

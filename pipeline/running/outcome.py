@@ -1,6 +1,6 @@
 """How a step ends, and what every batch of a run shares: values that travel between driver and workers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -26,6 +26,15 @@ class Outcome:
     status: Status
     failure_class: FailureClass | None = None
     message: str = ""
+
+
+Outcomes = dict[StepRef, Outcome]
+OnBatchDone = Callable[[Sequence[Outcome]], None]
+
+
+def upstream_of(refs: Iterable[StepRef], outcomes: Outcomes) -> list[Outcome]:
+    """How those of the steps ended that this run has had."""
+    return [outcomes[ref] for ref in refs if ref in outcomes]
 
 
 @dataclass(frozen=True, slots=True)

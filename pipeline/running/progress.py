@@ -49,6 +49,7 @@ class Progress:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._notice = ""
+        self._is_working = True
         self._console: Console | None = None
 
     @contextmanager
@@ -85,6 +86,11 @@ class Progress:
         if self._console is not None and not self._console.is_terminal:
             self._console.print(notice, highlight=False, markup=False)
 
+    def tell(self, line: str) -> None:
+        """Print a line that stays, above the display."""
+        if self._console is not None:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def running_steps(self) -> list[Step]:
         """The steps being worked on now."""
         with self._lock:
@@ -116,7 +122,10 @@ class Progress:
         if done:
             # Documents, not steps: a fetch says nothing of how long an evaluation takes.
             left_min = elapsed_s * (to_do - done) / done / 60
-            parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second", f"about {left_min:.0f} min left"]
+            parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second"]
+            parts += [f"about {left_min:.0f} min left"] if self._is_working else []
+        if not self._is_working:
+            parts += ["nothing is running"]
         return ", ".join(parts)
 
     def _rows(self) -> dict[str, Row]:
@@ -126,7 +135,9 @@ class Progress:
             row.num_steps += 1
             row.num_done += step.ref not in self._missing or self._ended.get(step.ref) == "succeeded"
             row.num_failed += self._ended.get(step.ref) == "failed"
-        for step in self.running_steps():
+        running = self.running_steps()
+        self._is_working = bool(running)
+        for step in running:
             rows[step.trial or SHARED].running.append(_activity(step))
         return dict(rows)
 

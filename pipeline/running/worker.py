@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
 from stages.errors import one_line, redacted
+from stages.gpu_memory import memory_used_mib
 
 LISTING_PATIENCE_S = 10.0
 ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is tried twice
@@ -145,6 +147,7 @@ class _BatchRun:
         if step.stage.sessions:
             self._announce_next(step)
         with self._store.draft(step) as draft:
+            memory_before = _gpu_memory_mib(step)
             called = time.perf_counter()
             metrics = step.stage.run(config, inputs, draft.path, self._session)
             times = {
@@ -154,7 +157,9 @@ class _BatchRun:
                 "run_id": self._context.run_id,
             }
             changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
-            draft.publish(metrics, {**provenance(), **times, **changes})
+            memory = {"before": memory_before, "after": _gpu_memory_mib(step)}
+            on_gpu = {"gpu_memory_used_mib": memory} if step.resources.num_gpus else {}
+            draft.publish(metrics, {**provenance(), **times, **on_gpu, **changes})
 
     def _opened(self, session: contextlib.AbstractContextManager[Any]) -> Any:
         try:
@@ -191,3 +196,8 @@ class _BatchRun:
                 yield
         finally:
             self._store.keep_log(log)
+
+
+def _gpu_memory_mib(step: Step) -> list[int] | None:
+    """What is taken of the step's GPUs; None where it has none, or no driver tells."""
+    return memory_used_mib(math.ceil(step.resources.num_gpus)) if step.resources.num_gpus else None

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from pipeline.steps.step import Step, StepRef
 from pipeline.store.storage import Records
 
 NUM_READERS = 16
+_TOLD = "ledger/told.jsonl"
 # A driver says so often that it lives; one that was silent for longer, or whose clock is off by more, does not.
 HEARTBEAT_S, DEAD_AFTER_S = 30.0, 120.0
 
@@ -39,10 +40,14 @@ class History:
     """A step's attempts in one run; ``failure`` and ``open_since`` (Unix seconds) tell how the latest one stands."""
 
     num_started: int
-    num_deaths: int
+    deaths: tuple[str | None, ...]  # the node of each attempt that came to no end
     num_oom: int
     failure: tuple[FailureClass, str] | None
     open_since: float | None
+
+    @property
+    def num_deaths(self) -> int:
+        return len(self.deaths)
 
 
 class Ledger:
@@ -51,14 +56,15 @@ class Ledger:
     def __init__(self, records: Records) -> None:
         self._records = records
 
-    def started(self, ref: StepRef, run_id: str, log: str | None) -> None:
-        """Record an attempt and where its log will be; call before the stage does anything."""
+    def started(self, ref: StepRef, run_id: str, log: str | None, node: str | None = None) -> None:
+        """Record an attempt, the cluster's node, and where its log will be; call before the stage does anything."""
         self._append(
             ref,
             event="started",
             run_id=run_id,
             host=socket.gethostname(),
             pid=os.getpid(),
+            node=node,
             log=log,
         )
 
@@ -72,8 +78,15 @@ class Ledger:
         self._append(ref, event="skipped", run_id=run_id, message=cause)
 
     def stopped(self, ref: StepRef, run_id: str) -> None:
-        """Record that the user ended an attempt: it says nothing against the step."""
+        """Record that the user, or the loss of a machine, ended an attempt: it says nothing against the step."""
         self._append(ref, event="stopped", run_id=run_id)
+
+    def forgive(self, refs: Iterable[StepRef], run_id: str, alive: Collection[str]) -> None:
+        """Record of the attempts under way on nodes that are not ``alive`` that they were stopped."""
+        for ref in refs:
+            events = [event for event in self.events(ref) if event.get("run_id") == run_id]
+            if events and events[-1]["event"] == "started" and events[-1].get("node") not in alive:
+                self.stopped(ref, run_id)
 
     def events(self, ref: StepRef) -> list[dict[str, Any]]:
         """Every event of a step, oldest first; a line torn by a kill is passed over."""
@@ -98,10 +111,9 @@ class Ledger:
         events = [event for event in self.events(ref) if event.get("run_id") == run_id]
         names = [event["event"] for event in events]
         failed = [event for event in events if event["event"] == "failed"]
-        ended = names.count("failed") + names.count("succeeded")
         return History(
-            num_started=names.count("started"),
-            num_deaths=names.count("started") - ended,
+            num_started=names.count("started") - names.count("stopped"),
+            deaths=_deaths(events),
             num_oom=sum(event["failure_class"] == FailureClass.oom.value for event in failed),
             failure=(FailureClass(failed[-1]["failure_class"]), failed[-1]["message"])
             if names[-1:] == ["failed"]
@@ -121,6 +133,22 @@ class Ledger:
     def clear_stop(self, run_id: str) -> None:
         """Remove the request when the run is over."""
         self._records.delete(_stop_record(run_id))
+
+    def lose(self, run_id: str) -> None:
+        """Record that a run lost its cluster: no attempt of it that has no end says anything against its step."""
+        self._records.create(_lost_record(run_id), "lost")
+
+    def tell(self, sweep: str, run_id: str, text: str) -> None:
+        """Record what happened to a run, of no step in particular."""
+        line = {"time": round(time.time(), 3), "sweep": sweep, "run_id": run_id, "text": text}
+        self._records.append(_TOLD, json.dumps(line, ensure_ascii=False))
+
+    def told(self, sweep: str) -> list[tuple[float, str]]:
+        """What happened to a sweep's latest run: when (Unix seconds), and what."""
+        lines = [
+            event for line in self._records.lines(_TOLD) if (event := _parse(line)) and event.get("sweep") == sweep
+        ]
+        return [(each["time"], each["text"]) for each in lines if each["run_id"] == lines[-1]["run_id"]]
 
     @contextmanager
     def alive(self, run_id: str) -> Iterator[None]:
@@ -169,6 +197,8 @@ class Ledger:
             return Failure(FailureClass(last["failure_class"]), last["message"], log, len(starts))
         if last["event"] == "succeeded" or self.is_alive(last["run_id"]):
             return None
+        if self._records.read(_lost_record(last["run_id"])) is not None:
+            return None
         return Failure(FailureClass.crash, "the worker died during the attempt", log, len(starts))
 
     def running(self, steps: Iterable[Step]) -> set[StepRef]:
@@ -195,12 +225,27 @@ class Ledger:
         self._records.append(_record(ref), line)
 
 
+def _deaths(events: Iterable[Mapping[str, Any]]) -> tuple[str | None, ...]:
+    """The nodes of those attempts of one run that neither ended nor were stopped; the latest may be under way."""
+    under_way = list[str | None]()
+    for event in events:
+        if event["event"] == "started":
+            under_way.append(event.get("node"))
+        elif event["event"] in ("failed", "succeeded", "stopped") and under_way:
+            under_way.pop()
+    return tuple(under_way)
+
+
 def _record(ref: StepRef) -> str:
     return f"ledger/{ref.short}.jsonl"
 
 
 def _stop_record(run_id: str) -> str:
     return f"ledger/stop-{run_id}"
+
+
+def _lost_record(run_id: str) -> str:
+    return f"ledger/lost-{run_id}"
 
 
 def _run_record(run_id: str) -> str:

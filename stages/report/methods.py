@@ -10,7 +10,7 @@ from stages.drift import DriftFacts, read_drift
 from stages.gate.artifact import Check, read_checks
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
-from stages.report.rows import Comparisons
+from stages.report.rows import Comparisons, arithmetics
 
 
 def statistics_facts(comparisons: Comparisons) -> dict[str, str]:
@@ -52,7 +52,19 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
-    return list(dict.fromkeys([*of_models, *_arithmetics(comparisons), *of_comparisons]))
+    of_trials = [_two_arithmetics(trial.name, comparisons) for trial in trials]
+    of_engines = [*_arithmetics(comparisons), *filter(None, of_trials)]
+    return list(dict.fromkeys([*of_models, *of_engines, *of_comparisons]))
+
+
+def _two_arithmetics(trial: str, comparisons: Comparisons) -> str | None:
+    """Which tasks of a trial were computed otherwise than the others."""
+    of_trial = [task for name, task in comparisons if name == trial]
+    found = arithmetics(trial, of_trial, comparisons)
+    if len(found) < 2:
+        return None
+    parts = [f"{json.loads(arithmetic)['method']} for {', '.join(tasks)}" for arithmetic, tasks in found.items()]
+    return f"{trial}: two arithmetics ({'; '.join(parts)}), so its suites that hold both have no mean"
 
 
 def _arithmetics(comparisons: Comparisons) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a report is about: one summary row for each trial and task, and one for each trial and suite."""
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -52,7 +53,7 @@ def suite_rows(
     rows: Sequence[Row],
     comparisons: Comparisons,
 ) -> Iterator[SuiteMean]:
-    """Plain means of the suites' tasks, and their recoveries; None if a member is missing.
+    """Plain means of the suites' tasks, and their recoveries; None if a member is missing or of another arithmetic.
 
     A recovery is of the documents that both trials were scored on, as its interval is; the means are of all.  Tasks
     where higher is better have no mean with those where lower is.
@@ -62,7 +63,7 @@ def suite_rows(
         for suite in suites:
             cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
             directions = {cell.get("higher_is_better") is False for cell in cells if cell}
-            if len(directions) > 1:
+            if len(directions) > 1 or len(arithmetics(trial.name, suite.tasks, comparisons)) > 1:
                 cells = [{}]
             lower_is_better = directions == {True}
             columns = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
@@ -81,6 +82,17 @@ def suite_rows(
                 recovery_low=low,
                 recovery_high=high,
             )
+
+
+def arithmetics(trial: str, tasks: Sequence[str], comparisons: Comparisons) -> dict[str, list[str]]:
+    """What the trial's ``tasks`` were multiplied with where that is known, and the tasks of each."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        comparison = comparisons.get((trial, task))
+        for leaf in filter(None, comparison.facts.leaves.values()) if comparison else ():
+            if leaf.arithmetic is not None:
+                found.setdefault(json.dumps(leaf.arithmetic, sort_keys=True), []).append(task)
+    return {arithmetic: list(dict.fromkeys(of_tasks)) for arithmetic, of_tasks in found.items()}
 
 
 def _recovery_interval(

@@ -14,7 +14,7 @@ from stages.report.rows import Comparisons, read_comparisons, suite_rows, summar
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 6
+VERSION = 7
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

@@ -1,7 +1,6 @@
 """Child processes that never outlive the step that started them."""
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -10,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from stages.errors import ConfigError, EngineError
+from stages.processes import end_with_parent
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec nothing may be imported
 _STOP_S = 20.0
 _NUM_ERRORS, _NUM_LAST_LINES, _NUM_KEPT_LINES = 2, 4, 300
 # vLLM ends every failed start with a line that only points back to the cause.
@@ -37,7 +36,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path, *, 
             stderr=stream,
             text=True,
             start_new_session=True,  # Ctrl-C lets the steps in flight finish
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
 
 
@@ -113,8 +112,3 @@ def free_port(wanted: int | None = None) -> int:
             ) from None
         port: int = probe.getsockname()[1]
         return port
-
-
-def _end_with_parent() -> None:
-    """A worker that is killed cannot clean up; the kernel then ends what it started."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -86,6 +86,9 @@ def _behave(config: NoteConfig) -> None:
             KEPT.append(sys.stderr)
         case "use_kept_stderr":
             KEPT[-1].write("through the kept stream")
+        case "tell_pid":
+            with (Path(config.scratch) / "pids").open("a") as pids:
+                pids.write(f"{os.getpid()}\n")
         case "slow":
             time.sleep(0.5)
 

@@ -96,6 +96,34 @@ BAD_INPUT = {
         ["+sweep=smoke", "+cluster.stages.evaluate.num_cps=1"],
         r"memory_gib, num_cpus, num_gpus",
     ),
+    "a share of an unknown stage": (
+        ["+sweep=smoke", "+cluster.stages.evalute.num_cpus=1"],
+        r"cluster.stages has no stage 'evalute': there are fetch_model, .*evaluate",
+    ),
+    "a share of the report, which the driver makes": (
+        ["+sweep=smoke", "+cluster.stages.report.num_cpus=1"],
+        r"cluster.stages has no stage 'report'",
+    ),
+    "a limit of an unknown stage": (
+        ["+sweep=smoke", "++cluster.timeout_s.evalute=5"],
+        r"cluster.timeout_s has no stage 'evalute': there are default, ",
+    ),
+    "a limit of no time": (
+        ["+sweep=smoke", "++cluster.timeout_s.evaluate=0"],
+        r"timeout_s.evaluate must be more than 0",
+    ),
+    "a share that is no number": (
+        ["+sweep=smoke", "+cluster.stages.evaluate.num_cpus=two"],
+        r"cluster.stages.evaluate.num_cpus must be a number, 0 or more; got 'two'",
+    ),
+    "a patience of less than nothing": (
+        ["+sweep=smoke", "cluster.wait_for_nodes_s=-1"],
+        r"cluster.wait_for_nodes_s must be 0 or more",
+    ),
+    "an unknown key among the failures": (
+        ["+sweep=smoke", "mode=resubmit", "+failures.clas=oom"],
+        r"failures has no 'clas': there are class, step, export, from",
+    ),
     "a resubmission that is a run": (["+sweep=smoke", "failures.class=oom"], r"failures\.class.*mode=resubmit"),
     "an export of nothing": (["+sweep=smoke", "mode=plan", "failures.export=x"], r"failures\.export.*mode=status"),
     "a limit of nothing": (["+sweep=smoke", "tasks.mathador.limit=-1"], r"task mathador: limit must be at least 1"),
@@ -127,6 +155,18 @@ BAD_INPUT = {
     "a cluster that is not there": (
         ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1"],
         r"cluster.address=127.0.0.1:1: no Ray cluster there",
+    ),
+    "a cluster's dashboard": (
+        ["+sweep=smoke", "cluster=existing", "cluster.address=http://127.0.0.1:8265"],
+        r"cluster.address=http://127.0.0.1:8265 is no HOST:PORT: give what `ray start --head` prints",
+    ),
+    "cores for a cluster that has its own": (
+        ["+sweep=smoke", "cluster=existing", "cluster.num_cpus=4"],
+        r"cluster.num_cpus is for a Ray of this machine's own",
+    ),
+    "a cluster without its port": (
+        ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1"],
+        r"cluster.address=127.0.0.1 is no HOST:PORT",
     ),
     "a key of an earlier version": (
         ["allow_drift=true"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.engines.native import native_facts
 from stages.evaluate.engines.pace import check_pace
@@ -25,6 +26,7 @@ from stages.evaluate.engines.simulated import (
 )
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
+from stages.gpu_memory import utilization
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -237,7 +239,7 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
         "max_model_len": config.max_model_len,
         "tensor_parallel_size": config.tensor_parallel_size,
         "seed": config.seed,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": _gpu_share(checkpoint, config),
         "enforce_eager": config.enforce_eager or is_cpu,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
@@ -252,6 +254,14 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
         arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
         arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
     return arguments
+
+
+def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:
+    """What vLLM may take of each GPU: no more than is free, or it would refuse to start."""
+    if not config.on_gpu:
+        return config.gpu_memory_utilization
+    weights_gib = num_stored_bytes(read_tensor_infos(checkpoint)) / GIB
+    return utilization(config.gpu_memory_utilization, config.num_gpus, weights_gib / config.num_ranks)
 
 
 def _is_installed(distribution: str) -> bool:

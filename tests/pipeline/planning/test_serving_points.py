@@ -10,7 +10,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.report_step import report_step
 from pipeline.running.batches import batches
 from pipeline.running.outcome import RunContext, Status
-from pipeline.running.placement import Node, whole_node
+from pipeline.running.placement import Node, request
 from pipeline.running.selection import chosen
 from pipeline.running.worker import run_batch
 from pipeline.steps.roles import under
@@ -62,9 +62,9 @@ def test_the_points_of_a_checkpoint_share_one_server_that_has_its_node_to_itself
 
 def test_alone_on_the_smallest_node_that_has_the_gpus() -> None:
     nodes = [Node(64, 8, 500), Node(16, 2, 100), Node(8, 0, 50)]
-    assert whole_node(Resources(num_gpus=1, is_alone=True), nodes) == Resources(16, 2, is_alone=True)
-    assert whole_node(Resources(num_gpus=4, is_alone=True), nodes) == Resources(64, 8, is_alone=True)
-    assert whole_node(Resources(num_gpus=9, is_alone=True), nodes) == Resources(num_gpus=9, is_alone=True)
+    assert request(Resources(num_gpus=1, is_alone=True), nodes) == Resources(16, 2, is_alone=True)
+    assert request(Resources(num_gpus=4, is_alone=True), nodes) == Resources(64, 8, is_alone=True)
+    assert request(Resources(num_gpus=9, is_alone=True), nodes) == Resources(num_gpus=9, is_alone=True)
 
 
 @pytest.mark.parametrize(

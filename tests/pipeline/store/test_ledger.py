@@ -31,6 +31,30 @@ def test_deaths_of_another_run_do_not_count(tmp_path: Path) -> None:
     assert ledger.history(REF, "run").num_deaths == 0
 
 
+def test_an_attempt_that_a_lost_node_ended_says_nothing_against_the_step(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None, "lost node")
+    assert ledger.history(REF, "run").deaths == ("lost node",)
+    ledger.forgive([REF], "run", {"another node", "lost node"})
+    assert ledger.last_failure(REF) is not None
+    ledger.forgive([REF], "run", {"another node"})
+    ledger.forgive([REF], "run", {"another node"})
+    assert ledger.last_failure(REF) is None
+    assert (ledger.history(REF, "run").num_started, ledger.history(REF, "run").deaths) == (0, ())
+    ledger.started(REF, "run", None, "another node")
+    assert ledger.history(REF, "run").deaths == ("another node",)
+    ledger.lose("run")
+    assert ledger.last_failure(REF) is None
+
+
+def test_what_happened_to_a_run_is_told_of_its_sweep_s_latest(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    for sweep, run_id, text in [("a", "1", "old"), ("a", "2", "a node was lost"), ("b", "3", "x"), ("a", "2", "back")]:
+        ledger.tell(sweep, run_id, text)
+    assert [text for _, text in ledger.told("a")] == ["a node was lost", "back"]
+    assert ledger.told("another") == []
+
+
 @given(st.lists(st.sampled_from(["succeeded", "failed", "died"]), max_size=6))
 def test_deaths_are_the_attempts_without_an_end(tmp_path_factory, ends: list[str]) -> None:  # type: ignore[no-untyped-def]
     ledger = Ledger(open_storage(tmp_path_factory.mktemp("ledger")))

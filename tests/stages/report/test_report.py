@@ -376,3 +376,21 @@ def test_simulated_trials_are_named_and_kernels_beside_them(write, write_evaluat
         assert "m/w4a16: computed by kernels of the format, beside simulated trials" in text
     assert "kernels of the format" not in write({name: found[name] for name in found if "w4a16" not in name}).markdown
     assert "simulated" not in write({name: found[name] for name in found if "w8a8" not in name}).markdown
+
+
+def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluation, tmp_path):
+    """Its tasks were answered on machines of two kinds; each alone keeps its score."""
+    kernel = {"method": "native", "kernels": ["MacheteLinearKernel"]}
+    simulated = {"method": "simulated", "weights": "dequantized to float32"}
+    inputs = {}
+    for task, arithmetic in (("arc", simulated), ("gsm8k", kernel), ("ifeval", simulated)):
+        out = tmp_path / f"m-w8a8-{task}-0123456789ab"
+        out.mkdir()
+        shard = write_evaluation(task, [1.0, 0.0] * 8, arithmetic=arithmetic)
+        compare(CompareConfig(task=task, leaves=[task], num_resamples=100), {"trial/" + task + "/0000": shard}, out)
+        inputs[f"compare/m/w8a8/{task}"] = out
+    suites = [SuiteRow(name="both", tasks=["arc", "gsm8k"]), SuiteRow(name="alike", tasks=["arc", "ifeval"])]
+    page = write(inputs, tasks=["arc", "gsm8k", "ifeval"], suites=suites)
+    means = {row["suite"]: row["mean"] for row in page.summary["suites"] if row["trial"] == "m/w8a8"}
+    assert means == {"both": None, "alike": 0.5}
+    assert "m/w8a8: two arithmetics (simulated for arc, ifeval; native for gsm8k)" in page.markdown

@@ -1,0 +1,208 @@
+"""The batches of one run on Ray: which wait, which are in flight, and how every step ended."""
+
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import FailureClass
+from pipeline.running.batches import Batch
+from pipeline.running.nodes import NODE_DIED, ClusterLostError, Nodes, blamed
+from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, Status, upstream_of
+from pipeline.running.placement import Patience, lacking, placement_group_of, request
+from pipeline.running.worker import run_batch
+from pipeline.steps.step import Resources, StepRef
+from pipeline.store.store import Store
+from stages.errors import one_line
+from stages.units import GIB
+
+# More would only lengthen every look at what is ready; workers never wait for the driver with so many in hand.
+MAX_IN_FLIGHT = 1000
+POLL_S = 1.0  # how soon a request to stop is seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch that is in flight: what was asked of Ray for it, and its placement group if it has one."""
+
+    index: int
+    asked: Resources
+    group: Any
+
+
+class Submission:
+    """Submits each batch when those before it are done, and watches that the cluster can take what waits."""
+
+    def __init__(
+        self, batches: Sequence[Batch], context: RunContext, nodes: Nodes, patience: Patience, limit: int
+    ) -> None:
+        import ray
+
+        self._context, self._nodes, self._patience = context, nodes, patience
+        # Made once: each is sent to the head, for which Ray waits however long it is silent.  The end of its process
+        # gives back a GPU's memory; without GPUs a process takes the next batch.
+        self._on_gpus, self._elsewhere = ray.remote(max_calls=1)(run_batch), ray.remote(run_batch)
+        self._store = context.store.open()
+        self._ledger = self._store.ledger
+        self._limit = limit
+        owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
+        before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
+        self._batches = batches
+        self._num_before = [len(indices) for indices in before]
+        self._behind: dict[int, list[int]] = defaultdict(list)
+        for index, indices in enumerate(before):
+            for upstream in indices:
+                self._behind[upstream].append(index)
+        self._ready = deque(index for index, number in enumerate(self._num_before) if number == 0)
+        self._in_flight: dict[Any, _Sent] = {}
+        self._outcomes: Outcomes = {}
+
+    def run(self, on_done: OnBatchDone) -> Outcomes:
+        reason = None
+        while self._ready or self._in_flight:
+            try:
+                reason = reason or self._ledger.stop_reason(self._context.run_id)
+                self._submit_ready(reason, on_done)
+                self._collect_done(on_done)
+                if self._nodes.look():
+                    self._look_at_waiting(on_done)
+            except ClusterLostError as error:
+                reason = str(error)
+                self._give_up(reason, on_done)
+        return self._outcomes
+
+    def _submit_ready(self, reason: str | None, on_done: OnBatchDone) -> None:
+        while self._ready and (reason or len(self._in_flight) < self._limit):
+            index = self._ready.popleft()
+            verdict = reason or self._patience.verdict(self._batches[index].resources)
+            if verdict:
+                self._take_in(index, _not_run(self._batches[index], verdict, self._store), on_done)
+            else:
+                self._submit(index)
+
+    def _submit(self, index: int) -> None:
+        batch = self._batches[index]
+        asked = request(batch.resources, self._nodes.alive)
+        group = placement_group_of(asked) if asked.num_nodes > 1 else None
+        function = self._on_gpus if batch.resources.num_gpus else self._elsewhere
+        task = function.options(**_options(batch, self._context, asked, group))
+        ref = task.remote(batch, self._context, upstream_of(batch.upstream, self._outcomes))
+        self._in_flight[ref] = _Sent(index, asked, group)
+
+    def _collect_done(self, on_done: OnBatchDone) -> None:
+        import ray
+
+        if self._in_flight:
+            done, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=POLL_S, fetch_local=False)
+            for ref in done:
+                outcomes = _outcomes_of(ref, self._batches[self._in_flight[ref].index], self._context)
+                self._take_in(self._landed(ref), outcomes, on_done)
+
+    def _look_at_waiting(self, on_done: OnBatchDone) -> None:
+        """What no node can take any more waits for one, for a while; what another kind of node can is sent there."""
+        nodes = self._nodes.alive
+        if self._nodes.lost:
+            self._store.refresh()
+            refs = [step.ref for sent in self._in_flight.values() for step in self._batches[sent.index].steps]
+            self._ledger.forgive(refs, self._context.run_id, {node.node_id for node in nodes})
+        self._patience.look((self._batches[sent.index].resources for sent in self._in_flight.values()), nodes)
+        for ref, sent in list(self._in_flight.items()):
+            batch = self._batches[sent.index]
+            if verdict := self._patience.verdict(batch.resources):
+                self._take_in(self._recalled(ref), _not_run(batch, verdict, self._store), on_done)
+            elif lacking(sent.asked, nodes) and not lacking(batch.resources, nodes):
+                self._submit(self._recalled(ref))
+
+    def _recalled(self, ref: Any) -> int:
+        """Take a batch that no node has begun out of flight."""
+        import ray
+
+        ray.cancel(ref, force=True)
+        return self._landed(ref)
+
+    def _landed(self, ref: Any) -> int:
+        sent = self._in_flight.pop(ref)
+        if sent.group is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(sent.group)
+        return sent.index
+
+    def _give_up(self, reason: str, on_done: OnBatchDone) -> None:
+        """The cluster is gone, and with it what ran there: no step is to blame."""
+        self._ledger.lose(self._context.run_id)
+        self._store.refresh()
+        lost = [sent.index for sent in self._in_flight.values()]
+        self._in_flight.clear()
+        for index in lost:
+            self._take_in(index, _not_run(self._batches[index], reason, self._store), on_done)
+
+    def _take_in(self, index: int, done: Sequence[Outcome], on_done: OnBatchDone) -> None:
+        self._outcomes |= {outcome.ref: outcome for outcome in done}
+        for behind in self._behind[index]:
+            self._num_before[behind] -= 1
+            if self._num_before[behind] == 0:
+                self._ready.append(behind)
+        on_done(done)
+
+
+def _not_run(batch: Batch, reason: str, store: Store) -> list[Outcome]:
+    """A batch that ends before its time: what it has published counts."""
+    return [
+        Outcome(step.ref, Status.succeeded)
+        if store.has(step.ref)
+        else Outcome(step.ref, Status.not_run, message=reason)
+        for step in batch.steps
+    ]
+
+
+def _options(batch: Batch, context: RunContext, asked: Resources, group: Any) -> dict[str, Any]:
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    # In a placement group the engine's own workers take the GPUs, one bundle each; this task only drives them.
+    strategy = group and PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    # Threads are fixed by the batch, so that a node's size does not move a floating-point sum.  They soon sleep when
+    # they wait: on a shared core spinning costs more than the work (33 decode steps 38 s, without it 3 s).
+    threads = {"OMP_NUM_THREADS": str(max(1, int(asked.num_cpus))), "GOMP_SPINCOUNT": "1000"}
+    return {
+        "name": batch.label,
+        "num_cpus": asked.num_cpus,
+        "num_gpus": 0 if group else asked.num_gpus,
+        "memory": int(asked.memory_gib * GIB) if asked.memory_gib is not None else None,
+        "scheduling_strategy": strategy,
+        # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
+        "max_retries": context.max_attempts * len(batch.steps),
+        "runtime_env": {"env_vars": threads},
+    }
+
+
+def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
+    import ray
+
+    try:
+        done: list[Outcome] = ray.get(ref)
+        return done
+    except ray.exceptions.LocalRayletDiedError:
+        raise ClusterLostError(NODE_DIED) from None
+    except ray.exceptions.RayError as error:
+        return without_word(batch, context, one_line(getattr(error, "cause", None) or error))
+
+
+def without_word(batch: Batch, context: RunContext, message: str) -> list[Outcome]:
+    """How the steps of a batch ended whose workers died: one that killed them has failed, one never begun has not."""
+    store = context.store.open()
+    return [_last_known(step.ref, store, context.run_id, message) for step in batch.steps]
+
+
+def _last_known(ref: StepRef, store: Store, run_id: str, message: str) -> Outcome:
+    if store.has(ref):
+        return Outcome(ref, Status.succeeded)
+    history = store.ledger.history(ref, run_id)
+    if history.failure is not None:
+        return Outcome(ref, Status.failed, *history.failure)
+    if not blamed(history.deaths):
+        return Outcome(ref, Status.not_run, message=message)
+    with contextlib.suppress(OSError):
+        store.ledger.failed(ref, run_id, FailureClass.crash, message)
+    return Outcome(ref, Status.failed, FailureClass.crash, message)

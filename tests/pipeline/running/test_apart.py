@@ -1,0 +1,83 @@
+"""Batches that compute on GPUs, without Ray: each in a process of its own, which ends with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.config.execution import ClusterConfig, RunnerKind
+from pipeline.errors import FailureClass
+from pipeline.running.batches import batches
+from pipeline.running.outcome import RunContext, Status
+from pipeline.running.runner import Outcomes, make_runner
+from pipeline.steps.step import Resources, Step
+from pipeline.store.store import Address, Store
+from tests.pipeline.fakes import note
+from tests.sweeping import ROOT, wait_for
+
+pytestmark = pytest.mark.dear
+ONE_GPU = Resources(num_cpus=1, num_gpus=1)
+SCRIPT = """
+from pathlib import Path
+from tests.pipeline.running.test_apart import ONE_GPU, note, run
+
+if __name__ == "__main__":
+    run(Path("store"), [note("slow", behaviour="hang", scratch={scratch!r}, resources=ONE_GPU)])
+"""
+
+
+def run(root: Path, steps: Sequence[Step], timeout_s: Mapping[str, float] | None = None) -> Outcomes:
+    context = RunContext(Address(root), "run", max_attempts=2, timeout_s=timeout_s or {})
+    runner = make_runner(ClusterConfig(runner=RunnerKind.inline))
+    return runner.run(batches(Store(root).missing(steps)), context, lambda _: None)
+
+
+def pids(scratch: Path) -> list[int]:
+    return [int(line) for line in (scratch / "pids").read_text().split()]
+
+
+def test_each_batch_on_a_gpu_has_a_process_that_ends_with_it(tmp_path: Path) -> None:
+    first = note("a", behaviour="tell_pid", scratch=str(tmp_path), resources=ONE_GPU)
+    second = note("b", first, behaviour="tell_pid", scratch=str(tmp_path), resources=ONE_GPU)
+    without = note("c", second, behaviour="tell_pid", scratch=str(tmp_path))
+    outcomes = run(tmp_path / "store", [first, second, without])
+    assert all(outcome.status is Status.succeeded for outcome in outcomes.values())
+    found = pids(tmp_path)
+    assert len(set(found)) == 3
+    assert found[2] == os.getpid(), "what needs no GPU needs no process"
+    assert not any(map(psutil.pid_exists, found[:2]))
+
+
+def test_a_process_that_dies_is_replaced_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
+    scratch = str(tmp_path)
+    once = note("once", behaviour="die_once", scratch=scratch, resources=ONE_GPU)
+    always = note("always", behaviour="die", resources=ONE_GPU)
+    hang = note("hang", behaviour="hang", scratch=scratch, resources=ONE_GPU)
+    free = note("free", resources=ONE_GPU)
+    outcomes = run(tmp_path / "store", [once, always, hang, free], timeout_s={"note": 2.0})
+    assert [outcomes[step.ref].status for step in (once, free)] == [Status.succeeded] * 2
+    classes = [outcomes[step.ref].failure_class for step in (always, hang)]
+    assert classes == [FailureClass.crash, FailureClass.timeout]
+    child = int((tmp_path / "child-hang").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_stays_on_a_gpu_when_the_driver_dies_or_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(scratch=str(tmp_path)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "child-slow").exists)
+    (worker,) = [each for each in psutil.Process(driver.pid).children() if "spawn_main" in " ".join(each.cmdline())]
+    driver.send_signal(number)
+    driver.wait(10)
+    deadline = time.monotonic() + 10
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it still holds its GPU"
+        time.sleep(0.1)

@@ -1,0 +1,29 @@
+"""The line below the display: what it says of the time left is what it knows."""
+
+from pathlib import Path
+
+from pipeline.planning.plan import Plan
+from pipeline.running.batches import batches
+from pipeline.running.progress import Progress
+from pipeline.store.ledger import Ledger
+from pipeline.store.store import open_storage
+from tests.pipeline.fakes import note, serving
+
+
+def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
+    ledger, plan = Ledger(open_storage(tmp_path)), Plan("sweep")
+    checkpoint = note("weights")
+    steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
+    for step in steps:
+        plan.add(step)
+    progress = Progress(plan, steps, batches(steps), ledger, "run")
+    for step in steps[:2]:
+        ledger.started(step.ref, "run", None)
+        ledger.succeeded(step.ref, "run", 1.0)
+    ledger.started(steps[2].ref, "run", None, "a node")
+    progress.render()
+    assert "min left" in progress.summary()
+    ledger.forgive([steps[2].ref], "run", set())
+    progress.render()
+    assert "min left" not in progress.summary()
+    assert progress.summary().endswith("nothing is running")
