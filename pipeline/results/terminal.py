@@ -78,7 +78,7 @@ def told(console: Console, lines: Sequence[tuple[float, str]]) -> None:
     """What happened to the latest run, beside its steps."""
     for time_s, line in lines:
         when = datetime.fromtimestamp(time_s).strftime("%Y-%m-%d %H:%M:%S")
-        console.print(f"{when} {line}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"{when} {line}")
 
 
 def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
