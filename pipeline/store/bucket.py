@@ -2,7 +2,9 @@
 
     manifests/<stage>/<name>.json                     the marker, put last and only if there is none
     artifacts/<stage>/<name>/<upload>/<file>          the files of the upload that the marker names
-    ledger/..., sweeps/..., logs/..., damaged/...
+    artifacts/<stage>/<name>/<upload>/manifest.json   until there is a marker: whose upload this is
+    damaged/<stage>/<name>-<unique>.json              markers that were moved aside; hidden/...: for a moment
+    ledger/..., sweeps/..., logs/...
 
 Objects cannot be renamed or appended to: every upload has a folder of its own, and of several publishers of one
 artifact the first marker wins.  Credentials and endpoint come from the environment, as with any S3 client.
@@ -10,36 +12,45 @@ artifact the first marker wins.  Credentials and endpoint come from the environm
 
 import contextlib
 import json
-import shutil
+import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.store.directory import check_directory
-from pipeline.store.manifest import damage, digest_of, read_manifest, write_manifest
-from pipeline.store.storage import ABANDONED_AFTER_S, Stored, unique
+from pipeline.steps.stages import STAGES
+from pipeline.store.bucket_records import BucketRecords
+from pipeline.store.directory import SET_ASIDE, check_directory
+from pipeline.store.drafts import draft_directory
+from pipeline.store.manifest import (
+    MANIFEST,
+    damage,
+    digest_of,
+    num_bytes,
+    proves,
+    read_manifest,
+    write_manifest,
+)
+from pipeline.store.ownership import remove_listed
+from pipeline.store.storage import Stored
 from stages.errors import DataError, one_line
 
 MIN_PATIENCE_S = 5.0  # a listing is one request a thousand artifacts
 NUM_STREAMS = 16
+# An upload that is under way has newer objects than this; so has a marker that somebody is about to bring back.
+ABANDONED_AFTER_S = 7 * 24 * 3600
+_OUT_OF_SIGHT = re.compile(r"(?P<name>.+)-[0-9a-f]{8}")
 
 
-class BucketStorage:
+class BucketStorage(BucketRecords):
     """Artifacts and records below a URL; ``local`` holds drafts, logs, and a copy of every artifact that was read."""
 
     def __init__(self, url: str, cache: Path, patience_s: float) -> None:
-        from fsspec.core import url_to_fs
-
-        try:
-            self._fs, path = url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"store.root={url}: {one_line(error)}; for S3: pip install s3fs") from None
-        self.url, self.local = url.rstrip("/"), cache
-        self._root = path.rstrip("/")
+        super().__init__(url)
+        self.local = cache
         self._patience_s = max(patience_s, MIN_PATIENCE_S)
         self._listed: dict[str, tuple[float, dict[str, str], dict[str, str]]] = {}  # made at, names, stamps by name
 
@@ -59,10 +70,7 @@ class BucketStorage:
         return self._listed[stage][2].get(name)
 
     def manifest(self, stage: str, name: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.read(_marker(stage, name)) or "{}"))
-        except ValueError:
-            return {}
+        return self._manifest_at(_marker(stage, name))
 
     def fetch(self, stage: str, name: str) -> Path:
         """The local copy, downloaded and its digests checked if it is not there yet."""
@@ -71,30 +79,28 @@ class BucketStorage:
             raise FileNotFoundError(f"{stage}/{name} is not in the store {self.url}")
         if read_manifest(local).get("upload") == manifest["upload"]:
             return local
-        partial = local.with_name(f".draft-{name[-12:]}-{unique()}")
-        try:
+        with draft_directory(self.local, stage, name[-12:]) as partial:
             self._download(stage, name, manifest, partial)
             if what := damage(partial, manifest["files"]):
                 raise DataError(f"{stage}/{name} of {self.url} arrived damaged: {what}")
             self._keep(partial, local, manifest)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return local
 
     def publish(self, draft: Path, stage: str, name: str, manifest: Mapping[str, Any]) -> None:
         upload = uuid.uuid4().hex[:12]
-        folder = f"{self._root}/artifacts/{stage}/{name}/{upload}"
-        files = list(manifest["files"])
-        if files:
-            self._fs.put([str(draft / file) for file in files], [f"{folder}/{file}" for file in files])
+        place, files = f"artifacts/{stage}/{name}/{upload}", list(manifest["files"])
         marked = {**manifest, "upload": upload}
-        self.create(_marker(stage, name), json.dumps(marked, indent=1, ensure_ascii=False))
+        text = json.dumps(marked, indent=1, ensure_ascii=False)
+        self.write(f"{place}/{MANIFEST}", text)
+        if files:
+            self._fs.put([str(draft / file) for file in files], [f"{self._root}/{place}/{file}" for file in files])
+        self.create(_marker(stage, name), text)
         # Asked again, because a request that was sent twice may have met its own marker.
         if self.manifest(stage, name).get("upload") == upload:
+            self.delete(f"{place}/{MANIFEST}")
             self._keep(draft, self.local / stage / name, marked)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.rm(folder, recursive=True)
+            self._remove_files(place, marked)
         self._listed.pop(stage, None)
 
     def damage(self, stage: str, name: str) -> str | None:
@@ -104,14 +110,15 @@ class BucketStorage:
                 local = self.fetch(stage, name)
             except DataError as error:
                 return str(error)
-            what = damage(local, read_manifest(local)["files"])
+            what = damage(local, read_manifest(local).get("files", {}))
             if what is None:
                 return None
-            shutil.rmtree(local)
+            _drop(local)
         return what
 
     def audit(self, stage: str, name: str) -> str | None:
-        manifest = self.manifest(stage, name)
+        if not (manifest := self.manifest(stage, name)):
+            return "its manifest is missing"
         folder = f"{self._root}/artifacts/{stage}/{name}/{manifest['upload']}"
         with ThreadPoolExecutor(NUM_STREAMS) as streams:
             digests = streams.map(lambda file: self._digest(f"{folder}/{file}"), manifest["files"])
@@ -121,32 +128,89 @@ class BucketStorage:
         return None
 
     def set_aside(self, stage: str, name: str) -> None:
-        marker = f"{self._root}/{_marker(stage, name)}"
-        with contextlib.suppress(FileNotFoundError):  # another worker was first
-            self._fs.mv(marker, f"{self._root}/damaged/{stage}/{name}-{uuid.uuid4().hex[:8]}.json")
-        shutil.rmtree(self.local / stage / name, ignore_errors=True)
-        self._listed.pop(stage, None)
+        self._move_marker(stage, name, "damaged")
 
     def everything(self) -> Iterator[Stored]:
-        uploads: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-        for path, found in self._find("artifacts").items():
-            stage, name, upload = PurePosixPath(path).relative_to(f"{self._root}/artifacts").parts[:3]
-            uploads.setdefault((stage, name, upload), []).append(found)
-        for (stage, name, upload), files in sorted(uploads.items()):
-            is_artifact = self.manifest(stage, name).get("upload") == upload
-            if is_artifact or all(_age_s(found) > ABANDONED_AFTER_S for found in files):
-                location = f"{self._root}/artifacts/{stage}/{name}/{upload}"
-                num_bytes = sum(int(found["size"]) for found in files)
-                yield Stored(stage, name if is_artifact else None, location, num_bytes)
-        for path, found in sorted(self._find("damaged").items()):
-            yield Stored(PurePosixPath(path).parent.name, None, path, int(found["size"]))
+        with ThreadPoolExecutor(NUM_STREAMS) as streams:
+            for stage in sorted(STAGES):
+                self._listed.pop(stage, None)
+                names = sorted(self._names(stage))
+                yield from filter(None, streams.map(self._artifact, [stage] * len(names), names))
+        yield from filter(None, map(self._out_of_sight, sorted(self._find("damaged"))))
+        for marker, found in sorted(self._find("hidden").items()):
+            if _age_s(found) > ABANDONED_AFTER_S and (stored := self._out_of_sight(marker)) is not None:
+                yield stored
+        yield from self._abandoned_uploads()
 
-    def remove(self, stored: Stored) -> None:
-        if stored.name is not None:
-            self._fs.rm(f"{self._root}/{_marker(stored.stage, stored.name)}")
-            shutil.rmtree(self.local / stored.stage / stored.name, ignore_errors=True)
-        self._fs.rm(stored.location, recursive=True)
-        self._listed.pop(stored.stage, None)
+    def hide(self, stored: Stored) -> Stored | None:
+        if stored.name is None:
+            return stored
+        marker = self._move_marker(stored.stage, stored.name, "hidden")
+        return None if marker is None else stored._replace(name=None, location=marker)
+
+    def restore(self, hidden: Stored) -> None:
+        hidden_marker = self._record_at(hidden.location)
+        if (text := self.read(hidden_marker)) is not None:
+            self.create(_marker(hidden.stage, _name_of(hidden_marker)), text)
+            self.remove(hidden)  # the marker alone, unless the artifact was made again meanwhile
+        self._listed.pop(hidden.stage, None)
+
+    def remove(self, hidden: Stored) -> None:
+        record = self._record_at(hidden.location)
+        if manifest := self._manifest_at(record):
+            name = PurePosixPath(record).parts[2] if record.startswith("artifacts/") else _name_of(record)
+            if self.manifest(hidden.stage, name).get("upload") != manifest["upload"]:
+                self._remove_files(f"artifacts/{hidden.stage}/{name}/{manifest['upload']}", manifest)
+        self.delete(record)
+
+    def _artifact(self, stage: str, name: str) -> Stored | None:
+        manifest = self.manifest(stage, name)
+        if not proves(manifest, stage, name):
+            return None
+        place = f"{self._root}/artifacts/{stage}/{name}/{manifest['upload']}"
+        return Stored(stage, name, place, num_bytes(manifest))
+
+    def _out_of_sight(self, path: str) -> Stored | None:
+        """What a marker that was moved aside stands for; None while the artifact is there as well."""
+        record = self._record_at(path)
+        (_, stage, *rest), manifest = PurePosixPath(record).parts, self._manifest_at(record)
+        is_ours = stage in STAGES and len(rest) == 1 and proves(manifest, stage, _name_of(record))
+        if not is_ours or self.manifest(stage, _name_of(record)).get("upload") == manifest["upload"]:
+            return None
+        return Stored(stage, None, path, num_bytes(manifest))
+
+    def _abandoned_uploads(self) -> Iterator[Stored]:
+        """Uploads that say whose they are, have no marker, and of which nothing is new."""
+        changed: dict[str, list[float]] = {}
+        for path, found in self._find("artifacts").items():
+            upload = "/".join(PurePosixPath(self._record_at(path)).parts[:4])
+            changed.setdefault(upload, []).append(_age_s(found))
+        for upload in sorted(each for each, ages in changed.items() if min(ages) > ABANDONED_AFTER_S):
+            manifest = self._manifest_at(f"{upload}/{MANIFEST}")
+            _, stage, name, *rest = PurePosixPath(upload).parts
+            is_ours = stage in STAGES and rest == [manifest.get("upload")] and proves(manifest, stage, name)
+            if is_ours and self.manifest(stage, name).get("upload") != manifest["upload"]:
+                yield Stored(stage, None, f"{self._root}/{upload}/{MANIFEST}", num_bytes(manifest))
+
+    def _move_marker(self, stage: str, name: str, folder: str) -> str | None:
+        """Where an artifact's marker went; None when it was gone."""
+        target = f"{self._root}/{folder}/{stage}/{name}-{uuid.uuid4().hex[:8]}.json"
+        self._listed.pop(stage, None)
+        try:
+            self._fs.mv(f"{self._root}/{_marker(stage, name)}", target)
+        except FileNotFoundError:  # another worker was first
+            return None
+        _drop(self.local / stage / name)
+        return target
+
+    def _remove_files(self, place: str, manifest: Mapping[str, Any]) -> None:
+        with ThreadPoolExecutor(NUM_STREAMS) as streams:
+            list(streams.map(self.delete, [f"{place}/{file}" for file in manifest["files"]]))
+        self.delete(f"{place}/{MANIFEST}")
+
+    def _names(self, stage: str) -> list[str]:
+        self.listing(stage)
+        return list(self._listed[stage][2])
 
     def check_writable(self, needed_bytes: int) -> None:
         """A bucket has no size that one could ask for; the directory must hold what is made and read here."""
@@ -161,33 +225,6 @@ class BucketStorage:
                 "and the endpoint in the environment, or choose another with store.root"
             ) from None
 
-    def append(self, record: str, line: str) -> None:
-        self.write(f"{record}/{time.time_ns():020d}-{unique()}", line)
-
-    def lines(self, record: str) -> Sequence[str]:
-        found = self._find(record)
-        return [text.decode() for _, text in sorted(self._fs.cat(list(found)).items())] if found else []
-
-    def create(self, record: str, text: str) -> None:
-        with contextlib.suppress(FileExistsError):
-            self._fs.pipe_file(f"{self._root}/{record}", text.encode(), mode="create")
-
-    def write(self, record: str, text: str) -> None:
-        self._fs.pipe_file(f"{self._root}/{record}", text.encode())
-
-    def read(self, record: str) -> str | None:
-        try:
-            return bytes(self._fs.cat_file(f"{self._root}/{record}")).decode()
-        except FileNotFoundError:
-            return None
-
-    def delete(self, record: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{record}")
-
-    def records(self, folder: str) -> Sequence[str]:
-        return sorted(PurePosixPath(found["name"]).name for found in self._ls(folder))
-
     def log_place(self, log: Path) -> str:
         return f"{self.url}/{log.relative_to(self.local).as_posix()}"
 
@@ -201,18 +238,8 @@ class BucketStorage:
                 self._fs.get_file(f"{self._root}/{log.relative_to(self.local).as_posix()}", str(log))
         return log if log.exists() else None
 
-    def _ls(self, folder: str) -> list[dict[str, Any]]:
-        try:
-            return list(self._fs.ls(f"{self._root}/{folder}", detail=True))
-        except FileNotFoundError:
-            return []
-
-    def _find(self, folder: str) -> dict[str, dict[str, Any]]:
-        return dict(self._fs.find(f"{self._root}/{folder}", detail=True))
-
     def _download(self, stage: str, name: str, manifest: Mapping[str, Any], target: Path) -> None:
         folder, files = f"{self._root}/artifacts/{stage}/{name}/{manifest['upload']}", list(manifest["files"])
-        target.mkdir(parents=True)
         for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -232,7 +259,7 @@ class BucketStorage:
             except OSError:
                 if read_manifest(local).get("upload") == manifest["upload"]:
                     return  # another process of this machine was first
-                shutil.rmtree(local, ignore_errors=True)
+                _drop(local)
         raise OSError(f"{local} cannot be replaced")
 
     def _digest(self, path: str) -> str | None:
@@ -245,6 +272,19 @@ class BucketStorage:
 
 def _marker(stage: str, name: str) -> str:
     return f"manifests/{stage}/{name}.json"
+
+
+def _name_of(record: str) -> str:
+    """Of what artifact a marker was that has been moved aside; empty where it is none."""
+    found = _OUT_OF_SIGHT.fullmatch(PurePosixPath(record).stem)
+    return found["name"] if found else ""
+
+
+def _drop(copy: Path) -> None:
+    """Remove a copy on this machine: what its manifest lists; anything else is out of the way under another name."""
+    aside = copy.with_name(f"{SET_ASIDE}{copy.name}-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        remove_listed(copy.rename(aside))
 
 
 def _stamp(found: Mapping[str, Any]) -> str:

@@ -88,6 +88,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert record.first_environment(store, plan.name) == {"packages": {}}
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 @pytest.mark.parametrize("text", ["", '{"name": "smoke", ', "[]"])
 def test_a_damaged_record_is_named_and_nothing_is_collected(tmp_path: Path, text: str) -> None:
     store, step = Store(tmp_path), note("kept")

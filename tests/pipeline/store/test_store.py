@@ -207,6 +207,7 @@ def test_full_verification_finds_damage(tmp_path: Path, harm: Callable[[Path], o
     assert Store(tmp_path).damaged([step]) == {}
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     store, old = Store(tmp_path), publish(tmp_path, "old")
     used, from_it = note("used"), note("made from it", note("used"))
@@ -237,6 +238,7 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     assert store.missing([used, from_it]) == []
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 def test_what_a_sweep_will_need_is_no_garbage_before_anything_is_made_of_it(tmp_path: Path) -> None:
     """A data set that another sweep fetched a moment ago: no manifest names it yet."""
     path, data = publish(tmp_path, "data"), note("data")
