@@ -93,7 +93,9 @@ def _trusted(store: Store, place: str) -> Iterator[None]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{store.url}: {place} is damaged: restore it, or remove it and run its sweep again") from None
     except OSError as error:
-        raise UserError(f"{store.url}: {place} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"{store.url}: {place} cannot be read ({error.strerror}): make it readable, or restore it"
+        ) from None
 
 
 def _check_names_all(found: Mapping[str, Any]) -> None:
@@ -127,7 +129,8 @@ def _record(found: Mapping[str, Any]) -> Record:
 
 def files(store: Store) -> list[str]:
     """The files that hold records, by the sweeps' names as far as a file can have them."""
-    return [name.removesuffix(".json") for name in store.records.records("sweeps")]
+    with _trusted(store, "sweeps"):
+        return [name.removesuffix(".json") for name in store.records.records("sweeps") if name.endswith(".json")]
 
 
 def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:

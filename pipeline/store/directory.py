@@ -182,7 +182,10 @@ class DirectoryStorage:
         self._record(record).unlink(missing_ok=True)
 
     def records(self, folder: str) -> Sequence[str]:
-        return sorted(path.name for path in (self.local / folder).glob("[!.]*"))
+        directory = self.local / folder
+        # What is there and cannot be listed is an error: nobody may take it for empty.
+        entries = os.scandir(directory) if os.path.lexists(directory) else ()
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
     def log_place(self, log: Path) -> str:
         return str(log)
