@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config.execution import Verify
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
-from pipeline.errors import FailureClass
+from pipeline.errors import FailureClass, UserError
 from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, terminal
 from pipeline.results.environment import check_unchanged, environment
@@ -68,7 +68,7 @@ def publish_report(sweep: PlannedSweep) -> Step:
     context = RunContext(sweep.store.address, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
-        raise RuntimeError(f"the report could not be written: {outcome.message}")
+        raise UserError(f"the report could not be written ({outcome.message}): mend that, then run again")
     return step
 
 

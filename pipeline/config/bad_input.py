@@ -42,9 +42,11 @@ def _blank_keys(value: Any, key: str) -> Iterator[str]:
 
 
 def describe(error: BaseException) -> str | None:
-    """One line for a config error; None for an error that is not the user's."""
+    """One line for a config error or a file that cannot be what it is; None for an error that is not the user's."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _line(_innermost(error))
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)) and error.filename:
+        return f"{error.filename} cannot be used ({error.strerror}): make it what it was, or move it out of the way"
     if isinstance(error, YAMLError):
         return f"a config file is not YAML: {' '.join(str(error).split())}"
     if isinstance(error, (AttributeError, ValueError, TypeError)) and _raised_by_schema(error):

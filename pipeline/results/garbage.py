@@ -19,7 +19,7 @@ def collect(store: Store, delete: bool) -> list[Stored]:
     found = list(store.everything())  # before the records are read: what is published from now on is not in it
     unused = _unnamed(store, found)
     try:
-        return _remove(store, unused) if delete else unused
+        return _remove(store, unused) if delete and unused else unused
     except PermissionError as error:
         raise UserError(f"{error.filename} cannot be removed ({error.strerror}): run mode=gc as its owner") from None
 

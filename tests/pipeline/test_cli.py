@@ -125,6 +125,9 @@ BAD_INPUT = {
         r"error: allow_drift is called allow_changed_environment now",
     ),
     "one that is added": (["++allow_drift=true"], r"error: allow_drift is called allow_changed_environment now"),
+    "a store that is nowhere": (["+sweep=smoke", "store.root="], r"store\.root is empty \(an unset variable\?\)"),
+    "a sweep without a name": (["+sweep=smoke", "mode=gc", "sweep.name="], r"sweep\.name is empty"),
+    "an export to nowhere": (["+sweep=smoke", "mode=status", "failures.export="], r"failures\.export is empty"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 

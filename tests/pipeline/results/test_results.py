@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import FailureClass, UserError
 from pipeline.planning.plan import Plan
-from pipeline.results import load, record
+from pipeline.results import load, record, resubmission
 from pipeline.results.environment import changes
 from pipeline.results.garbage import collect
+from pipeline.results.resubmission import export
 from pipeline.steps.step import Step, StepRef
+from pipeline.store.ledger import Failure
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
@@ -116,3 +118,15 @@ def test_two_sweeps_whose_names_make_one_file_name_are_not_one_sweep(tmp_path: P
     with pytest.raises(UserError, match=r"keeps the sweep 'llama 31'.*'llama@31' would be kept: choose another"):
         record.save(store, second, None)
     assert load(tmp_path, "llama 31").plan_fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"steps": ["x"]}, {"environment": None}, {"overrides": [1]}, {"version": 2}, None])
+def test_a_file_of_failures_that_was_changed_is_refused(tmp_path: Path, change: dict[str, object] | None) -> None:
+    path = tmp_path / "failed.json"
+    failure = Failure(FailureClass.oom, "no memory left", None, 1)
+    export(path, _plan(note("a")), {note("a").ref: failure}, ["mode=status"], {"packages": {}})
+    content = resubmission.read(path)
+    assert [step["label"] for step in content["steps"]] == ["a"]
+    path.write_text("[]" if change is None else json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=r"failed\.json is not a file that failures.export= of this version wrote, or"):
+        resubmission.read(path)

@@ -152,6 +152,9 @@ def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -
         Store(tmp_path / "file" / "store").check_writable(0)
     with pytest.raises(UserError, match="GiB free"):
         Store(tmp_path).check_writable(needed_bytes=2**60)
+    for nowhere in ("", "  "):
+        with pytest.raises(UserError, match=r"no place .*store\.root=DIR"):
+            Store(nowhere)
 
 
 def test_an_open_store_with_patience_sees_at_once_what_it_publishes_itself(tmp_path: Path) -> None:
