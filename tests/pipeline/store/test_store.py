@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,35 @@ def test_the_full_fingerprint_decides(tmp_path: Path) -> None:
     manifest["fingerprint"] = manifest["fingerprint"][:12] + "0" * 52
     (path / MANIFEST).write_text(json.dumps(manifest))
     assert Store(tmp_path).find(note("hello").ref) is None
+
+
+BAD_MANIFESTS = ["", "[", '["x"]', "null", "{}", '"x"', "[" * 5000, b"\xff\xfe"]
+BAD_VALUES: dict[str, Any] = {
+    "stage": 1,
+    "label": None,
+    "fingerprint": ["x"],
+    "payload": [1, "note"],
+    "inputs": {"input": ["note"]},
+    "metrics": {"length": "long"},
+    "files": {"note.txt": {"size": 5}},
+    "provenance": {"ended": "yesterday"},
+}
+
+
+@pytest.mark.parametrize("bad", [*BAD_MANIFESTS, *BAD_VALUES], ids=repr)
+def test_a_bad_manifest_is_no_manifest(tmp_path: Path, bad: str | bytes) -> None:
+    path, step = publish(tmp_path), note("hello")
+    manifest = json.loads((path / MANIFEST).read_text())
+    if bad in BAD_VALUES:
+        bad = json.dumps({**manifest, str(bad): BAD_VALUES[str(bad)]})
+    (path / MANIFEST).write_bytes(bad.encode() if isinstance(bad, str) else bad)
+    store = Store(tmp_path)
+    assert store.missing([step]) == [step]
+    assert (store.manifest(step.ref), list(store.manifests("note"))) == (None, [])
+    assert store.environments([step.ref]) == []
+    assert store.damaged([step]) == {}
+    assert publish(tmp_path) == path
+    assert Store(tmp_path).damaged([step]) == {}
 
 
 def test_missing_lists_what_is_not_published(tmp_path: Path) -> None:
