@@ -173,24 +173,24 @@ class BucketStorage(BucketRecords):
     def _out_of_sight(self, path: str) -> Stored | None:
         """What a marker that was moved aside stands for; None while the artifact is there as well."""
         record = self._record_at(path)
-        (_, stage, *rest), manifest = PurePosixPath(record).parts, self._manifest_at(record)
-        is_ours = stage in STAGES and len(rest) == 1 and proves(manifest, stage, _name_of(record))
+        stage, manifest = PurePosixPath(record).parent.name, self._manifest_at(record)
+        is_ours = stage in STAGES and record.count("/") == 2 and proves(manifest, stage, _name_of(record))
         if not is_ours or self.manifest(stage, _name_of(record)).get("upload") == manifest["upload"]:
             return None
         return Stored(stage, None, path, num_bytes(manifest))
 
     def _abandoned_uploads(self) -> Iterator[Stored]:
         """Uploads that say whose they are, have no marker, and of which nothing is new."""
-        changed: dict[str, list[float]] = {}
+        ages_s: dict[tuple[str, ...], list[float]] = {}
         for path, found in self._find("artifacts").items():
-            upload = "/".join(PurePosixPath(self._record_at(path)).parts[:4])
-            changed.setdefault(upload, []).append(_age_s(found))
-        for upload in sorted(each for each, ages in changed.items() if min(ages) > ABANDONED_AFTER_S):
-            manifest = self._manifest_at(f"{upload}/{MANIFEST}")
-            _, stage, name, *rest = PurePosixPath(upload).parts
-            is_ours = stage in STAGES and rest == [manifest.get("upload")] and proves(manifest, stage, name)
-            if is_ours and self.manifest(stage, name).get("upload") != manifest["upload"]:
-                yield Stored(stage, None, f"{self._root}/{upload}/{MANIFEST}", num_bytes(manifest))
+            ages_s.setdefault(PurePosixPath(self._record_at(path)).parts[1:4], []).append(_age_s(found))
+        old = [upload for upload, ages in ages_s.items() if len(upload) == 3 and min(ages) > ABANDONED_AFTER_S]
+        for stage, name, upload in sorted(old):
+            place = f"artifacts/{stage}/{name}/{upload}/{MANIFEST}"
+            manifest = self._manifest_at(place)
+            is_ours = stage in STAGES and manifest.get("upload") == upload and proves(manifest, stage, name)
+            if is_ours and self.manifest(stage, name).get("upload") != upload:
+                yield Stored(stage, None, f"{self._root}/{place}", num_bytes(manifest))
 
     def _move_marker(self, stage: str, name: str, folder: str) -> str | None:
         """Where an artifact's marker went; None when it was gone."""

@@ -1,6 +1,7 @@
 """Records of a store in object storage: each an object, or for lines a folder of them."""
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -10,6 +11,8 @@ from pipeline.errors import UserError
 from pipeline.store.manifest import parsed
 from pipeline.store.storage import unique
 from stages.errors import one_line
+
+_UPLOAD = re.compile(r"[0-9a-f]{12}")
 
 
 class BucketRecords:
@@ -67,7 +70,7 @@ class BucketRecords:
             found = parsed(self._fs.cat_file(f"{self._root}/{record}"))
         except FileNotFoundError:
             return {}
-        return found if isinstance(found.get("upload"), str) else {}
+        return found if _UPLOAD.fullmatch(str(found.get("upload"))) else {}
 
     def _record_at(self, path: str) -> str:
         """A path of the file system as the name of a record."""

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.steps.fingerprint import fingerprint
@@ -113,10 +113,17 @@ def _is_manifest(value: object) -> bool:
                 is_ref([stage, digits])
                 and all(map(is_ref, inputs.values()))
                 and all(number is None or isinstance(number, int | float) for number in metrics.values())
+                and all(map(_is_inside, files))
                 and all(map(_is_file, files.values()))
                 and _is_circumstances(provenance)
             )
     return False
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name leads nowhere out of its artifact."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _is_file(value: object) -> bool:

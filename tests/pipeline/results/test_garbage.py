@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.results import record
 from pipeline.results.garbage import collect
 from pipeline.steps.step import Step
+from pipeline.store import bucket
 from pipeline.store.manifest import MANIFEST
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
@@ -107,6 +109,18 @@ def test_two_collections_at_once_remove_everything_once(store: Store, monkeypatc
     assert store.missing([OLD, OTHER]) == [OLD, OTHER]
 
 
+def test_a_manifest_reaches_nothing_outside_its_artifact(tmp_path: Path) -> None:
+    store, precious = Store(tmp_path / "store"), tmp_path / "precious.txt"
+    publish(store, OLD, OTHER)
+    precious.write_text("mine")
+    for step, name in ((OLD, "../../../precious.txt"), (OTHER, str(precious))):
+        path = store.path(step.ref) / MANIFEST
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "files": {**manifest["files"], name: {"size": 4, "sha256": ""}}}))
+    collect(store, delete=True)
+    assert precious.read_text() == "mine"
+
+
 def test_a_folder_with_a_manifest_of_its_own_is_the_user_s(tmp_path: Path) -> None:
     """As web applications and browser extensions have one."""
     site = tmp_path / "webapp" / "site"
@@ -149,3 +163,22 @@ def test_records_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, ha
     with pytest.raises(UserError, match="sweeps cannot be read"):
         collect(store, delete=True)
     assert store.missing([OLD]) == []
+
+
+def test_an_upload_that_came_to_no_end_goes_when_nothing_of_it_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, files = Store(f"memory://{tmp_path}", tmp_path / "cache"), MemoryFileSystem()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(bucket.BucketStorage, "create", die)
+        publish(store, OLD)
+    uploads = f"{tmp_path}/artifacts"
+    assert collect(store, delete=True) == []
+    assert files.find(uploads)
+    monkeypatch.setattr(bucket, "ABANDONED_AFTER_S", -1)
+    assert [each.name for each in collect(store, delete=True)] == [None]
+    assert not files.find(uploads)

@@ -152,7 +152,7 @@ OBJECTS = st.builds(
     st.sampled_from(
         [".json", "-01234567.json", f"/0123456789ab/{MANIFEST}", "/0123456789ab/note.txt", "/note.txt", ""]
     ),
-)
+) | st.sampled_from(["artifacts/readme.txt", "damaged/notes.json", "hidden/notes", "manifests/note/notes.txt"])
 
 
 @pytest.mark.dear
