@@ -15,7 +15,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,6 +141,10 @@ class BucketStorage(BucketRecords):
             if _age_s(found) > ABANDONED_AFTER_S and (stored := self._out_of_sight(marker)) is not None:
                 yield stored
         yield from self._abandoned_uploads()
+
+    def unproven(self) -> Sequence[str]:
+        aside = [path for path in sorted(self._find("damaged")) if not self._manifest_at(self._record_at(path))]
+        return [f"{self.url}/{self._record_at(path)}" for path in aside]
 
     def hide(self, stored: Stored) -> Stored | None:
         if stored.name is None:

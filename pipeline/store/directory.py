@@ -101,12 +101,13 @@ class DirectoryStorage:
         self._listed.pop(stage, None)
 
     def everything(self) -> Iterator[Stored]:
-        for stage in sorted(STAGES):
-            directory = self.local / stage
-            # What a link leads to may be another store's.
-            for name in () if directory.is_symlink() else sorted(_names(directory)):
-                if (stored := self._stored(stage, directory / name)) is not None:
-                    yield stored
+        for stage, path in self._below_stages():
+            if (stored := self._stored(stage, path)) is not None:
+                yield stored
+
+    def unproven(self) -> Sequence[str]:
+        aside = [each for each in self._below_stages() if _ASIDE.fullmatch(each[1].name)]
+        return [str(path) for stage, path in aside if self._stored(stage, path) is None]
 
     def hide(self, stored: Stored) -> Stored | None:
         if stored.name is None:
@@ -126,6 +127,12 @@ class DirectoryStorage:
         # Under a name that nobody else knows, so that nobody brings it back half removed.
         if (claimed := self._aside(path, _name_of(path))) is not None:
             remove_listed(claimed)
+
+    def _below_stages(self) -> Iterator[tuple[str, Path]]:
+        for stage in sorted(STAGES):
+            directory = self.local / stage
+            if not directory.is_symlink():  # what a link leads to may be another store's
+                yield from ((stage, directory / name) for name in sorted(_names(directory)))
 
     def _stored(self, stage: str, path: Path) -> Stored | None:
         """What of this store's a directory is; None for what it cannot prove to have published."""

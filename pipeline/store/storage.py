@@ -87,6 +87,9 @@ class Storage(Records, Protocol):
     def everything(self) -> Iterator[Stored]:
         """Whatever can be proved to have been published here: artifacts, and what is left of others."""
 
+    def unproven(self) -> Sequence[str]:
+        """Places of what was moved aside and cannot be proved to have been published here."""
+
     def hide(self, stored: Stored) -> Stored | None:
         """Take it out of sight, from where it can be restored or removed; None if it is gone."""
 

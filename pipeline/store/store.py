@@ -5,7 +5,7 @@ changed, so readers need no locks, and two publishers of one step are harmless: 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +101,10 @@ class Store:
     def everything(self) -> Iterator[Stored]:
         """Whatever can be proved to have been published here: artifacts, and what is left of others."""
         return self._storage.everything()
+
+    def unproven(self) -> Sequence[str]:
+        """Places of what was moved aside and cannot be proved to have been published here."""
+        return self._storage.unproven()
 
     def hide(self, stored: Stored) -> Stored | None:
         """Take it out of sight, from where it can be restored or removed; None if it is gone."""
