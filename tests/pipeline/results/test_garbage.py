@@ -14,7 +14,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results import record
 from pipeline.results.garbage import collect
 from pipeline.steps.step import Step
-from pipeline.store import bucket
+from pipeline.store import bucket, bucket_listing
 from pipeline.store.manifest import MANIFEST
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
@@ -179,6 +179,6 @@ def test_an_upload_that_came_to_no_end_goes_when_nothing_of_it_is_new(
     uploads = f"{tmp_path}/artifacts"
     assert collect(store, delete=True) == []
     assert files.find(uploads)
-    monkeypatch.setattr(bucket, "ABANDONED_AFTER_S", -1)
+    monkeypatch.setattr(bucket_listing, "ABANDONED_AFTER_S", -1)
     assert [each.name for each in collect(store, delete=True)] == [None]
     assert not files.find(uploads)

@@ -19,7 +19,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.garbage import collect
 from pipeline.results.record import save
 from pipeline.steps.stages import STAGES
-from pipeline.store import bucket
+from pipeline.store import bucket_listing
 from pipeline.store.manifest import MANIFEST, read_manifest
 from pipeline.store.store import Store
 from tests.pipeline.fakes import NOTE, note
@@ -163,7 +163,7 @@ def test_so_it_does_in_a_bucket(
 ) -> None:
     root, files = f"/{uuid.uuid4().hex}", MemoryFileSystem()
     with tempfile.TemporaryDirectory() as cache, notes_collected(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bucket, "ABANDONED_AFTER_S", -1)  # as old as anything may be
+        patch.setattr(bucket_listing, "ABANDONED_AFTER_S", -1)  # as old as anything may be
         store = Store(f"memory:/{root}", Path(cache))
         for text in damaged | published:
             publish(store, text)
