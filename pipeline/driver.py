@@ -93,10 +93,11 @@ def _set_aside_damaged(sweep: PlannedSweep, steps: Iterable[Step]) -> None:
 
 
 def _run(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...] = ()) -> int:
+    num_replaced = record.num_replaced(sweep.store, sweep.plan)  # first, since a damaged record ends it here
     steps = choose(_missing(sweep))
     sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
-    if num_replaced := record.num_replaced(sweep.store, sweep.plan):
+    if num_replaced:
         terminal.replaced(sweep.console, sweep.plan.name, num_replaced)
     record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
     # Looked at again: what was there a moment ago may have been collected before the record named it.
