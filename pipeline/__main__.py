@@ -14,13 +14,12 @@ from pathlib import Path
 import hydra
 from rich.console import Console
 
-from pipeline.config.bad_input import describe
+from pipeline.config.bad_input import check_nothing_is_blank, describe
 from pipeline.config.command_line import Command, parse
 from pipeline.config.composition import composition
 from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
-from pipeline.errors import UserError
 from pipeline.modes import MAKING, mode_named
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
@@ -29,7 +28,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.resubmission import check_usage, with_overrides_of_file
 from pipeline.store.store import Store
 from pipeline.usage import answer
-from stages.errors import redacted
+from stages.errors import ExplainedError, redacted
 
 MIN_WIDTH = 200
 
@@ -37,6 +36,7 @@ MIN_WIDTH = 200
 def execute(config: Config, overrides: Sequence[str]) -> int:
     """From a composed config to an exit code."""
     mode = mode_named(config.mode)
+    check_nothing_is_blank(config)
     check_usage(config.mode, config.failures)
     store = Store(config.store.root, Path(config.store.cache))
     # What only looks at a store makes none, and so remembers nothing where there is none.
@@ -44,6 +44,8 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
 
     def planned() -> Plan:
         trials = expand(overrides, config)
+        for trial in trials:
+            check_nothing_is_blank(trial.config)
         plan = make_plan(config.sweep.name, trials, resolve(trials, cache))
         check_gpu_memory(plan)
         return plan
@@ -71,7 +73,7 @@ def main() -> int:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else describe(error)
+        message = str(error) if isinstance(error, ExplainedError) else describe(error)
         if message is None:
             print(redacted(traceback.format_exc()), file=sys.stderr)
             return FAILURE

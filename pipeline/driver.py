@@ -5,14 +5,14 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config.execution import Verify
 from pipeline.config.machine import check_home
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
-from pipeline.errors import FailureClass
+from pipeline.errors import FailureClass, UserError
 from pipeline.planning.memory import bytes_to_write
 from pipeline.results import record, terminal
 from pipeline.results.console import say
@@ -34,38 +34,47 @@ from stages.errors import one_line
 
 MIRROR_EVERY_S = 60.0
 
+Choose = Callable[[Sequence[Step]], Sequence[Step]]  # of the missing steps those to run
+
 
 def run(sweep: PlannedSweep) -> int:
     """Make what is missing, report, mirror, and print the table."""
     check_home()
-    missing = _missing(sweep)
-    return _run(sweep, chosen(sweep.plan, missing, sweep.config.only))
+    return _run(sweep, lambda missing: chosen(sweep.plan, missing, sweep.config.only))
 
 
 def resubmit(sweep: PlannedSweep) -> int:
     """Like ``run``, for failed steps only: those this store knows of, or those of a file from another one."""
     check_home()
-    now = environment(sweep.plan)
-    missing = _missing(sweep)
+    now, allow = environment(sweep.plan), sweep.config.allow_changed_environment
     if (file := sweep.config.failures["from"]) is not None:
         content = read(Path(file))
-        changes = check_unchanged(content["environment"], now, sweep.config.allow_changed_environment)
-        steps = with_needs(missing, recreated(content, sweep.plan, sweep.config.allow_changed_environment))
+        changes = check_unchanged(content["environment"], now, allow)
+        wanted = recreated(content, sweep.plan, allow)
     else:
-        then = record.first_environment(sweep.store, sweep.plan.name)
-        changes = check_unchanged(then, now, sweep.config.allow_changed_environment)
-        steps = failed(missing, sweep.store.ledger.failures(missing), sweep.config.failures)
-    return _run(sweep, chosen(sweep.plan, steps, sweep.config.only), tuple(changes))
+        changes = check_unchanged(record.first_environment(sweep.store, sweep.plan.name), now, allow)
+        wanted = None
+
+    def choose(missing: Sequence[Step]) -> Sequence[Step]:
+        if wanted is None:
+            steps = failed(missing, sweep.store.ledger.failures(missing), sweep.config.failures)
+        else:
+            steps = with_needs(missing, wanted)
+        return chosen(sweep.plan, steps, sweep.config.only)
+
+    return _run(sweep, choose, tuple(changes))
 
 
 def publish_report(sweep: PlannedSweep) -> Step:
     """Publish the report of what the store holds now; a report is a step like any other, made by this process."""
     sweep.store.refresh()
     step = report_step(sweep.plan, sweep.config, sweep.store)
+    record.save(sweep.store, sweep.plan, step.ref)  # before it is there: from now on nobody collects it
+    _set_aside_damaged(sweep, [step])  # whatever store.verify says: its numbers are shown
     context = RunContext(sweep.store.address, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
-        raise RuntimeError(f"the report could not be written: {outcome.message}")
+        raise UserError(f"the report could not be written ({outcome.message}): mend that, then run again")
     return step
 
 
@@ -78,29 +87,37 @@ def _missing(sweep: PlannedSweep) -> list[Step]:
     """What is not in the store; with ``store.verify=full`` what is damaged there is made again as well."""
     steps = sweep.plan.steps.values()
     if sweep.config.store.verify is Verify.full:
-        damaged = sweep.store.damaged(steps)
-        for ref in damaged:
-            sweep.store.set_aside(ref)
-        terminal.damage(sweep.console, damaged)
+        _set_aside_damaged(sweep, steps)
     return sweep.store.missing(steps)
 
 
-def _run(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...] = ()) -> int:
+def _set_aside_damaged(sweep: PlannedSweep, steps: Iterable[Step]) -> None:
+    damaged = sweep.store.damaged(steps)
+    for ref in damaged:
+        sweep.store.set_aside(ref)
+    terminal.damage(sweep.console, damaged)
+
+
+def _run(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...] = ()) -> int:
     tracker = _Tracker(sweep)
     try:
         with terminable():
-            return _run_tracked(sweep, steps, changes, tracker)
+            return _run_tracked(sweep, choose, changes, tracker)
     except BaseException as error:
         tracker.broke_off("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
 
 
-def _run_tracked(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> int:
+def _run_tracked(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...], tracker: "_Tracker") -> int:
+    num_replaced = record.num_replaced(sweep.store, sweep.plan)  # first, since a damaged record ends it here
+    steps = choose(_missing(sweep))
     sweep.store.check_writable(bytes_to_write(sweep.plan, steps))
     sweep.store.remove_abandoned_drafts()
-    if num_replaced := record.num_replaced(sweep.store, sweep.plan):
+    if num_replaced:
         terminal.replaced(sweep.console, sweep.plan.name, num_replaced)
     record.save(sweep.store, sweep.plan, None, environment(sweep.plan))
+    # Looked at again: what was there a moment ago may have been collected before the record named it.
+    steps = choose(sweep.store.missing(sweep.plan.steps.values()))
     outcomes = _make(sweep, steps, changes, tracker) if steps else {}
     if is_disk_full(outcomes):
         tracker.broke_off("FAILED")

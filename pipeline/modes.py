@@ -73,7 +73,7 @@ def mirror(sweep: PlannedSweep) -> int:
 def gc(sweep: PlannedSweep) -> int:
     """List what no sweep of this store refers to, whichever is named, and remove it if ``gc.delete`` says so."""
     unused = collect(sweep.store, delete=sweep.config.gc.delete)
-    terminal.garbage(sweep.console, unused, sweep.config.gc.delete)
+    terminal.garbage(sweep.console, unused, sweep.config.gc.delete, sweep.store.unproven())
     return SUCCESS
 
 

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
+from pipeline.steps.stages import STAGES
+from tests.pipeline.fakes import NOTE
 from tests.sweeping import make_sweep
 
 COMPARABLE = {
@@ -99,6 +101,12 @@ def _quick_is_quick(request: pytest.FixtureRequest) -> Iterator[None]:
 def own(tmp_path: Path) -> Path:
     """A directory with a sweep of 4 trials and 240 shards."""
     return make_sweep(tmp_path)
+
+
+@pytest.fixture
+def notes_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage collection knows the tests' own stage."""
+    monkeypatch.setitem(STAGES, NOTE.name, NOTE)
 
 
 @pytest.fixture

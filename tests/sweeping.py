@@ -5,10 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,34 @@ def driver(directory: Path, *arguments: str, sleep_s: float = 0.0) -> subprocess
     log = (directory / "driver.log").open("ab")
     command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={directory / 'own'}", "+sweep=small", *arguments]
     return subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+
+
+@contextmanager
+def collecting(directory: Path, *arguments: str) -> Iterator[None]:
+    """Garbage collection by the command line, one after the other until the block ends; each must succeed."""
+    over, codes, log = threading.Event(), list[int](), directory / "gc.log"
+    command = [sys.executable, "-m", "tests.synthetic", f"--config-dir={directory / 'own'}", "+sweep=small"]
+
+    def collect() -> None:
+        while not over.is_set():
+            with log.open("ab") as stream:
+                process = subprocess.Popen(
+                    [*command, "mode=gc", "gc.delete=true", *arguments],
+                    cwd=directory,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                    stdout=stream,
+                    stderr=stream,
+                )
+                codes.append(process.wait())
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert codes and not any(codes), log.read_text()[-4000:]
 
 
 def tables(store: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.store.manifest import read_manifest
 from pipeline.store.store import open_storage
 from tests.sweeping import (
     ROOT,
+    collecting,
     driver,
     free_port,
     make_sweep,
@@ -32,6 +34,8 @@ from tests.sweeping import (
     wait_until_it_answers,
 )
 
+# Garbage collection runs beside a sweep, again and again, or not.
+BESIDE = [pytest.param(False, id="alone"), pytest.param(True, id="beside gc", marks=pytest.mark.full)]
 VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
 
 
@@ -69,9 +73,19 @@ def started_again(store: Path) -> list[str]:
     return guilty
 
 
+def beside(own: Path, with_gc: bool) -> AbstractContextManager[None]:
+    return collecting(own, "store.root=store") if with_gc else nullcontext()
+
+
 @pytest.mark.e2e
-def test_kill_anything_at_random_moments(own: Path, reference: dict[str, bytes], cluster: Any) -> None:
+@pytest.mark.parametrize("with_gc", BESIDE)
+def test_kill_anything_at_random_moments(own: Path, reference: dict[str, bytes], cluster: Any, with_gc: bool) -> None:
     """A driver, a worker, a node and the tracking server are killed in turn while one sweep runs to its end."""
+    with beside(own, with_gc):
+        _kill_in_turn(own, reference, cluster)
+
+
+def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any) -> None:
     chance, port = random.Random(1), free_port()
     server = mlflow_server(own, port)
     wait_until_it_answers(port)
@@ -126,9 +140,11 @@ def test_kill_anything_at_random_moments(own: Path, reference: dict[str, bytes],
 
 
 @pytest.mark.e2e
-def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes]) -> None:
-    both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
+@pytest.mark.parametrize("with_gc", BESIDE)
+def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes], with_gc: bool) -> None:
+    with beside(own, with_gc):
+        both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
+        assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
     assert tables(own / "store") == reference
     artifacts = [path.parent.name for path in (own / "store" / "evaluate").glob("*/manifest.json")]
     assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == 240

@@ -2,25 +2,52 @@
 
 import re
 import traceback
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline.config.schema import Config
+from pipeline.errors import UserError
 
 _NOISE = ("full_key:", "object_type=", "reference_type=")  # OmegaConf's, after its message
 RENAMED = {"allow_drift": "allow_changed_environment"}  # keys of earlier versions
 _TOP_LEVEL = {"defaults", "hydra", *(each.name for each in fields(Config))}
+_FREE_TEXT = {"system_instruction", "note", "price_source"}  # what may be said in no words
 _GLOBAL = "# @package _global_"  # or Hydra takes what a file holds for keys of the file's group
 
 
+def check_nothing_is_blank(config: Config) -> None:
+    """Raise UserError for an empty name or path, which would stand for another thing: that of ``.``, or a default."""
+    if key := next(_blank_keys(config, ""), None):
+        raise UserError(f"{key} is empty (an unset variable?): give it a value, or leave it out")
+
+
+def _blank_keys(value: Any, key: str) -> Iterator[str]:
+    if is_dataclass(value):
+        for each in fields(value):
+            if each.name not in _FREE_TEXT:
+                yield from _blank_keys(getattr(value, each.name), f"{key}.{each.name}" if key else each.name)
+    elif isinstance(value, str) and not value.strip():
+        yield key
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _blank_keys(item, f"{key}[{index}]")
+    elif isinstance(value, dict):  # of its own words only sections: what stands in others is said to a library
+        for name, item in value.items():
+            yield from _blank_keys(item, f"{key}.{name}") if is_dataclass(item) else ()
+
+
 def describe(error: BaseException) -> str | None:
-    """One line for a config error; None for an error that is not the user's."""
+    """One line for a config error or a file that cannot be what it is; None for an error that is not the user's."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _line(_innermost(error))
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)) and error.filename:
+        return f"{error.filename} cannot be used ({error.strerror}): make it what it was, or move it out of the way"
     if isinstance(error, YAMLError):
         return f"a config file is not YAML: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,12 +1,10 @@
 """What is slow to find out about the world, remembered beside the store until the world changes."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.steps.fingerprint import fingerprint
-from pipeline.store.manifest import write_durably
+from pipeline.store.memory import recall, remember
 
 
 def stamps(path: Path) -> list[list[Any]]:
@@ -20,15 +18,7 @@ def cached(cache_dir: Path | None, key: Any, compute: Any) -> Any:
     if cache_dir is None:
         return compute()
     path = cache_dir / f"{fingerprint(key)[:32]}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = compute()
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        write_durably(partial, json.dumps(value))
-        partial.replace(path)
-    except OSError:
-        pass
+    value = recall(path)
+    if value is None:
+        remember(path, value := compute())
     return value

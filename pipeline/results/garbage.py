@@ -1,39 +1,62 @@
-"""Garbage collection: artifacts that no sweep of the store refers to any more."""
+"""Garbage collection: published artifacts that no sweep of the store names any more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from pipeline.errors import UserError
 from pipeline.results import record
 from pipeline.steps.step import StepRef
+from pipeline.store.manifest import is_ref
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
 
 
 def collect(store: Store, delete: bool) -> list[Stored]:
-    """What no recorded sweep refers to, damaged artifacts included; removed with ``delete``.
+    """What no recorded sweep names, damaged artifacts included; with ``delete`` what was removed of it.
 
-    Everything that a used artifact was made from counts as used.  Drafts are left to their owners.
+    What a record names is safe whether it is there or not, and so is everything that it was made from.  Nothing is
+    looked at that the store cannot prove to have published; drafts are left to their owners.
     """
-    used = {(ref.stage, ref.fingerprint[:12]) for ref in _used(store)}
-    unused = [each for each in store.everything() if _digits(each) not in used]
-    if delete:
-        for each in unused:
-            store.remove(each)
-    return unused
+    found = list(store.everything())  # before the records are read: what is published from now on is not in it
+    unused = _unnamed(store, found)
+    try:
+        return _remove(store, unused) if delete and unused else unused
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be removed ({error.strerror}): run mode=gc as its owner") from None
+
+
+def _remove(store: Store, unused: Sequence[Stored]) -> list[Stored]:
+    """Hide everything first, and bring back what a record names by then.
+
+    A sweep saves its record before it looks at what is there: either it is seen here, or it sees nothing hidden.
+    """
+    hidden = [(each, there) for each in unused if (there := store.hide(each)) is not None]
+    still_unused = set(_unnamed(store, unused))
+    for each, there in hidden:
+        if each in still_unused:
+            store.remove(there)
+        else:
+            store.restore(there)
+    return [each for each, _ in hidden if each in still_unused]
+
+
+def _unnamed(store: Store, found: Sequence[Stored]) -> list[Stored]:
+    store.refresh()
+    named = {(ref.stage, ref.fingerprint[:12]) for ref in _named(store)}
+    return [each for each in found if _digits(each) not in named]
 
 
 def _digits(stored: Stored) -> tuple[str, str] | None:
     return None if stored.name is None else (stored.stage, stored.name.rpartition("-")[2])
 
 
-def _used(store: Store) -> set[StepRef]:
-    wanted = set(_recorded(store))
-    used, seen = set(), set()
+def _named(store: Store) -> set[StepRef]:
+    """What records name, and what that was made from as far as it is there."""
+    wanted, named = set(_recorded(store)), set[StepRef]()
     while wanted:
-        seen.add(ref := wanted.pop())
+        named.add(ref := wanted.pop())
         if (manifest := store.manifest(ref)) is not None:
-            used.add(ref)
-            wanted |= set(_refs(manifest["inputs"])) - seen
-    return used
+            wanted |= {StepRef(*each) for each in manifest["inputs"].values()} - named
+    return named
 
 
 def _recorded(store: Store) -> Iterator[StepRef]:
@@ -45,7 +68,7 @@ def _recorded(store: Store) -> Iterator[StepRef]:
 def _refs(value: object) -> Iterator[StepRef]:
     """Every ``[stage, fingerprint]`` in a piece of JSON."""
     match value:
-        case [str(stage), str(fingerprint)] if len(fingerprint) == 64:
+        case [str(stage), str(fingerprint)] if is_ref(value):
             yield StepRef(stage, fingerprint)
         case list():
             for item in value:

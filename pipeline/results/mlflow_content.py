@@ -57,19 +57,22 @@ def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> dict[str, float
         place = slot_of(role) if shown.by_slot else role
         names = metrics if shown.metrics is None else shown.metrics
         found |= {f"{place}/{name}": metrics.get(name) for name in names}
-        took = f"{kind_of(role)}/duration_s"
-        durations_s[took] = durations_s.get(took, 0.0) + _duration_s(manifest)
+        if (duration_s := _duration_s(manifest)) is not None:
+            took = f"{kind_of(role)}/duration_s"
+            durations_s[took] = durations_s.get(took, 0.0) + duration_s
     return {name: float(value) for name, value in {**found, **durations_s}.items() if value is not None}
 
 
 def last_ended_s(store: Store, trial: TrialPlan) -> float:
     """When the newest artifact of a trial was made (Unix seconds); 0 when there is none."""
     manifests = (store.manifest(ref) for ref in trial.steps.values())
-    return max((float(manifest["provenance"]["ended"]) for manifest in manifests if manifest), default=0.0)
+    return max((float(manifest["provenance"].get("ended", 0)) for manifest in manifests if manifest), default=0.0)
 
 
-def _duration_s(manifest: Mapping[str, Any]) -> float:
+def _duration_s(manifest: Mapping[str, Any]) -> float | None:
     times = manifest["provenance"]
+    if "started" not in times or "ended" not in times:
+        return None
     return round(float(times["ended"]) - float(times["started"]), 3)
 
 

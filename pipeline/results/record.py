@@ -5,6 +5,7 @@ Results are found again by it without the configs that made them, and garbage co
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import Roles, shard_role
 from pipeline.steps.step import StepRef
-from pipeline.store.manifest import file_name, portable
+from pipeline.store.manifest import file_name, is_ref, portable
 from pipeline.store.store import Store
 
 VERSION = 2  # 1: a field for each role a step can have, and no version
@@ -52,9 +53,65 @@ def read(store: Store, name: str) -> Record | None:
 
     Raises UserError for a record that is damaged or of a newer version.
     """
-    found = next((kept for kept in _kept(store, name).values() if kept["name"] == name), None)
-    if found is None:
-        return None
+    for file, found in _kept(store, name).items():
+        if found["name"] == name:
+            with _trusted(store, f"sweeps/{file}.json"):
+                return _record(found)
+    return None
+
+
+def document(store: Store, file: str) -> dict[str, Any] | None:
+    """A record as it lies in the store; None where there is none.  Raises UserError for one that cannot be trusted."""
+    place = f"sweeps/{file}.json"
+    with _trusted(store, place):
+        if (text := store.records.read(place)) is None:
+            return None
+        found: dict[str, Any] = json.loads(text)
+        version = found.get("version", 1)
+        if version > VERSION:
+            raise UserError(
+                f"{store.url} was written by a newer version of this project ({place} has version {version}, known up "
+                f"to {VERSION}): use that one"
+            )
+        if version == 1:
+            _check_is({list: [found["trials"]], str: [found["name"]]})
+        else:
+            _check_names_all(found)
+    return found
+
+
+@contextmanager
+def _trusted(store: Store, place: str) -> Iterator[None]:
+    """Say of whatever goes wrong with a record's content that the record is damaged."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{store.url}: {place} is damaged: restore it, or remove it and run its sweep again") from None
+    except OSError as error:
+        raise UserError(
+            f"{store.url}: {place} cannot be read ({error.strerror}): make it readable, or restore it"
+        ) from None
+
+
+def _check_names_all(found: Mapping[str, Any]) -> None:
+    """Raise what ``_trusted`` catches for a record with a step that is none, or without one it should have."""
+    record = _record(found)
+    trials = record.trials.values()
+    refs = [*map(tuple, found["steps"]), *(ref for trial in trials for ref in trial.steps.values())]
+    refs += [record.report] if record.report is not None else []
+    if strange := [ref for ref in refs if not is_ref(list(ref))]:
+        raise ValueError(f"{strange[0]} is no step")
+    labels = [label for trial in trials for label in (trial.name, trial.base, trial.model, trial.recipe)]
+    _check_is({str: [record.name, record.plan_fingerprint, *labels], dict: [record.environment or {}]})
+
+
+def _check_is(values: Mapping[type, list[Any]]) -> None:
+    for kind, found in values.items():
+        if strange := [each for each in found if not isinstance(each, kind)]:
+            raise TypeError(f"{strange[0]!r:.60} is not of type {kind.__name__}")
+
+
+def _record(found: Mapping[str, Any]) -> Record:
     return Record(
         name=found["name"],
         plan_fingerprint=found["plan_fingerprint"],
@@ -65,27 +122,10 @@ def read(store: Store, name: str) -> Record | None:
     )
 
 
-def document(store: Store, file: str) -> dict[str, Any] | None:
-    """A record as it lies in the store; None where there is none.  Raises UserError for one that cannot be trusted."""
-    place = f"sweeps/{file}.json"
-    if (text := store.records.read(place)) is None:
-        return None
-    try:
-        found: dict[str, Any] = json.loads(text)
-        version = found.get("version", 1)
-    except (ValueError, AttributeError):
-        raise UserError(f"{store.url}: {place} is damaged: restore it, or remove it and run its sweep again") from None
-    if version > VERSION:
-        raise UserError(
-            f"{store.url} was written by a newer version of this project ({place} has version {version}, known up to "
-            f"{VERSION}): use that one"
-        )
-    return found
-
-
 def files(store: Store) -> list[str]:
     """The files that hold records."""
-    return [name.removesuffix(".json") for name in store.records.records("sweeps")]
+    with _trusted(store, "sweeps"):
+        return [name.removesuffix(".json") for name in store.records.records("sweeps") if name.endswith(".json")]
 
 
 def names(store: Store) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.results.environment import Environment
 from pipeline.steps.fingerprint import described, differences
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
-from pipeline.store.manifest import write_durably
+from pipeline.store.manifest import is_ref, write_durably
 from stages.fields import is_command
 
 FILE_VERSION = 1
@@ -26,6 +26,8 @@ NOT_OF_THE_SWEEP = {each.name for each in fields(Config) if is_command(each)}
 def check_usage(mode: str, failures: Mapping[str, str | None]) -> None:
     """Raise UserError for a ``failures.*`` that the mode would pass over in silence."""
     for name, value in failures.items():
+        if value is not None and not value.strip():
+            raise UserError(f"failures.{name} is empty (an unset variable?): give it a value, or leave it out")
         wanted = "status" if name == "export" else "resubmit"
         if value is not None and mode != wanted:
             raise UserError(f"failures.{name} has no meaning in mode={mode}: use mode={wanted}")
@@ -64,27 +66,41 @@ def read(path: Path) -> dict[str, Any]:
     """What ``export`` wrote; raises UserError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        is_ours = content["version"] == FILE_VERSION and _is_readable(content)
     except FileNotFoundError:
         raise UserError(f"{FROM}{path}: there is no such file") from None
-    except (OSError, ValueError, TypeError, KeyError):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f"{FROM}{path} is not a file that failures.export= of this version wrote")
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not _is_export(content):
+        raise UserError(
+            f"{FROM}{path} is not a file that failures.export= of this version wrote, or was changed since: write it "
+            "again with mode=status failures.export=FILE"
+        )
     return dict(content)
 
 
-def _is_readable(content: Mapping[str, Any]) -> bool:
-    steps, texts = content["steps"], content["overrides"]
-    wanted = ("stage", "fingerprint", "label")
-    return (
-        isinstance(content["environment"], dict)
-        and isinstance(texts, list)
-        and all(isinstance(text, str) for text in texts)
-        and isinstance(steps, list)
-        and all(isinstance(step[name], str) for step in steps for name in wanted)
-        and all(isinstance(step["payload"], list) and len(step["payload"]) == 5 for step in steps)
-    )
+def _is_export(content: object) -> bool:
+    """Whether everything is there, and of its type, that anybody reads of the file."""
+    match content:
+        case {
+            "version": version,
+            "sweep": str(),
+            "overrides": list(overrides),
+            "environment": dict(),
+            "steps": list(steps),
+        }:
+            return (
+                version == FILE_VERSION
+                and all(isinstance(text, str) for text in overrides)
+                and all(map(_is_exported_step, steps))
+            )
+    return False
+
+
+def _is_exported_step(step: object) -> bool:
+    match step:
+        case {"stage": stage, "fingerprint": fingerprint, "label": str(), "payload": [_, str(), _, _, dict()]}:
+            return is_ref([stage, fingerprint])
+    return False
 
 
 def recreated(content: Mapping[str, Any], plan: Plan, allow_changes: bool) -> list[StepRef]:

@@ -50,10 +50,13 @@ class Results:
         return read_serving(self.report_dir())
 
     def report_dir(self) -> Path:
-        """The directory of the latest report; raises UserError before there is one."""
+        """The directory of the latest report; raises UserError before there is one, and for one that was changed."""
+        run = f"run it with python -m pipeline +sweep={self.name}"
         found = self.store.find(self.report) if self.report else None
-        if found is None:
-            raise UserError(f"sweep {self.name!r} has no report yet: run it, which ends with one")
+        if self.report is None or found is None:
+            raise UserError(f"sweep {self.name!r} has no report yet: {run}")
+        if what := self.store.damage(self.report):
+            raise UserError(f"sweep {self.name!r}: its report {found} is damaged ({what}): {run}, which makes it again")
         return found
 
     def comparison(self, trial: str, task: str) -> pa.Table | None:

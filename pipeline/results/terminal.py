@@ -81,8 +81,15 @@ def told(console: Console, lines: Sequence[tuple[float, str]]) -> None:
         say(console, f"{when} {line}")
 
 
-def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool) -> None:
-    """What a garbage collection found, largest first."""
+def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool, unproven: Sequence[str]) -> None:
+    """What a garbage collection found, largest first, and what it leaves to whoever knows what that is."""
+    for place in unproven:
+        console.print(
+            f"left alone: {place} was moved aside, and has no manifest that proves what it is or holds other files; "
+            "if you need nothing of it, remove it",
+            soft_wrap=True,
+            highlight=False,
+        )
     for each in sorted(unused, key=lambda each: -each.num_bytes):
         say(console, f"{each.num_bytes / GIB:8.3f} GiB  {each.location}")
     if not unused:

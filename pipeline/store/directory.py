@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.store.manifest import MANIFEST, damage, read_manifest, write_durably, write_manifest
+from pipeline.steps.stages import STAGES
+from pipeline.store.manifest import MANIFEST, damage, num_bytes, proves, read_manifest, write_durably, write_manifest
+from pipeline.store.ownership import holds_only_its_own, remove_listed
 from pipeline.store.storage import Stored, unique
 from stages.units import GIB
 
 SET_ASIDE = ".damaged-"
+_ASIDE = re.compile(rf"{re.escape(SET_ASIDE)}(.+)-[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class DirectoryStorage:
             return {}
         # A listing made within the clock's grain of the last change may have missed an entry: it is made again.
         if known is None or known.changed_ns != changed_ns or time.time_ns() - changed_ns < 1_000_000_000:
-            names = (entry.name for entry in os.scandir(directory) if not entry.name.startswith("."))
+            names = (name for name in _names(directory) if not name.startswith("."))
             known = Listing(changed_ns, time.monotonic(), {name.rpartition("-")[2]: name for name in names})
             self._listed[stage] = known
         return known.names
@@ -93,23 +97,57 @@ class DirectoryStorage:
     audit = damage
 
     def set_aside(self, stage: str, name: str) -> None:
-        path = self.local / stage / name
-        with contextlib.suppress(FileNotFoundError):  # another worker was first
-            path.rename(path.with_name(f"{SET_ASIDE}{name}-{uuid.uuid4().hex[:8]}"))
+        self._aside(self.local / stage / name, name)
         self._listed.pop(stage, None)
 
     def everything(self) -> Iterator[Stored]:
-        for path in sorted(self.local.glob("*/*/")):
-            is_set_aside = path.name.startswith(SET_ASIDE)
-            if is_set_aside or (path / MANIFEST).exists():
-                num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                yield Stored(path.parent.name, None if is_set_aside else path.name, str(path), num_bytes)
+        for stage, path in self._below_stages():
+            if (stored := self._stored(stage, path)) is not None:
+                yield stored
 
-    def remove(self, stored: Stored) -> None:
-        path = Path(stored.location)
-        if stored.name is not None:  # a kill midway must not leave an artifact that lacks files
-            path = path.rename(path.with_name(f"{SET_ASIDE}{stored.name}-{uuid.uuid4().hex[:8]}"))
-        shutil.rmtree(path)
+    def unproven(self) -> Sequence[str]:
+        aside = [each for each in self._below_stages() if _ASIDE.fullmatch(each[1].name)]
+        return [str(path) for stage, path in aside if self._stored(stage, path) is None]
+
+    def hide(self, stored: Stored) -> Stored | None:
+        if stored.name is None:
+            return stored
+        path = self._aside(Path(stored.location), stored.name)
+        self._listed.pop(stored.stage, None)
+        return None if path is None else stored._replace(name=None, location=str(path))
+
+    def restore(self, hidden: Stored) -> None:
+        path = Path(hidden.location)
+        with contextlib.suppress(OSError):  # made again meanwhile
+            path.rename(path.with_name(_name_of(path)))
+        self._listed.pop(hidden.stage, None)
+
+    def remove(self, hidden: Stored) -> None:
+        path = Path(hidden.location)
+        # Under a name that nobody else knows, so that nobody brings it back half removed.
+        if (claimed := self._aside(path, _name_of(path))) is not None:
+            remove_listed(claimed)
+
+    def _below_stages(self) -> Iterator[tuple[str, Path]]:
+        for stage in sorted(STAGES):
+            directory = self.local / stage
+            if not directory.is_symlink():  # what a link leads to may be another store's
+                yield from ((stage, directory / name) for name in sorted(_names(directory)))
+
+    def _stored(self, stage: str, path: Path) -> Stored | None:
+        """What of this store's a directory is; None for what it cannot prove to have published."""
+        name, manifest = _name_of(path), {} if path.is_symlink() else read_manifest(path)
+        if not proves(manifest, stage, name) or not holds_only_its_own(path, manifest):
+            return None
+        return Stored(stage, name if path.name == name else None, str(path), num_bytes(manifest))
+
+    def _aside(self, path: Path, name: str) -> Path | None:
+        """Where a directory was moved to; None when it is gone."""
+        target = path.with_name(f"{SET_ASIDE}{name}-{uuid.uuid4().hex[:8]}")
+        try:
+            return path.rename(target)
+        except FileNotFoundError:  # another process was first
+            return None
 
     def check_writable(self, needed_bytes: int) -> None:
         check_directory(self.local, "store.root=DIR", needed_bytes)
@@ -122,7 +160,11 @@ class DirectoryStorage:
             stream.write(f"\n{line}\n")
 
     def lines(self, record: str) -> Sequence[str]:
-        return (self.read(record) or "").splitlines()
+        try:
+            text = self._record(record).read_text(encoding="utf-8", errors="replace")  # a kill may tear a letter
+        except FileNotFoundError:
+            return []
+        return [line for line in text.split("\n") if line]
 
     def create(self, record: str, text: str) -> None:
         path = self._record(record)
@@ -147,7 +189,10 @@ class DirectoryStorage:
         self._record(record).unlink(missing_ok=True)
 
     def records(self, folder: str) -> Sequence[str]:
-        return sorted(path.name for path in (self.local / folder).glob("[!.]*"))
+        directory = self.local / folder
+        # What is there and cannot be listed is an error: nobody may take it for empty.
+        entries = os.scandir(directory) if os.path.lexists(directory) else ()
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
     def log_place(self, log: Path) -> str:
         return str(log)
@@ -180,6 +225,20 @@ def check_directory(directory: Path, option: str, needed_bytes: int = 0) -> None
             f"the store {directory} has {free_bytes / GIB:.1f} GiB free and this plan writes about "
             f"{needed_bytes / GIB:.1f} GiB: free space, or choose another with {option}"
         )
+
+
+def _names(directory: Path) -> list[str]:
+    """What a directory holds; nothing where there is none."""
+    try:
+        return [entry.name for entry in os.scandir(directory)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _name_of(path: Path) -> str:
+    """What an artifact's directory is called, or was until it was moved aside."""
+    aside = _ASIDE.fullmatch(path.name)
+    return aside[1] if aside else path.name
 
 
 def _sync(directory: Path) -> None:

@@ -1,12 +1,11 @@
 """What manifests state, remembered between starts, so that a plan of 10,000 steps does not read 10,000 files."""
 
-import contextlib
-import json
 from typing import NamedTuple
 
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.manifest import environment_of
-from pipeline.store.storage import Storage, unique
+from pipeline.store.memory import recall, remember
+from pipeline.store.storage import Storage
 
 
 class Known(NamedTuple):
@@ -43,19 +42,10 @@ class Index:
 
     def save(self) -> None:
         """Write it down if something was added; a store that cannot be written to stays readable."""
-        if not self._is_new:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(f".index-{unique()}")
-            partial.write_text(json.dumps(self._loaded()), encoding="utf-8")
-            partial.replace(self._path)
+        if self._is_new and remember(self._path, self._loaded()):
             self._is_new = False
 
     def _loaded(self) -> dict[str, Known]:
         if self._known is None:
-            try:
-                self._known = {name: Known(*known) for name, known in json.loads(self._path.read_bytes()).items()}
-            except (OSError, ValueError, TypeError, AttributeError):
-                self._known = {}
+            self._known = {name: Known(*known) for name, known in (recall(self._path) or {}).items()}
         return self._known

@@ -23,6 +23,7 @@ NUM_READERS = 16
 _TOLD = "ledger/told.jsonl"
 # A driver says so often that it lives; one that was silent for longer, or whose clock is off by more, does not.
 HEARTBEAT_S, DEAD_AFTER_S = 30.0, 120.0
+_CLASSES = [each.value for each in FailureClass]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Ledger:
 
     def events(self, ref: StepRef) -> list[dict[str, Any]]:
         """Every event of a step, oldest first; a line torn by a kill is passed over."""
-        return [event for line in self._records.lines(_record(ref)) if (event := _parse(line))]
+        record = _record(ref)
+        return [event for line in self._records.lines(record) if (event := _parse(line, record))]
 
     def has_seen(self, steps: Iterable[Step], failure_class: FailureClass, run_id: str) -> bool:
         """Whether any of the steps failed so in a run."""
@@ -127,7 +129,10 @@ class Ledger:
 
     def stop_reason(self, run_id: str) -> str | None:
         """Why a run was asked to stop; None when it was not."""
-        reason = self._records.read(_stop_record(run_id))
+        try:
+            reason = self._records.read(_stop_record(run_id))
+        except ValueError:  # damaged: the request stands, its reason is lost
+            reason = ""
         return reason if reason is None else reason or "stopped"
 
     def clear_stop(self, run_id: str) -> None:
@@ -145,9 +150,8 @@ class Ledger:
 
     def told(self, sweep: str) -> list[tuple[float, str]]:
         """What happened to a sweep's latest run: when (Unix seconds), and what."""
-        lines = [
-            event for line in self._records.lines(_TOLD) if (event := _parse(line)) and event.get("sweep") == sweep
-        ]
+        found = map(_told, self._records.lines(_TOLD))
+        lines = [each for each in found if each is not None and each["sweep"] == sweep]
         return [(each["time"], each["text"]) for each in lines if each["run_id"] == lines[-1]["run_id"]]
 
     @contextmanager
@@ -174,8 +178,10 @@ class Ledger:
 
     def is_alive(self, run_id: str) -> bool:
         """Whether the driver of a run said so lately."""
-        said_at = self._records.read(_run_record(run_id))
-        return bool(said_at) and time.time() - float(said_at or 0) < DEAD_AFTER_S
+        try:
+            return abs(time.time() - float(self._records.read(_run_record(run_id)) or 0)) < DEAD_AFTER_S
+        except ValueError:  # damaged; a driver that lives says it again in a moment
+            return False
 
     def last_failure(self, ref: StepRef) -> Failure | None:
         """Why the step is not there, by its latest attempt.
@@ -252,9 +258,35 @@ def _run_record(run_id: str) -> str:
     return f"ledger/run-{run_id}"
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str, record: str) -> dict[str, Any] | None:
+    """An event with all that is read of one; None for anything else."""
+    match event := _json(line):
+        case {"event": "failed", "failure_class": name, "message": str(message)} if _is_event(event):
+            if name not in _CLASSES:
+                said = f"{record} says it failed as {name!r}, which this version does not know: {message}"
+                event |= {"failure_class": FailureClass.crash.value, "message": said}
+            return dict(event)
+        case {"event": "skipped", "message": str()} | {"event": "started" | "succeeded" | "stopped"}:
+            return dict(event) if _is_event(event) else None
+    return None
+
+
+def _told(line: str) -> dict[str, Any] | None:
+    match told := _json(line):
+        case {"time": int() | float(), "sweep": str(), "run_id": str(), "text": str()}:
+            return dict(told)
+    return None
+
+
+def _json(line: str) -> Any:
+    """What a line holds; None of one that was torn."""
     try:
-        event = json.loads(line)
-    except ValueError:
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) else None
+
+
+def _is_event(event: Any) -> bool:
+    log = event.get("log")
+    is_dated = isinstance(event.get("time"), int | float) and isinstance(event.get("run_id"), str)
+    return is_dated and (log is None or isinstance(log, str))

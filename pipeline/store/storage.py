@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-# What no process of this machine can vouch for is taken for dead after this long without a write.
-ABANDONED_AFTER_S = 7 * 24 * 3600
-
 
 class Stored(NamedTuple):
-    """Something a store made; ``name`` is that of the artifact it is, None for what can never be one again."""
+    """Something that a store has proof of having published; ``name`` is that of the artifact it is.
+
+    None for what is out of sight: damaged, hidden, or left of a publication that did not come to its end.
+    """
 
     stage: str
     name: str | None
@@ -85,10 +85,19 @@ class Storage(Records, Protocol):
         """Take a damaged artifact out of sight; nothing happens if it is gone."""
 
     def everything(self) -> Iterator[Stored]:
-        """Whatever the store made: artifacts, and what is left of others."""
+        """Whatever can be proved to have been published here: artifacts, and what is left of others."""
 
-    def remove(self, stored: Stored) -> None:
-        """Remove it for good."""
+    def unproven(self) -> Sequence[str]:
+        """Places of what was moved aside and cannot be proved to have been published here."""
+
+    def hide(self, stored: Stored) -> Stored | None:
+        """Take it out of sight, from where it can be restored or removed; None if it is gone."""
+
+    def restore(self, hidden: Stored) -> None:
+        """Bring back what was hidden, unless it was made again meanwhile."""
+
+    def remove(self, hidden: Stored) -> None:
+        """Remove what is out of sight for good, of its files those that were published."""
 
     def check_writable(self, needed_bytes: int) -> None:
         """Raise UserError when artifacts of ``needed_bytes`` cannot be taken."""

@@ -5,13 +5,7 @@ changed, so readers need no locks, and two publishers of one step are harmless: 
 """
 
 import contextlib
-import os
-import re
-import shutil
-import socket
-import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +16,12 @@ from pipeline.steps.stages import Metrics
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.bucket import BucketStorage
 from pipeline.store.directory import DirectoryStorage
+from pipeline.store.drafts import draft_directory, remove_abandoned
 from pipeline.store.index import Index
 from pipeline.store.ledger import Ledger
-from pipeline.store.manifest import environment_of, file_name, manifest_of
-from pipeline.store.storage import ABANDONED_AFTER_S, Records, Storage, Stored
+from pipeline.store.manifest import artifact_name, environment_of, manifest_of
+from pipeline.store.storage import Records, Storage, Stored
 
-_DRAFT = re.compile(r"\.draft-[0-9a-f]{12}-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 NUM_READERS, STEPS_A_READER = 16, 256
 
 
@@ -44,8 +38,7 @@ class Draft:
         if self.store.has(self.step.ref):
             return
         manifest = manifest_of(self.step, self.path, metrics, provenance)
-        name = f"{file_name(self.step.label)}-{self.step.fingerprint[:12]}"
-        self.store._storage.publish(self.path, self.step.stage.name, name, manifest)
+        self.store._storage.publish(self.path, self.step.stage.name, artifact_name(manifest), manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +99,24 @@ class Store:
         self._storage.check_writable(needed_bytes)
 
     def everything(self) -> Iterator[Stored]:
-        """Whatever the store made: artifacts, and what is left of others."""
+        """Whatever can be proved to have been published here: artifacts, and what is left of others."""
         return self._storage.everything()
 
-    def remove(self, stored: Stored) -> None:
-        """Remove it for good."""
-        self._storage.remove(stored)
+    def unproven(self) -> Sequence[str]:
+        """Places of what was moved aside and cannot be proved to have been published here."""
+        return self._storage.unproven()
+
+    def hide(self, stored: Stored) -> Stored | None:
+        """Take it out of sight, from where it can be restored or removed; None if it is gone."""
+        return self._storage.hide(stored)
+
+    def restore(self, hidden: Stored) -> None:
+        """Bring back what was hidden, unless it was made again meanwhile."""
+        self._storage.restore(hidden)
+
+    def remove(self, hidden: Stored) -> None:
+        """Remove what is out of sight for good, of its files those that were published."""
+        self._storage.remove(hidden)
 
     def log_place(self, log: Path) -> str:
         """Where people find a log that this machine writes below ``local``."""
@@ -190,20 +195,12 @@ class Store:
     @contextlib.contextmanager
     def draft(self, step: Step) -> Iterator[Draft]:
         """An empty directory of this machine, gone afterwards whatever happens."""
-        name = f".draft-{step.fingerprint[:12]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        path = self.local / step.stage.name / name
-        path.mkdir(parents=True)
-        try:
+        with draft_directory(self.local, step.stage.name, step.fingerprint[:12]) as path:
             yield Draft(step, path, self)
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
 
     def remove_abandoned_drafts(self) -> int:
-        """Delete drafts whose process is gone; returns how many."""
-        drafts = [path for path in self.local.glob("*/.draft-*") if _abandoned(path)]
-        for path in drafts:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(drafts)
+        """Delete drafts whose owner is gone; returns how many."""
+        return remove_abandoned(self.local)
 
     def _name(self, ref: StepRef) -> str | None:
         name = self._storage.listing(ref.stage).get(ref.fingerprint[:12])
@@ -225,23 +222,14 @@ class Store:
         return [step for step in steps if not self.has(step.ref)]
 
 
-def _abandoned(draft: Path) -> bool:
-    owner = _DRAFT.fullmatch(draft.name)
-    if owner is None:
-        return False
-    if owner["host"] == socket.gethostname():
-        return not Path(f"/proc/{owner['pid']}").exists()
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - draft.stat().st_mtime > ABANDONED_AFTER_S
-    return False
-
-
 def open_storage(root: str | Path, cache: Path | None = None, patience_s: float = 0) -> Storage:
     """The storage at a path or URL; ``cache`` is needed beside a URL.
 
     Listings may be ``patience_s`` old: a worker that publishes shard after shard beside thousands of others would
     read nothing else.  What it may miss so long is work that another driver did, which it then does again.
     """
+    if not str(root).strip():
+        raise UserError("the store has no place (an unset variable?): store.root=DIR")
     if not is_url(root):
         return DirectoryStorage(Path(root), patience_s)
     if cache is None:

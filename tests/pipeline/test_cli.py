@@ -201,6 +201,9 @@ BAD_INPUT = {
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
     "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),
+    "a store that is nowhere": (["+sweep=smoke", "store.root="], r"store\.root is empty \(an unset variable\?\)"),
+    "a sweep without a name to collect for": (["+sweep=smoke", "mode=gc", "sweep.name="], r"sweep\.name is empty"),
+    "an export to nowhere": (["+sweep=smoke", "mode=status", "failures.export="], r"failures\.export is empty"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 

@@ -1,14 +1,18 @@
 """Every option of every config group composes to the schema; every sweep expands and plans."""
 
+import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import conf
+from pipeline.config.bad_input import check_nothing_is_blank
 from pipeline.config.schema import Config, TaskConfig, register
 from pipeline.config.sweep import expand
 from pipeline.errors import UserError
@@ -47,6 +51,29 @@ def test_every_option_composes_to_the_schema(option: Path) -> None:
     config = composed(*fresh, override_for(option))
     if option.parts[0] in ("model", "recipe"):
         assert getattr(config, option.parts[0]).name == option.name, "the option's name is its file's name"
+
+
+def _part(section: Any, name: str) -> Any:
+    return section[name] if isinstance(section, dict) else getattr(section, name)
+
+
+def test_a_name_or_a_path_that_is_empty_is_refused_by_its_key() -> None:
+    """What an unset variable of the shell leaves: it would stand for the working directory, or for a default."""
+    config = composed("+sweep=smoke")
+    check_nothing_is_blank(config)
+    places = ("store.root", "store.cache", "sweep.name", "cluster.address", "tracking.uri", "data.mirror", "model.name")
+    for key in (*places, "model.source.path", "tasks.tabular.task"):
+        *sections, name = key.split(".")
+        section = functools.reduce(_part, sections, config)
+        before = getattr(section, name)
+        for blank in ("", " \t"):
+            setattr(section, name, blank)
+            with pytest.raises(UserError, match=rf"^{re.escape(key)} is empty .*give it a value"):
+                check_nothing_is_blank(config)
+        setattr(section, name, before)
+    config.data.task_paths = ["mine", ""]
+    with pytest.raises(UserError, match=r"data\.task_paths\[1\] is empty"):
+        check_nothing_is_blank(config)
 
 
 @pytest.mark.dear

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
+from pipeline.errors import FailureClass, UserError
 from pipeline.planning.plan import Plan
-from pipeline.results import load, record
+from pipeline.results import load, record, resubmission
 from pipeline.results.environment import changes
 from pipeline.results.garbage import collect
+from pipeline.results.resubmission import export
 from pipeline.steps.step import Step, StepRef
+from pipeline.store.ledger import Failure
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
 from tests.pipeline.fakes import note
@@ -91,6 +93,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert record.first_environment(store, plan.name) == {"packages": {}}
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 @pytest.mark.parametrize("text", ["", '{"name": "smoke", ', "[]"])
 def test_a_damaged_record_is_named_and_nothing_is_collected(tmp_path: Path, text: str) -> None:
     store, step = Store(tmp_path), note("kept")
@@ -167,3 +170,15 @@ def test_a_record_under_the_file_name_of_earlier_versions_is_found_moved_and_nev
     for plan in (old, other):
         assert load(tmp_path, plan.name).plan_fingerprint == plan.fingerprint
     assert len(record.files(store)) == 2, "what was moved is at one place"
+
+
+@pytest.mark.parametrize("change", [{"steps": ["x"]}, {"environment": None}, {"overrides": [1]}, {"version": 2}, None])
+def test_a_file_of_failures_that_was_changed_is_refused(tmp_path: Path, change: dict[str, object] | None) -> None:
+    path = tmp_path / "failed.json"
+    failure = Failure(FailureClass.oom, "no memory left", None, 1)
+    export(path, _plan(note("a")), {note("a").ref: failure}, ["mode=status"], {"packages": {}})
+    content = resubmission.read(path)
+    assert [step["label"] for step in content["steps"]] == ["a"]
+    path.write_text("[]" if change is None else json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=r"failed\.json is not a file that failures.export= of this version wrote, or"):
+        resubmission.read(path)

@@ -129,6 +129,7 @@ def test_a_bad_copy_is_fetched_again_and_a_bad_object_is_reported(bucket: str, t
     assert (Store(bucket, tmp_path / "here").path(note("hello").ref) / "note.txt").read_text() == "hello"
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 def test_garbage_is_what_no_sweep_refers_to(bucket: str, tmp_path: Path) -> None:
     store = Store(bucket, tmp_path)
     for text in ("used", "old"):

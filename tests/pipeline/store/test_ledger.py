@@ -142,3 +142,62 @@ def test_a_step_whose_artifact_was_removed_did_not_fail(tmp_path: Path) -> None:
     ledger.started(REF, "run", None)
     ledger.succeeded(REF, "run", 1.0)
     assert ledger.last_failure(REF) is None
+
+
+def append(root: Path, text: str | bytes) -> None:
+    path = root / "ledger" / f"{REF.short}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as stream:
+        stream.write(b"\n" + (text.encode() if isinstance(text, str) else text) + b"\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["x"]',
+        "{}",
+        "null",
+        '{"event": "failed", "run_id": "run", "time": 1.0}',
+        '{"event": "started", "time": 1.0}',
+        '{"event": "started", "run_id": "run", "time": "noon"}',
+        '{"event": "started", "run_id": "run", "time": 1.0, "log": {}}',
+        '{"event": "promoted", "run_id": "run", "time": 1.0}',
+        b"\xff\xfe",
+        '{"event": "succeeded", "messag\xc3'.encode("latin-1"),
+    ],
+)
+def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path, line: str | bytes) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None)
+    append(tmp_path, line)
+    ledger.failed(REF, "run", FailureClass.oom, "no memory left")
+    assert [event["event"] for event in ledger.events(REF)] == ["started", "failed"]
+    assert ledger.history(REF, "run").failure == (FailureClass.oom, "no memory left")
+    failure = ledger.last_failure(REF)
+    assert failure is not None and failure.failure_class is FailureClass.oom
+
+
+def test_a_class_that_this_version_does_not_know_is_a_crash_that_says_so(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    append(tmp_path, '{"event": "failed", "failure_class": "gremlins", "message": "bitten", "run_id": "r", "time": 1}')
+    failure = ledger.last_failure(REF)
+    assert failure is not None and failure.failure_class is FailureClass.crash
+    assert (
+        failure.message
+        == f"ledger/{REF.short}.jsonl says it failed as 'gremlins', which this version does not know: bitten"
+    )
+    assert ledger.history(REF, "r").failure == (failure.failure_class, failure.message)
+
+
+def test_a_message_with_line_separators_of_other_alphabets_stays_one_event(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.started(REF, "run", None)
+    ledger.failed(REF, "run", FailureClass.data, "one\u2028two\x85three")
+    assert ledger.history(REF, "run").failure == (FailureClass.data, "one\u2028two\x85three")
+
+
+@pytest.mark.parametrize("said", ["", "noon", "nan", "inf", "9e99", "["])
+def test_a_heartbeat_that_is_no_time_of_today_is_none(tmp_path: Path, said: str) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "run-r").write_text(said)
+    assert not Ledger(open_storage(tmp_path)).is_alive("r")

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,35 @@ def test_the_full_fingerprint_decides(tmp_path: Path) -> None:
     manifest["fingerprint"] = manifest["fingerprint"][:12] + "0" * 52
     (path / MANIFEST).write_text(json.dumps(manifest))
     assert Store(tmp_path).find(note("hello").ref) is None
+
+
+BAD_MANIFESTS = ["", "[", '["x"]', "null", "{}", '"x"', "[" * 5000, b"\xff\xfe"]
+BAD_VALUES: dict[str, Any] = {
+    "stage": 1,
+    "label": None,
+    "fingerprint": ["x"],
+    "payload": [1, "note"],
+    "inputs": {"input": ["note"]},
+    "metrics": {"length": "long"},
+    "files": {"note.txt": {"size": 5}},
+    "provenance": {"ended": "yesterday"},
+}
+
+
+@pytest.mark.parametrize("bad", [*BAD_MANIFESTS, *BAD_VALUES], ids=repr)
+def test_a_bad_manifest_is_no_manifest(tmp_path: Path, bad: str | bytes) -> None:
+    path, step = publish(tmp_path), note("hello")
+    manifest = json.loads((path / MANIFEST).read_text())
+    if bad in BAD_VALUES:
+        bad = json.dumps({**manifest, str(bad): BAD_VALUES[str(bad)]})
+    (path / MANIFEST).write_bytes(bad.encode() if isinstance(bad, str) else bad)
+    store = Store(tmp_path)
+    assert store.missing([step]) == [step]
+    assert (store.manifest(step.ref), list(store.manifests("note"))) == (None, [])
+    assert store.environments([step.ref]) == []
+    assert store.damaged([step]) == {}
+    assert publish(tmp_path) == path
+    assert Store(tmp_path).damaged([step]) == {}
 
 
 def test_missing_lists_what_is_not_published(tmp_path: Path) -> None:
@@ -152,6 +182,9 @@ def test_a_store_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -
         Store(tmp_path / "file" / "store").check_writable(0)
     with pytest.raises(UserError, match="GiB free"):
         Store(tmp_path).check_writable(needed_bytes=2**60)
+    for nowhere in ("", "  "):
+        with pytest.raises(UserError, match=r"no place .*store\.root=DIR"):
+            Store(nowhere)
 
 
 def test_an_open_store_with_patience_sees_at_once_what_it_publishes_itself(tmp_path: Path) -> None:
@@ -207,6 +240,7 @@ def test_full_verification_finds_damage(tmp_path: Path, harm: Callable[[Path], o
     assert Store(tmp_path).damaged([step]) == {}
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     store, old = Store(tmp_path), publish(tmp_path, "old")
     used, from_it = note("used"), note("made from it", note("used"))
@@ -237,6 +271,7 @@ def test_garbage_is_what_no_sweep_refers_to(tmp_path: Path) -> None:
     assert store.missing([used, from_it]) == []
 
 
+@pytest.mark.usefixtures("notes_are_collected")
 def test_what_a_sweep_will_need_is_no_garbage_before_anything_is_made_of_it(tmp_path: Path) -> None:
     """A data set that another sweep fetched a moment ago: no manifest names it yet."""
     path, data = publish(tmp_path, "data"), note("data")
