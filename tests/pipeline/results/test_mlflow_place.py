@@ -98,7 +98,7 @@ def test_a_server_that_is_away_is_named_by_what_says_where_it_is_and_without_its
     uri = f"http://me:sesame@127.0.0.1:{free_port()}/x?token=sesame"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if named_by == "MLFLOW_TRACKING_URI" else "http://not.this")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(modes, "publish_report", lambda _: note("a"))
+    monkeypatch.setattr(modes, "publish_report", lambda *_, **__: note("a"))
     monkeypatch.setattr(Store, "path", lambda *_: None)
     settings = TrackingConfig(uri=uri if named_by == "tracking.uri" else None)
     sweep = PlannedSweep(
@@ -175,7 +175,7 @@ class Recorder:
         self.said.append(("end", status))
 
 
-def terminated(*_: object) -> None:
+def terminated(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
