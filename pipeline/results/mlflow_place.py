@@ -38,8 +38,8 @@ def named_by(settings: TrackingConfig) -> str:
 
 
 def review_line(settings: TrackingConfig, beside: Path) -> str | None:
-    """How to open MLflow on the results; None where the config names a server, which is open already."""
-    if settings.uri is not None:
+    """How to open MLflow on the results; None for a server that the config names, which is open, and where none is."""
+    if settings.uri is not None or not settings.enabled:
         return None
     place = place_of(settings, beside)
     if place.artifacts is None:
