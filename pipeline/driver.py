@@ -65,11 +65,15 @@ def resubmit(sweep: PlannedSweep) -> int:
     return _run(sweep, choose, tuple(changes))
 
 
-def publish_report(sweep: PlannedSweep) -> Step:
-    """Publish the report of what the store holds now; a report is a step like any other, made by this process."""
+def publish_report(sweep: PlannedSweep, *, is_recorded: bool = False) -> Step:
+    """Publish the report of what the store holds now; a report is a step like any other, made by this process.
+
+    The sweep's record names it if ``is_recorded``: modes that only look write none.
+    """
     sweep.store.refresh()
     step = report_step(sweep.plan, sweep.config, sweep.store)
-    record.save(sweep.store, sweep.plan, step.ref)  # before it is there: from now on nobody collects it
+    if is_recorded:
+        record.save(sweep.store, sweep.plan, step.ref)  # before it is there: from now on nobody collects it
     _set_aside_damaged(sweep, [step])  # whatever store.verify says: its numbers are shown
     context = RunContext(sweep.store.address, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
@@ -123,8 +127,7 @@ def _run_tracked(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...], 
         tracker.broke_off("FAILED")
         terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
-    report = publish_report(sweep)
-    record.save(sweep.store, sweep.plan, report.ref)
+    report = publish_report(sweep, is_recorded=True)
     tracker.write(report, _final_state(sweep, outcomes))
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence

@@ -216,7 +216,7 @@ def test_a_run_that_is_broken_off_is_not_shown_as_running(
     monkeypatch.setattr(driver, "mirror_of", lambda _: recorder)
     monkeypatch.setattr(driver, "make_runner", lambda *_: Runner())
     if place == "publish_report":
-        monkeypatch.setattr(driver, "publish_report", action)
+        monkeypatch.setattr(driver, "publish_report", lambda *_, **__: action())
     with pytest.raises(error):
         driver.run(sweep)
     assert recorder.said == [("write", "RUNNING"), ("end", status)]
