@@ -65,10 +65,10 @@ def resubmit(sweep: PlannedSweep) -> int:
     return _run(sweep, choose, tuple(changes))
 
 
-def publish_report(sweep: PlannedSweep, is_recorded: bool) -> Step:
+def publish_report(sweep: PlannedSweep, *, is_recorded: bool = False) -> Step:
     """Publish the report of what the store holds now; a report is a step like any other, made by this process.
 
-    ``is_recorded``: it becomes the sweep's own, which a mode that only looks leaves as it is.
+    The sweep's record names it if ``is_recorded``: modes that only look write none.
     """
     sweep.store.refresh()
     step = report_step(sweep.plan, sweep.config, sweep.store)

@@ -57,7 +57,7 @@ def mirror(sweep: PlannedSweep) -> int:
     """Bring MLflow up to date with the store, without running anything."""
     if not sweep.config.tracking.enabled:
         raise UserError("mode=mirror has nowhere to write: tracking.enabled is false")
-    report = publish_report(sweep, is_recorded=False)
+    report = publish_report(sweep)
     is_complete = not sweep.store.missing(sweep.plan.steps.values())
     try:
         mirror_of(sweep).write(sweep.store.path(report.ref), "FINISHED" if is_complete else "FAILED")

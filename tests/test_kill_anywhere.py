@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from tests.sweeping import (
 
 # Garbage collection runs beside a sweep, again and again, or not.
 BESIDE = [pytest.param(False, id="alone"), pytest.param(True, id="beside gc", marks=pytest.mark.full)]
-VICTIMS = ["driver"] * 4 + ["worker"] * 8 + ["raylet"] * 4 + ["server"] * 4
+TESTS_BESIDE = "PYTEST_XDIST_WORKER"  # in the environment of everything that one half of the tests starts
+VICTIMS = ["driver"] * 2 + ["worker"] * 4 + ["raylet"] * 2 + ["server"] * 2
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +83,10 @@ def beside(own: Path, with_gc: bool) -> AbstractContextManager[None]:
 def test_kill_anything_at_random_moments(own: Path, reference: dict[str, bytes], cluster: Any, with_gc: bool) -> None:
     """A driver, a worker, a node and the tracking server are killed in turn while one sweep runs to its end."""
     with beside(own, with_gc):
-        _kill_in_turn(own, reference, cluster)
+        _kill_in_turn(own, reference, cluster, VICTIMS * 2 if with_gc else VICTIMS)
 
 
-def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any) -> None:
+def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any, victims: Sequence[str]) -> None:
     chance, port = random.Random(1), free_port()
     server = mlflow_server(own, port)
     wait_until_it_answers(port)
@@ -96,7 +97,7 @@ def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any) -> None:
         f"tracking.uri=http://127.0.0.1:{port}",
     ]
     nodes = [node for node in cluster.list_all_nodes() if not node.head]
-    victims = chance.sample(VICTIMS, len(VICTIMS))
+    victims = chance.sample(victims, len(victims))
     sweep = driver(own, *arguments, sleep_s=0.5)
     while victims:
         time.sleep(chance.uniform(0.2, 3))
@@ -258,10 +259,11 @@ def _ref(ledger_file: Path) -> StepRef:
 
 
 def _is_at_work(process: psutil.Process) -> bool:
+    """Whether it is a worker of this test's cluster, and not of tests that run beside it."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith(
-            "ray::evaluate:llama31_8b"
-        )
+        name = (process.cmdline() or [""])[0]
+        is_worker = process.status() != psutil.STATUS_ZOMBIE and name.startswith("ray::evaluate:llama31_8b")
+        return is_worker and process.environ().get(TESTS_BESIDE) == os.environ.get(TESTS_BESIDE)
     except psutil.Error:
         return False
 

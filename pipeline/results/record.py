@@ -54,7 +54,7 @@ def read(store: Store, name: str) -> Record | None:
     Raises UserError for a record that is damaged or of a newer version.
     """
     for file, found in _kept(store, name).items():
-        if found["name"] == name:
+        if found.get("name") == name:
             with _trusted(store, f"sweeps/{file}.json"):
                 return _record(found)
     return None
@@ -74,7 +74,7 @@ def document(store: Store, file: str) -> dict[str, Any] | None:
                 f"to {VERSION}): use that one"
             )
         if version == 1:
-            _check_is({list: [found["trials"]], str: [found["name"]]})
+            _check_is({list: [found["trials"]]})
         else:
             _check_names_all(found)
     return found
@@ -130,7 +130,8 @@ def files(store: Store) -> list[str]:
 
 def names(store: Store) -> list[str]:
     """The sweeps that the store has a record of."""
-    return [found["name"] for file in files(store) if (found := document(store, file)) is not None]
+    found = (document(store, file) for file in files(store))
+    return [name for each in found if each is not None and (name := each.get("name")) is not None]
 
 
 def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:
@@ -151,7 +152,7 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
         "steps": list(plan.steps),
         "report": report or (last and last.report),
     }
-    owners = {file: kept["name"] for file, kept in _kept(store, plan.name).items()}
+    owners = {file: kept.get("name") for file, kept in _kept(store, plan.name).items()}
     own = next(file for file in _files(plan.name) if owners.get(file, plan.name) == plan.name)
     store.records.write(f"sweeps/{own}.json", json.dumps(record, indent=1))
     for file, owner in owners.items():

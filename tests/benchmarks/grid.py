@@ -176,7 +176,7 @@ def mirror(root: Path, seeds: int) -> dict[str, Any]:
     from pipeline.driver import mirror_of, publish_report
 
     sweep, _ = planned(root, seeds)
-    report = sweep.store.path(publish_report(sweep, is_recorded=True).ref)
+    report = sweep.store.path(publish_report(sweep).ref)
     return {
         "mirror_s": _timed(lambda: mirror_of(sweep).write(report, "FINISHED")),
         "mirror_again_s": _timed(lambda: mirror_of(sweep).write(report, "FINISHED")),

@@ -240,12 +240,23 @@ def test_help_lists_the_files_of_ones_own(run, tmp_path: Path) -> None:  # type:
     ],
 )
 def test_a_file_of_failures_says_nothing_but_a_sweep(run, tmp_path: Path, override: str, says: str) -> None:  # type: ignore[no-untyped-def]
-    content = {"version": 1, "sweep": "a", "steps": [], "environment": {}, "overrides": ["+sweep=smoke", override]}
+    content = {"version": 1, "sweep": "smoke", "steps": [], "environment": {}, "overrides": ["+sweep=smoke", override]}
     (tmp_path / "failed.json").write_text(json.dumps(content))
     code, _, err = run("mode=resubmit", "failures.from=failed.json")
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert says in err
     assert [path.name for path in tmp_path.iterdir()] == ["failed.json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 1, "steps": [{}], "environment": {}, "overrides": []}'])
+def test_a_file_of_failures_that_is_damaged_is_named(run, tmp_path: Path, content: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "failed.json").write_text(content)
+    code, _, err = run("mode=resubmit", "failures.from=failed.json")
+    assert (code, err) == (
+        2,
+        "error: failures.from=failed.json is not a file that failures.export= of this version wrote, or was changed "
+        "since: write it again with mode=status failures.export=FILE\n",
+    )
 
 
 @pytest.mark.dear

@@ -99,7 +99,7 @@ def test_a_server_that_is_away_is_named_by_what_says_where_it_is_and_without_its
     uri = f"http://me:sesame@127.0.0.1:{free_port()}/x?token=sesame"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if named_by == "MLFLOW_TRACKING_URI" else "http://not.this")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(modes, "publish_report", lambda *_, **__: note("a"))
+    monkeypatch.setattr(modes, "publish_report", lambda _: note("a"))
     monkeypatch.setattr(Store, "path", lambda *_: None)
     settings = TrackingConfig(uri=uri if named_by == "tracking.uri" else None)
     sweep = PlannedSweep(
@@ -176,7 +176,7 @@ class Recorder:
         self.said.append(("end", status))
 
 
-def terminated(*_: object, **__: object) -> None:
+def terminated(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
@@ -217,7 +217,7 @@ def test_a_run_that_is_broken_off_is_not_shown_as_running(
     monkeypatch.setattr(driver, "mirror_of", lambda _: recorder)
     monkeypatch.setattr(driver, "make_runner", lambda *_: Runner())
     if place == "publish_report":
-        monkeypatch.setattr(driver, "publish_report", action)
+        monkeypatch.setattr(driver, "publish_report", lambda *_, **__: action())
     with pytest.raises(error):
         driver.run(sweep)
     assert recorder.said == [("write", "RUNNING"), ("end", status)]
