@@ -17,32 +17,37 @@ import psutil
 from pipeline.running.batches import Batch
 from pipeline.running.outcome import Outcome, RunContext
 from pipeline.running.worker import run_batch
+from stages.errors import one_line
 from stages.processes import end_with_parent
 
 SPAWN = get_context("spawn")  # a fork would share what this process holds
 
 
-def run_apart(batch: Batch, context: RunContext, upstream: Sequence[Outcome]) -> list[Outcome] | None:
+def run_apart(batch: Batch, context: RunContext, upstream: Sequence[Outcome]) -> list[Outcome] | str:
     """``run_batch`` in a child process, which is killed with all it started if this one is interrupted.
 
-    A child that dies is replaced, as Ray replaces a worker, and the next goes on with what is not published yet; None
-    if they keep dying.
+    A child that dies is replaced, as Ray replaces a worker, and the next goes on with what is not published yet.
+    Where there are no outcomes, a line says why.
     """
     for _ in range(1 + context.max_attempts * len(batch.steps)):
         receiver, sender = SPAWN.Pipe(duplex=False)
         arguments = (sender, os.getpid(), batch, replace(context, kills=True), upstream)
         child = SPAWN.Process(target=_work, args=arguments, name=batch.label)
+        has_begun = False
         try:
             child.start()
             sender.close()  # the child's copy is then the last one, and its death an end of file
             with suppress(EOFError):
-                done: list[Outcome] = receiver.recv()
+                has_begun = receiver.recv()
+                done: list[Outcome] | str = receiver.recv()
                 child.join()
                 return done
         finally:
             _end(child)
             receiver.close()
-    return None
+        if not has_begun:
+            return "a process of its own did not start for it; the terminal shows why"
+    return "the process that ran it died again and again"
 
 
 def _work(sender: Connection, parent: int, batch: Batch, context: RunContext, upstream: Sequence[Outcome]) -> None:
@@ -51,7 +56,11 @@ def _work(sender: Connection, parent: int, batch: Batch, context: RunContext, up
     if os.getppid() != parent:  # it died before the kernel was asked
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sender.send(run_batch(batch, context, upstream))
+    sender.send(True)
+    try:
+        sender.send(run_batch(batch, context, upstream))
+    except Exception as error:  # of no step, or the batch would have said so
+        sender.send(one_line(error))
 
 
 def _end(child: SpawnProcess) -> None:

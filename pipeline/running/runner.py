@@ -53,7 +53,7 @@ def _done_inline(batch: Batch, context: RunContext, upstream: list[Outcome]) -> 
     if not batch.resources.num_gpus:
         return run_batch(batch, context, upstream)
     done = run_apart(batch, context, upstream)
-    return without_word(batch, context, "the process that ran it died again and again") if done is None else done
+    return without_word(batch, context, done) if isinstance(done, str) else done
 
 
 class RayRunner:

@@ -81,3 +81,18 @@ def test_nothing_stays_on_a_gpu_when_the_driver_dies_or_is_stopped(tmp_path: Pat
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "it still holds its GPU"
         time.sleep(0.1)
+
+
+class Unreadable:
+    """What no other process can read back."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+def test_a_process_that_cannot_start_is_not_tried_for_ever(tmp_path: Path) -> None:
+    step = note("a", resources=ONE_GPU)
+    object.__setattr__(step, "trial", Unreadable())
+    outcome = run(tmp_path / "store", [step])[step.ref]
+    assert outcome.status is Status.not_run
+    assert "did not start" in outcome.message
