@@ -72,13 +72,15 @@ def publish_report(sweep: PlannedSweep, *, is_recorded: bool = False) -> Step:
     """
     sweep.store.refresh()
     step = report_step(sweep.plan, sweep.config, sweep.store)
-    if is_recorded:
-        record.save(sweep.store, sweep.plan, step.ref)  # before it is there: from now on nobody collects it
+    if is_recorded:  # before it is there, so that nobody collects it; until then the last one is the sweep's report
+        record.save(sweep.store, sweep.plan, None, upcoming=[step.ref])
     _set_aside_damaged(sweep, [step])  # whatever store.verify says: its numbers are shown
     context = RunContext(sweep.store.address, f"report-{uuid.uuid4().hex[:6]}", max_attempts=1)
     [outcome] = run_batch(batches([step])[0], context, [])
     if outcome.status is not Status.succeeded:
         raise UserError(f"the report could not be written ({outcome.message}): mend that, then run again")
+    if is_recorded:
+        record.save(sweep.store, sweep.plan, step.ref)
     return step
 
 
@@ -167,17 +169,19 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         tracker.batch_done()
 
     def on_ready() -> None:
-        say(sweep.console, f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
-        sweep.store.ledger.tell(sweep.plan.name, run_id, f"{len(steps)} steps to run")
+        tell(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
 
     def request_stop(reason: str) -> None:
         sweep.store.ledger.request_stop(run_id, reason)
         progress.announce(f"{reason}: finishing what is in flight; Ctrl-C stops now")
 
-    def tell(line: str) -> None:
-        progress.tell(line)
+    def note(line: str) -> None:
         with suppress(OSError):
             sweep.store.ledger.tell(sweep.plan.name, run_id, line)
+
+    def tell(line: str) -> None:
+        progress.tell(line)
+        note(line)
 
     context = RunContext(
         sweep.store.address,
@@ -193,7 +197,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
                 outcomes = runner.run(work, context, on_done, on_ready)
         for line in _stops(outcomes):
-            sweep.store.ledger.tell(sweep.plan.name, run_id, line)
+            note(line)
         return outcomes
     except KeyboardInterrupt:
         with suppress(OSError):

@@ -3,20 +3,42 @@
 import re
 
 HIDDEN = "***"
-# How queries name a secret, and how forms and connection strings do, where many a token is none.
-_IN_QUERY = r"[\w.%-]*(?:pass|pwd|secret|token|sig|credential|auth|key)[\w.%-]*"
-_IN_FORM = r"(?:pass(?:word|wd)?|pwd|secret|(?:api|access|private|secret|auth)[_-]?(?:key|token))"
+# How queries name a secret; and how variables, headers, forms and connection strings do, where many a token is none.
+_IN_QUERY = (
+    r"(?:[\w.%-]*[_.%-])?"
+    r"(?:pass(?:word|wd)?|pwd|secret|token|sig(?:nature)?|credentials?|auth|(?:\w*access|api)?key(?:id)?)"
+)
+_IN_FORM = (
+    r"(?:[\w-]*[_-])?(?:password|passwd|secret|(?:api|access|private|secret|auth|account|session|security)[_-]?"
+    r"(?:key|token))|(?:pass|pwd)(?==)"
+)
+_VARIABLE = r"[A-Z][A-Z0-9_]*_(?:TOKEN|KEY|PASSWORD|SECRET)"
+_VALUE = r"['\"]?\s*[=:]\s*['\"]?)[^\s&;,'\"<>)}\]]+"
 _SECRETS = (
-    # Who logs in at a URI, whatever characters the password has.
-    (re.compile(r"(\w://)(?:[^\s/?#'\"<>@:]+:[^\s'\"<>]*|[^\s/?#'\"<>]+)@"), rf"\1{HIDDEN}@"),
-    (re.compile(rf"([?&;]{_IN_QUERY}=)[^\s&;'\"<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
-    (re.compile(rf"(?<![\w-])({_IN_FORM}['\"]?\s*[=:]\s*['\"]?)[^\s&;,'\"<>)}}\]]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    # Who logs in at a URI, whatever characters the password has; what begins with a port is none.
+    (
+        re.compile(
+            r"(\w://)(?:[^\s/?#'\"<>@:]+:(?!\d+[/?#,])[^\s'\"<>]{0,200}@"
+            r"|(?<!ssh://)(?<!abfs://)(?<!abfss://)[^\s/?#'\"<>@:,]+@)"
+        ),
+        rf"\1{HIDDEN}@",
+    ),
+    (re.compile(rf"([?&;]{_IN_QUERY}=)[^\s&;'\"<>#]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(rf"(?<![A-Za-z0-9])((?:{_IN_FORM}){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(rf"\b({_VARIABLE}{_VALUE}"), rf"\1{HIDDEN}"),
     (
         re.compile(r"(\bbearer\s+|\bauthorization['\"]?\s*[=:]\s*['\"]?(?:\w+\s+)?)[\w.~+/=-]{8,}", re.IGNORECASE),
         rf"\1{HIDDEN}",
     ),
     # Tokens that are known by their shape.
-    (re.compile(r"\b(?:hf|ghp|gho|glpat|sk|xox[abp])[_-][\w-]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
+    (
+        re.compile(
+            r"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{40,}|\bglpat-[\w-]{20,}"
+            r"|\bxox[abprs]-[\w-]{10,}|\bsk-ant-[\w-]{20,}|\bsk-(?:[a-z]+-)*[A-Za-z0-9]{32,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+            r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
+        ),
+        HIDDEN,
+    ),
 )
 
 

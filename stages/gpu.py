@@ -32,11 +32,16 @@ class GpuState:
 
 
 def read_gpus(number: int) -> list[GpuState] | None:
-    """The state of the first ``number`` GPUs that this process may use; None without NVIDIA's driver."""
+    """The state of the first ``number`` GPUs that this process may use; None without a driver that tells it."""
     if number == 0:
         return None
     with nvml_library() as nvml:
-        return None if nvml is None else [_state(nvml, handle) for handle in visible_handles(nvml)[:number]] or None
+        if nvml is None:
+            return None
+        try:
+            return [_state(nvml, handle) for handle in visible_handles(nvml)[:number]] or None
+        except nvml.NVMLError:  # memory that is the host's own, or a name that CUDA alone understands
+            return None
 
 
 def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:

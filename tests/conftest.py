@@ -73,8 +73,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (config.option.markexpr == "quick" and _reads_heavy(collection_path)) or None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test is quick that is not marked as anything dearer, by its marks, its module or its fixtures."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every test is quick that is not marked as anything dearer, by its marks, its module or its fixtures.
+
+    Where tests run side by side the files with long ones begin, so that none of them is left over at the end.
+    """
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if {mark.name for mark in item.iter_markers()} & {"vllm", "e2e"}}
+        items.sort(key=lambda item: item.path not in long)
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         fixtures = set(getattr(item, "fixturenames", ()))

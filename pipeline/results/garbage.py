@@ -29,14 +29,19 @@ def _remove(store: Store, unused: Sequence[Stored]) -> list[Stored]:
 
     A sweep saves its record before it looks at what is there: either it is seen here, or it sees nothing hidden.
     """
-    hidden = [(each, there) for each in unused if (there := store.hide(each)) is not None]
-    still_unused = set(_unnamed(store, unused))
-    for each, there in hidden:
-        if each in still_unused:
-            store.remove(there)
-        else:
-            store.restore(there)
-    return [each for each, _ in hidden if each in still_unused]
+    hidden = dict[Stored, Stored]()
+    try:
+        for each in unused:
+            if (there := store.hide(each)) is not None:
+                hidden[each] = there
+        removed = [each for each in _unnamed(store, unused) if each in hidden]
+        for each in removed:
+            store.remove(hidden.pop(each))
+        return removed
+    finally:  # also where this is interrupted, or may hide some and not others
+        for each, there in hidden.items():
+            if each.name is not None:  # what was out of sight before stays so
+                store.restore(there)
 
 
 def _unnamed(store: Store, found: Sequence[Stored]) -> list[Stored]:

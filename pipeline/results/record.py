@@ -4,7 +4,7 @@ Results are found again by it without the configs that made them, and garbage co
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +134,14 @@ def names(store: Store) -> list[str]:
     return [name for each in found if each is not None and (name := each.get("name")) is not None]
 
 
-def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[str, Any] | None = None) -> None:
-    """Write down what the sweep consists of, before anything is made of it.
+def save(
+    store: Store,
+    plan: Plan,
+    report: StepRef | None,
+    environment: Mapping[str, Any] | None = None,
+    upcoming: Sequence[StepRef] = (),
+) -> None:
+    """Write down what the sweep consists of, before anything is made of it; ``upcoming`` is about to be.
 
     What is not given (``report``) and what is known already (``environment``, of the first run) stays as the same plan
     left it.
@@ -149,7 +155,7 @@ def save(store: Store, plan: Plan, report: StepRef | None, environment: Mapping[
         "plan_fingerprint": plan.fingerprint,
         "environment": (last and last.environment) or environment,
         "trials": [_trial_json(trial) for trial in plan.trials.values()],
-        "steps": list(plan.steps),
+        "steps": [*plan.steps, *upcoming],
         "report": report or (last and last.report),
     }
     owners = {file: kept.get("name") for file, kept in _kept(store, plan.name).items()}

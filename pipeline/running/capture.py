@@ -46,7 +46,7 @@ def captured(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8", errors="replace") as stream:
         saved = [os.dup(descriptor) for descriptor in (1, 2)]
-        before = {name: getattr(sys, name) for name in _STREAMS}
+        before, begun_at = {name: getattr(sys, name) for name in _STREAMS}, stream.tell()
         try:
             for name, redirected in _STREAMS.items():
                 redirected.target = stream
@@ -61,20 +61,20 @@ def captured(log: Path) -> Iterator[None]:
                 _STREAMS[name].target = original
                 setattr(sys, name, original)
             with contextlib.suppress(OSError):  # on a full disk it stays as it is
-                _leave_secrets_out(log)
+                _leave_secrets_out(log, begun_at)
 
 
-def _leave_secrets_out(log: Path) -> None:
-    """What libraries and other programs print passes no hand of ours before it lies in the log."""
+def _leave_secrets_out(log: Path, begun_at: int) -> None:
+    """What libraries and other programs print, from a position on, passes no hand of ours before it lies in the log."""
     # In its place, because an engine that outlives the step goes on adding to this file.
     with log.open("r+", encoding="utf-8", errors="replace") as stream:
-        if all(redacted(line) == line for line in stream):
-            return
-        stream.seek(0)
-        clean = [redacted(line) for line in stream]
-        stream.seek(0)
-        stream.writelines(clean)
-        stream.truncate()
+        stream.seek(begun_at)
+        lines = list(stream)
+        clean = [redacted(line) for line in lines]
+        if clean != lines:
+            stream.seek(begun_at)
+            stream.writelines(clean)
+            stream.truncate()
 
 
 def _point(stdout: int, stderr: int) -> None:

@@ -76,7 +76,10 @@ def blamed(deaths: Sequence[str | None], within_s: float = LOSS_IS_KNOWN_AFTER_S
     deadline_s, places = time.monotonic() + within_s, {node for node in deaths if node}
     gone = set[str]()
     while places:
-        gone = places - {node.node_id for node in cluster_nodes()}
+        try:
+            gone = places - {node.node_id for node in cluster_nodes()}
+        except ConnectionError:  # the cluster itself is going: nobody can be blamed
+            return 0
         if not places - gone - {this_node()} or time.monotonic() > deadline_s:
             break
         time.sleep(1)

@@ -161,7 +161,7 @@ class Ledger:
 
         def beat() -> None:
             while True:
-                with suppress(OSError):  # said again in a moment
+                with suppress(Exception):  # said again in a moment; object storage fails with errors of its own
                     self._records.write(record, f"{time.time():.3f}")
                 if over.wait(HEARTBEAT_S):
                     return

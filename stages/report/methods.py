@@ -10,7 +10,7 @@ from stages.drift import DriftFacts, read_drift
 from stages.gate.artifact import Check, read_checks
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
-from stages.report.rows import Comparisons, arithmetics
+from stages.report.rows import Comparisons, arithmetic_of
 
 
 def statistics_facts(comparisons: Comparisons) -> dict[str, str]:
@@ -52,19 +52,26 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
-    of_trials = [_two_arithmetics(trial.name, comparisons) for trial in trials]
-    of_engines = [*_arithmetics(comparisons), *filter(None, of_trials)]
+    of_engines = [*_arithmetics(comparisons), *_two_arithmetics(comparisons)]
     return list(dict.fromkeys([*of_models, *of_engines, *of_comparisons]))
 
 
-def _two_arithmetics(trial: str, comparisons: Comparisons) -> str | None:
-    """Which tasks of a trial were computed otherwise than the others."""
-    of_trial = [task for name, task in comparisons if name == trial]
-    found = arithmetics(trial, of_trial, comparisons)
-    if len(found) < 2:
-        return None
-    parts = [f"{json.loads(arithmetic)['method']} for {', '.join(tasks)}" for arithmetic, tasks in found.items()]
-    return f"{trial}: two arithmetics ({'; '.join(parts)}), so its suites that hold both have no mean"
+def _two_arithmetics(comparisons: Comparisons) -> Iterator[str]:
+    """Of trials whose tasks were not all computed alike, which were how."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for (trial, task), comparison in comparisons.items():
+        if (arithmetic := arithmetic_of(comparison)) is not None:
+            found.setdefault(trial, {}).setdefault(arithmetic, []).append(task)
+    for trial, tasks in found.items():
+        if len(tasks) > 1:
+            parts = "; ".join(f"{_in_words(arithmetic)} for {', '.join(names)}" for arithmetic, names in tasks.items())
+            yield f"{trial}: two arithmetics ({parts}), so its suites that hold both have no mean"
+
+
+def _in_words(arithmetic: str) -> str:
+    facts = json.loads(arithmetic)
+    details = facts.get("kernels") or [facts.get("weights")]
+    return " ".join([facts["method"], *filter(None, details)])
 
 
 def _arithmetics(comparisons: Comparisons) -> Iterator[str]:

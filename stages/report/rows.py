@@ -63,7 +63,8 @@ def suite_rows(
         for suite in suites:
             cells = [by_cell.get((trial.name, task), {}) for task in suite.tasks]
             directions = {cell.get("higher_is_better") is False for cell in cells if cell}
-            if len(directions) > 1 or len(arithmetics(trial.name, suite.tasks, comparisons)) > 1:
+            arithmetics = {arithmetic_of(comparisons.get((trial.name, task))) for task in suite.tasks} - {None}
+            if len(directions) > 1 or len(arithmetics) > 1:
                 cells = [{}]
             lower_is_better = directions == {True}
             columns = ("normalized", "base_normalized") if suite.normalized else ("score", "base_score")
@@ -84,15 +85,11 @@ def suite_rows(
             )
 
 
-def arithmetics(trial: str, tasks: Sequence[str], comparisons: Comparisons) -> dict[str, list[str]]:
-    """What the trial's ``tasks`` were multiplied with where that is known, and the tasks of each."""
-    found: dict[str, list[str]] = {}
-    for task in tasks:
-        comparison = comparisons.get((trial, task))
-        for leaf in filter(None, comparison.facts.leaves.values()) if comparison else ():
-            if leaf.arithmetic is not None:
-                found.setdefault(json.dumps(leaf.arithmetic, sort_keys=True), []).append(task)
-    return {arithmetic: list(dict.fromkeys(of_tasks)) for arithmetic, of_tasks in found.items()}
+def arithmetic_of(comparison: Comparison | None) -> str | None:
+    """What a trial's task was multiplied with, as JSON, which all its leaves were alike; None where it is not known."""
+    leaves = () if comparison is None else comparison.facts.leaves.values()
+    known = (leaf.arithmetic for leaf in leaves if leaf is not None and leaf.arithmetic is not None)
+    return next((json.dumps(each, sort_keys=True) for each in known), None)
 
 
 def _recovery_interval(

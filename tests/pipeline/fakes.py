@@ -87,10 +87,22 @@ def _behave(config: NoteConfig) -> None:
         case "use_kept_stderr":
             KEPT[-1].write("through the kept stream")
         case "tell_pid":
-            with (Path(config.scratch) / "pids").open("a") as pids:
-                pids.write(f"{os.getpid()}\n")
+            _tell_pid(config, os.getpid())
+        case "die_after_a_fork":
+            if (child := os.fork()) == 0:
+                time.sleep(600)
+            _tell_pid(config, child)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "die_after_a_start":
+            _tell_pid(config, subprocess.Popen(["sleep", "600"]).pid)
+            os.kill(os.getpid(), signal.SIGKILL)
         case "slow":
             time.sleep(0.5)
+
+
+def _tell_pid(config: NoteConfig, pid: int) -> None:
+    with (Path(config.scratch) / "pids").open("a") as pids:
+        pids.write(f"{pid}\n")
 
 
 def _first_time(config: NoteConfig) -> bool:

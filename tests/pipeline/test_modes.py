@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline import driver
 from pipeline.config.schema import Config
 from pipeline.context import PlannedSweep
+from pipeline.errors import UserError
 from pipeline.modes import MODES
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
 from pipeline.planning.plan import Plan
 from pipeline.results import record
 from pipeline.results.mlflow_mirror import Mirror
+from pipeline.running.outcome import Outcome, Status
 from pipeline.store.store import Store
 from tests.pipeline.planning.test_plan import trials_of
 
@@ -42,3 +45,15 @@ def test_a_mode_that_reads_leaves_the_sweep_s_record_as_it_is(
     monkeypatch.setattr(Mirror, "write", lambda *_: None)
     assert MODES[mode](sweep_in(tmp_path, "tasks.mathador.limit=3")) == 0
     assert [each.read_bytes() for each in file.parent.iterdir()] == [before]
+
+
+def test_a_report_that_fails_leaves_the_sweep_the_one_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, last = sweep_in(tmp_path), next(iter(sweep_in(tmp_path).plan.steps))
+    record.save(sweep.store, sweep.plan, last)
+    failed = Outcome(last, Status.failed, message="no room")
+    monkeypatch.setattr(driver, "run_batch", lambda *_: [failed])
+    with pytest.raises(UserError, match=r"the report could not be written \(no room\)"):
+        driver.publish_report(sweep, is_recorded=True)
+    found = record.read(sweep.store, sweep.plan.name)
+    assert found is not None
+    assert found.report == last

@@ -257,8 +257,11 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
 
 
 def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:
-    """What vLLM may take of each GPU: no more than is free, or it would refuse to start."""
-    if not config.on_gpu:
+    """What vLLM may take of each GPU: no more than is free, or it would refuse to start.
+
+    Where an engine is spread over nodes its GPUs are not those that this process sees.
+    """
+    if not config.on_gpu or config.pipeline_parallel_size > 1:
         return config.gpu_memory_utilization
     weights_gib = num_stored_bytes(read_tensor_infos(checkpoint)) / GIB
     return utilization(config.gpu_memory_utilization, config.num_gpus, weights_gib / config.num_ranks)

@@ -182,3 +182,21 @@ def test_an_upload_that_came_to_no_end_goes_when_nothing_of_it_is_new(
     monkeypatch.setattr(bucket_listing, "ABANDONED_AFTER_S", -1)
     assert [each.name for each in collect(store, delete=True)] == [None]
     assert not files.find(uploads)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
+def test_a_collection_that_is_broken_off_leaves_nothing_hidden(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    hide, asked = Store.hide, []
+
+    def hide_one(store: Store, stored: Any) -> Any:
+        asked.append(stored)
+        if len(asked) > 1:
+            raise error
+        return hide(store, stored)
+
+    monkeypatch.setattr(Store, "hide", hide_one)
+    with pytest.raises((error, UserError)):
+        collect(store, delete=True)
+    assert Store(store.url, store.local).missing([OLD, OTHER]) == []

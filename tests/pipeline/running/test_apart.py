@@ -83,6 +83,16 @@ def test_nothing_stays_on_a_gpu_when_the_driver_dies_or_is_stopped(tmp_path: Pat
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("behaviour", ["die_after_a_fork", "die_after_a_start"])
+def test_what_a_dead_process_left_is_ended_and_keeps_nobody_waiting(tmp_path: Path, behaviour: str) -> None:
+    """What it forked holds its end of the pipe, what it started has another parent by now."""
+    step, started = note("a", behaviour=behaviour, scratch=str(tmp_path), resources=ONE_GPU), time.monotonic()
+    assert run(tmp_path / "store", [step])[step.ref].failure_class is FailureClass.crash
+    assert time.monotonic() - started < 60
+    left = [psutil.Process(pid) for pid in pids(tmp_path) if psutil.pid_exists(pid)]
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
+
+
 class Unreadable:
     """What no other process can read back."""
 
