@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
+from stages.errors import one_line
 
 _NOISE = ("full_key:", "object_type=", "reference_type=")  # OmegaConf's, after its message
 RENAMED = {"allow_drift": "allow_changed_environment"}  # keys of earlier versions
@@ -50,6 +51,11 @@ def describe(error: BaseException) -> str | None:
         return f"{error.filename} cannot be used ({error.strerror}): make it what it was, or move it out of the way"
     if isinstance(error, YAMLError):
         return f"a config file is not YAML: {' '.join(str(error).split())}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a config file{_file_read(error)} is no text in UTF-8 ({error.reason}): write it as such, or remove it"
+    if _raised_by_storage(error):
+        why = one_line(error, limit=200)
+        return f"store.root cannot be reached ({why}): check the bucket's name, the credentials and the endpoint"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (AttributeError, ValueError, TypeError)) and _raised_by_schema(error):
@@ -119,3 +125,15 @@ def _raised_by_schema(error: BaseException) -> bool:
     """Whether the error came up while OmegaConf filled the config dataclasses, or in Hydra itself."""
     frames = traceback.extract_tb(error.__traceback__)
     return any("omegaconf" in frame.filename for frame in frames) or "hydra" in Path(frames[-1].filename).parts
+
+
+def _raised_by_storage(error: BaseException) -> bool:
+    """Whether the error came up on the way to object storage, whose clients have a dozen kinds for it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any({"fsspec", "s3fs"} & set(Path(frame.filename).parts) for frame in frames)
+
+
+def _file_read(error: BaseException) -> str:
+    """The file that Hydra was reading, which an error about its bytes does not name."""
+    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((f", {names['full_path']}," for names in frames if "full_path" in names), "")

@@ -134,6 +134,8 @@ def _grammar() -> OverridesParser:
 
 
 def _directory(named: str | None) -> Path | None:
+    if named is not None and not named.strip():
+        raise UserError("--config-dir is empty (an unset variable?): give it a directory, or leave it out")
     if named is not None and not Path(named).is_dir():
         raise UserError(f"--config-dir={named} is not a directory: give the path of an existing one")
     return None if named is None else Path(named).absolute()

@@ -67,7 +67,9 @@ def _named(store: Store) -> set[StepRef]:
 def _recorded(store: Store) -> Iterator[StepRef]:
     """Every step that a record of a sweep names; UserError for one that cannot be trusted to name all."""
     for file in record.files(store):
-        yield from _refs(record.document(store, file))
+        if (found := record.document(store, file)) is None:  # a link to nothing, or a record that was moved just now
+            raise UserError(f"{store.url}: sweeps/{file}.json cannot be read: restore it or remove it, and run again")
+        yield from _refs(found)
 
 
 def _refs(value: object) -> Iterator[StepRef]:

@@ -134,6 +134,8 @@ def with_overrides_of_file(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     own = {_key(text) for text in arguments}
     file = text_of(arguments[place])
+    if not file.strip():
+        raise UserError(f"{FROM} is empty (an unset variable?): give it a file, or leave it out")
     overrides = read(Path(file))["overrides"]
     if strange := [text for text in overrides if text.startswith("-") or _group(text) in NOT_OF_THE_SWEEP]:
         raise UserError(f"{FROM}{file} sets {strange[0]}, which is no part of a sweep: take it out of the file")

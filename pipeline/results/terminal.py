@@ -93,7 +93,7 @@ def garbage(console: Console, unused: Sequence[Stored], is_deleted: bool, unprov
     for each in sorted(unused, key=lambda each: -each.num_bytes):
         say(console, f"{each.num_bytes / GIB:8.3f} GiB  {each.location}")
     if not unused:
-        say(console, "nothing to remove: a sweep refers to every artifact")
+        say(console, "nothing to remove: sweeps refer to every artifact that holds nothing else")
         return
     total_gib = sum(each.num_bytes for each in unused) / GIB
     verb = "removed" if is_deleted else "no sweep refers to; gc.delete=true removes them"

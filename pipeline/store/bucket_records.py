@@ -13,6 +13,7 @@ from pipeline.store.storage import unique
 from stages.errors import one_line, redacted
 
 _UPLOAD = re.compile(r"[0-9a-f]{12}")
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
 
 
 class BucketRecords:
@@ -21,6 +22,7 @@ class BucketRecords:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
+        _check_url(url)
         try:
             self._fs, path = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -75,3 +77,16 @@ class BucketRecords:
     def _record_at(self, path: str) -> str:
         """A path of the file system as the name of a record."""
         return PurePosixPath(path).relative_to(self._root).as_posix()
+
+
+def _check_url(url: str) -> None:
+    """Raise UserError for a URL that names no bucket, or somebody who logs in, which no object storage reads there."""
+    scheme, _, rest = url.partition("://")
+    bucket = rest.partition("/")[0]
+    if not rest.strip("/"):
+        raise UserError(f"store.root={url} names no bucket: give it as {scheme}://BUCKET/PREFIX")
+    if "@" in bucket and scheme in _BUCKETS:
+        raise UserError(
+            f"store.root={scheme}://***@{bucket.rpartition('@')[2]} holds credentials, which are not read there: take "
+            "them out, and set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )

@@ -204,6 +204,16 @@ BAD_INPUT = {
     "a store that is nowhere": (["+sweep=smoke", "store.root="], r"store\.root is empty \(an unset variable\?\)"),
     "a sweep without a name to collect for": (["+sweep=smoke", "mode=gc", "sweep.name="], r"sweep\.name is empty"),
     "an export to nowhere": (["+sweep=smoke", "mode=status", "failures.export="], r"failures\.export is empty"),
+    "a bucket without a name": (
+        ["+sweep=smoke", "mode=status", "store.root=s3://"],
+        r"store\.root=s3:// names no bucket",
+    ),
+    "a bucket with credentials": (
+        ["+sweep=smoke", "mode=status", "store.root='s3://me:sesame@bucket/x'"],
+        r"^error: store\.root=s3://\*\*\*@bucket holds credentials",
+    ),
+    "a directory of nothing": (["--config-dir=", "+sweep=smoke"], r"--config-dir is empty \(an unset variable\?\)"),
+    "failures from nowhere": (["mode=plan", "failures.from="], r"failures\.from= is empty"),
     "no such file of failures": (["mode=resubmit", "failures.from=none.json"], r"none\.json: there is no such file"),
 }
 
@@ -320,6 +330,27 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
     assert len(err.strip().splitlines()) == 1
     assert re.search(expected, err), err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "nowhere"])
+def test_object_storage_that_does_not_answer_is_named_in_one_line(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "sesame"}
+    for name, value in {**environment, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run("+sweep=smoke", "mode=status", "store.root=s3://bucket/x", f"store.cache={tmp_path}")
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    assert re.match(r"error: store\.root cannot be reached \(.*\): check the bucket's name", err)
+
+
+def test_a_file_that_is_no_text_is_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "DIR" / "recipe").mkdir(parents=True)
+    (tmp_path / "DIR" / "recipe" / "odd.yaml").write_bytes(b"\xff\xfe")
+    code, _, err = run("--config-dir=DIR", "+sweep=smoke", "mode=plan", "sweep.axes.recipe=[bf16,odd]")
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    assert re.search(r"recipe/odd\.yaml, is no text in UTF-8", err)
 
 
 @pytest.mark.dear

@@ -165,6 +165,16 @@ def test_records_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, ha
     assert store.missing([OLD]) == []
 
 
+def test_a_record_that_is_a_link_to_nothing_stops_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, OLD)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "small.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"sweeps/small\.json cannot be read"):
+        collect(store, delete=True)
+    assert store.missing([OLD]) == []
+
+
 def test_an_upload_that_came_to_no_end_goes_when_nothing_of_it_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
