@@ -1,6 +1,7 @@
 """Garbage collection: published artifacts that no sweep of the store names any more."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.errors import UserError
 from pipeline.results import record
@@ -8,6 +9,8 @@ from pipeline.steps.step import StepRef
 from pipeline.store.manifest import is_ref
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
+
+NUM_READERS = 16  # of manifests, each a request to object storage
 
 
 def collect(store: Store, delete: bool) -> list[Stored]:
@@ -56,11 +59,12 @@ def _digits(stored: Stored) -> tuple[str, str] | None:
 
 def _named(store: Store) -> set[StepRef]:
     """What records name, and what that was made from as far as it is there."""
-    wanted, named = set(_recorded(store)), set[StepRef]()
-    while wanted:
-        named.add(ref := wanted.pop())
-        if (manifest := store.manifest(ref)) is not None:
-            wanted |= {StepRef(*each) for each in manifest["inputs"].values()} - named
+    named, beyond = set[StepRef](), set(_recorded(store))
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        while beyond:
+            named |= beyond
+            found = filter(None, readers.map(store.manifest, beyond))
+            beyond = {StepRef(*each) for manifest in found for each in manifest["inputs"].values()} - named
     return named
 
 
