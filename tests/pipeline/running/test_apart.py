@@ -24,10 +24,12 @@ from tests.sweeping import ROOT, wait_for
 pytestmark = pytest.mark.dear
 ONE_GPU = Resources(num_cpus=1, num_gpus=1)
 SCRIPT = """
+import signal
 from pathlib import Path
 from tests.pipeline.running.test_apart import ONE_GPU, note, run
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     run(Path("store"), [note("slow", behaviour="hang", scratch={scratch!r}, resources=ONE_GPU)])
 """
 
