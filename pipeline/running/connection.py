@@ -12,6 +12,9 @@ from pipeline.running.handshake import shake_hands
 from stages.errors import one_line
 
 LOCAL_START_ATTEMPTS = 3
+# Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.  Set here,
+# because Ray reads it when it is imported.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
 def connect(address: str | None, num_cpus: int | None) -> None:

@@ -3,7 +3,6 @@
 Ray is imported where it is used: plans and reruns with nothing to do must not wait for it.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -66,8 +65,6 @@ class RayRunner:
     def run(
         self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone, on_ready: OnReady = lambda: None
     ) -> Outcomes:
-        # Under `uv run` Ray would build a second environment for its workers; they share this one, or their node's.
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         connect(self._cluster.address, self._cluster.num_cpus)
         import ray
 
