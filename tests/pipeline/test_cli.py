@@ -562,4 +562,4 @@ def test_a_wrong_key_in_a_sweep_s_file_is_told_from_a_missing_first_line(  # typ
 
 def test_a_mode_that_needs_no_plan_makes_none(run) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("mode=gc", "suite=none")  # what no plan could be made of
-    assert (code, out) == (0, "nothing to remove: a sweep refers to every artifact\n")
+    assert (code, out) == (0, "nothing to remove: sweeps refer to every artifact that holds nothing else\n")
