@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from tests.benchmarks import grid, profile
+from tests.benchmarks import grid, profile, simulated
 from tests.benchmarks.evaluation import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,13 @@ def test_the_table_of_serving_costs_is_that_of_the_measured_points():
 
 def test_the_table_of_the_engine_s_own_cost_is_that_of_the_measured_runs():
     assert grid.table(BENCHMARKS / "grid.json", BENCHMARKS / "grid_large.json") in MEASURED
+
+
+def test_the_table_of_simulated_formats_is_what_was_measured():
+    """At least 60 % of the dense speed in float32, which is the default's."""
+    content = json.loads((BENCHMARKS / "simulated.json").read_text())
+    assert simulated.table(content) in MEASURED
+    assert content["cpu"] in MEASURED
 
 
 def test_the_row_of_the_six_tasks_is_what_was_measured():
