@@ -10,10 +10,11 @@ import hashlib
 import os
 import re
 import shutil
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.store.heartbeat import repeated
 
 LEASES = "drafts"
 RENEW_EVERY_S, SILENT_FOR_S = 30.0, 3600.0
@@ -28,7 +29,7 @@ def draft_directory(local: Path, stage: str, digits: str) -> Iterator[Path]:
     lease.parent.mkdir(parents=True, exist_ok=True)
     lease.touch(exist_ok=False)
     try:
-        with _renewed(lease):
+        with repeated(lambda: os.utime(lease), RENEW_EVERY_S):
             path.mkdir(parents=True)
             yield path
     finally:
@@ -39,24 +40,6 @@ def remove_abandoned(local: Path) -> int:
     """Delete the drafts whose owner is gone; returns how many."""
     leases = [lease for lease in (local / LEASES).glob("*") if _LEASE.fullmatch(lease.name)]
     return sum(_drop(_path_of(lease), lease) for lease in leases if _is_abandoned(lease))
-
-
-@contextlib.contextmanager
-def _renewed(lease: Path) -> Iterator[None]:
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(RENEW_EVERY_S):
-            with contextlib.suppress(OSError):  # renewed again in a moment
-                os.utime(lease)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _drop(path: Path, lease: Path) -> bool:

@@ -7,7 +7,6 @@ counts; it never satisfies a look-up.
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import FailureClass
 from pipeline.steps.step import Step, StepRef
+from pipeline.store.heartbeat import repeated
 from pipeline.store.storage import Records
 
 NUM_READERS = 16
@@ -157,22 +157,11 @@ class Ledger:
     @contextmanager
     def alive(self, run_id: str) -> Iterator[None]:
         """Say until the block ends that this run's driver lives: an attempt it began and did not end is under way."""
-        record, over = _run_record(run_id), threading.Event()
-
-        def beat() -> None:
-            while True:
-                with suppress(Exception):  # said again in a moment; object storage fails with errors of its own
-                    self._records.write(record, f"{time.time():.3f}")
-                if over.wait(HEARTBEAT_S):
-                    return
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+        record = _run_record(run_id)
         try:
-            yield
+            with repeated(lambda: self._records.write(record, f"{time.time():.3f}"), HEARTBEAT_S):
+                yield
         finally:
-            over.set()
-            thread.join()
             with suppress(OSError):
                 self._records.delete(record)
 
