@@ -33,7 +33,7 @@ from stages.compare.config import CompareConfig
 from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
-from stages.quantize import Algorithm, QuantizeConfig, check_group_size, needs_calibration
+from stages.quantize import Algorithm, QuantizeConfig, check_group_size, family, needs_calibration
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -88,6 +88,7 @@ class _Builder:
         inputs: Inputs | None = None,
         after: tuple[StepRef, ...] = (),
         num_documents: int = 0,
+        family: str = "",
     ) -> StepRef:
         step = Step(
             stage=stage,
@@ -96,6 +97,7 @@ class _Builder:
             inputs=inputs or {},
             after=after,
             trial=self._trial.name,
+            family=family,
             resources=resources_of(self._config, stage),
             num_documents=num_documents,
         )
@@ -160,7 +162,16 @@ class _Builder:
                     inputs,
                     self._after_gate,
                     num_documents=min(stop, num_docs) - start,
+                    family=self._family,
                 )
+
+    @property
+    def _family(self) -> str:
+        """Of the quantized checkpoints of one model those in one format: an open engine may exchange their weights."""
+        recipe = self._config.recipe
+        if "model" not in self._steps or not self._config.engine.exchange_weights:
+            return ""
+        return f"{self._steps['model'].fingerprint} {family(recipe)}"
 
     def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
         shards = under(self._steps, "evaluate", slot)

@@ -36,7 +36,8 @@ class Step:
 
     ``inputs`` enter the fingerprint, ``after`` only orders (a gate must pass before an evaluation starts, yet a new
     gate threshold does not make old scores wrong).  ``label`` names the artifact's directory, ``trial`` the row of
-    the progress display; neither is identity.
+    the progress display, ``family`` the steps whose checkpoints may take each other's place in an open session; none of
+    these is identity.
     """
 
     stage: Stage
@@ -45,6 +46,7 @@ class Step:
     inputs: Mapping[str, StepRef] = field(default_factory=dict)
     after: tuple[StepRef, ...] = ()
     trial: str = ""
+    family: str = ""
     resources: Resources = Resources()
     num_documents: int = 0
     payload: list[Any] = field(init=False)

@@ -17,10 +17,13 @@ _ENVIRONMENT = {
 class ProcessState:
     """Sets what vLLM reads at its import; restores that, and what vLLM changes for the whole process."""
 
-    def __init__(self, compile_cache: Path) -> None:
+    def __init__(self, cache: Path | None, keeps_plan: bool) -> None:
+        """``cache`` is for what vLLM makes of a model; ``keeps_plan``: how it laid out memory may be kept there too."""
         self._environment = dict(os.environ)
         os.environ.update(_ENVIRONMENT)
-        os.environ.setdefault("VLLM_CACHE_ROOT", str(compile_cache))
+        if cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
+            os.environ["VLLM_CACHE_ROOT"] = str(cache)
+            os.environ["VLLM_ENABLE_STARTUP_PLAN"] = str(int(keeps_plan))
         import torch
         import torch._dynamo
 

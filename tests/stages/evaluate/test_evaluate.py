@@ -510,14 +510,14 @@ class WritingEngine:
 def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, config_of, inputs, tmp_path):
     """Another driver may have published it meanwhile."""
     data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
-    overlapping = Session(session.model, WritingEngine(), tmp_path, overlaps=True)
+    overlapping = Session(session.model, WritingEngine(), inputs["checkpoint"], tmp_path, overlaps=True)
     first, never, choice = (
         config_of("quiz_write", stop=2),
         config_of("quiz_write", start=2, stop=4),
         config_of("quiz_choice", stop=2),
     )
     for config in (first, never, choice):
-        overlapping.announce(config, data)
+        overlapping.announce(config, inputs["checkpoint"], data)
     for shard in overlapping._under_way.values():
         shard.built.result()
     assert len(overlapping.answered(first, data).answers) == 2

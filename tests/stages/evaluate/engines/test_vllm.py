@@ -214,11 +214,11 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
         return begin(requests)
 
     monkeypatch.setattr(engine, "begin", observed)
-    overlapping = Session(session.model, engine, tmp_path, overlaps=True)
+    overlapping = Session(session.model, engine, inputs["checkpoint"], tmp_path, overlaps=True)
     unknown = config_of("no_such_task", 0, 3)
     refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0, "min_p": 7})
     for shard in (shards[0], unknown, refused, *shards[1:]):
-        overlapping.announce(shard, {})
+        overlapping.announce(shard, inputs["checkpoint"], {})
     wait(shard.built for shard in overlapping._under_way.values())
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
     assert at_once == alone
