@@ -20,7 +20,7 @@ class ProcessState:
     def __init__(self, cache: Path | None, keeps_plan: bool) -> None:
         """``cache`` is for what vLLM makes of a model; ``keeps_plan``: how it laid out memory may be kept there too."""
         self._environment = dict(os.environ)
-        os.environ.update(_ENVIRONMENT)
+        set_environment()
         if cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
             os.environ["VLLM_CACHE_ROOT"] = str(cache)
             os.environ["VLLM_ENABLE_STARTUP_PLAN"] = str(int(keeps_plan))
@@ -40,3 +40,8 @@ class ProcessState:
         torch.set_num_threads = self._set_num_threads  # the CPU worker replaces it by one that does nothing
         os.environ.clear()
         os.environ.update(self._environment)
+
+
+def set_environment() -> None:
+    """What vLLM and torch read when they are imported, in a process that will open an engine."""
+    os.environ.update(_ENVIRONMENT)
