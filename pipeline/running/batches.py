@@ -27,7 +27,9 @@ class Batch:
     def family(self) -> object:
         """Equal for batches that can be made one; None for a batch that stays alone."""
         first = self.steps[0]
-        return (first.stage.name, first.stage.session_key(first.config), first.family) if first.family else None
+        if not first.family:
+            return None
+        return first.stage.name, first.stage.session_key(first.config), first.family, first.resources
 
     def leg(self, step: Step) -> list[Step]:
         """The steps that share the step's checkpoint."""

@@ -167,7 +167,8 @@ def test_members_of_a_family_have_one_key_for_what_is_compiled(members, base, tm
     rewritten = shutil.copytree(second, tmp_path / "rewritten")
     text = (rewritten / "config.json").read_text()
     assert '"observer": "minmax"' in text or '"observer": "memoryless_minmax"' in text
-    (rewritten / "config.json").write_text(text.replace("minmax", "mse").replace('"actorder": "static"', '"actorder": null'))
+    text = text.replace("minmax", "mse").replace('"actorder": "static"', '"actorder": null')
+    (rewritten / "config.json").write_text(text)
     keys = []
     for checkpoint in (first, rewritten):
         start = Start.of(checkpoint, EngineConfig())
