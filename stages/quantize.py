@@ -7,7 +7,7 @@ per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise t
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def family(recipe: RecipeConfig) -> str:
 
     Foretold, so that work can be grouped before a checkpoint is there; an engine compares the checkpoints themselves.
     """
-    return json.dumps([asdict(weight_format(recipe)), sorted(recipe.targets), sorted(recipe.ignore)])
+    return json.dumps([repr(weight_format(recipe)), sorted(recipe.targets), sorted(recipe.ignore)])
 
 
 def needs_calibration(recipe: RecipeConfig) -> bool:

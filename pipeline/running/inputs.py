@@ -54,8 +54,9 @@ class Inputs:
     def _has_room(self, ref: StepRef) -> bool:
         """Whether what is read now will still be in memory when it is asked for."""
         manifest = self._store.manifest(ref)
-        num_bytes = sum(file["size"] for file in manifest["files"].values()) if manifest else 0
-        return ROOM * num_bytes < psutil.virtual_memory().available
+        num_bytes: int = sum(file["size"] for file in manifest["files"].values()) if manifest else 0
+        available: int = psutil.virtual_memory().available
+        return ROOM * num_bytes < available
 
     def _sound(self, ref: StepRef) -> Path:
         if ref not in self._refused and (what := self._trouble(ref)):

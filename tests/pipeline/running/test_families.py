@@ -40,11 +40,11 @@ def read(root: Path, step: Step) -> str:
 
 
 def test_legs_of_a_family_are_one_batch_behind_all_that_they_need(tmp_path: Path) -> None:
-    first, second, other = note("a"), note("b"), note("c")
+    first, second, third, other = note("a"), note("b"), note("c"), note("d")
     gate = note("gate", second)
     legs = [*shards(first, "a", tmp_path), *shards(second, "b", tmp_path, after=(gate,))]
-    strangers = [*shards(first, "s", tmp_path, family=""), *shards(other, "c", tmp_path, family="w8a8")]
-    steps = [first, *legs[:2], *strangers, second, other, gate, *legs[2:]]
+    strangers = [*shards(third, "s", tmp_path, family=""), *shards(other, "c", tmp_path, family="w8a8")]
+    steps = [first, third, *legs[:2], other, *strangers, second, gate, *legs[2:]]
     alone, grouped = batches(steps), in_families(batches(steps))
     assert sorted(batch.label for batch in alone if batch.family) == ["serve:a0", "serve:b0", "serve:c0"]
     [family] = [batch for batch in grouped if legs[0] in batch.steps]

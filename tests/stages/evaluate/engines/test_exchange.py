@@ -7,12 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config.execution import ClusterConfig, RunnerKind
+from pipeline.running.batches import batches
+from pipeline.running.outcome import RunContext
+from pipeline.running.runner import make_runner
+from pipeline.steps.stages import EVALUATE, FETCH_MODEL
+from pipeline.steps.step import Step
+from pipeline.store.store import Address, Store
 from stages.calibrate import CalibrationConfig, calibrate
 from stages.errors import EngineError
 from stages.evaluate.config import EngineConfig, EvaluateConfig, PromptConfig
 from stages.evaluate.engines.exchange import check_supported, spoil, spoiled
 from stages.evaluate.engines.vllm_start import Start
 from stages.evaluate.stage import evaluate, exchange, open_session
+from stages.fetch import ModelSource, digest_tree
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
 
 SEEDS = (1, 2)
@@ -49,6 +57,22 @@ def members(base, tmp_path_factory):
         return made[scheme]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def half(base, tmp_path_factory):
+    """The base without its second layer."""
+    path = shutil.copytree(base, tmp_path_factory.mktemp("damaged") / "half")
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedded(base, tmp_path_factory):
+    """The base with another embedding, which is its head as well."""
+    return _changed(base, tmp_path_factory.mktemp("embedded"), 1, touched="embed")
 
 
 def _quantized(base, path, seed, scheme):
@@ -121,18 +145,52 @@ def test_an_exchanged_checkpoint_answers_as_in_a_fresh_engine(members, samples, 
 
 
 @pytest.mark.vllm
-def test_what_is_not_of_the_family_is_refused(base, members, tmp_path):
-    half = shutil.copytree(base, tmp_path / "half")
-    tensors = load_file(half / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
-    save_file(kept, half / "model.safetensors", metadata={"format": "pt"})
-    others = [half, _changed(base, tmp_path / "embedded", 1, touched="embed"), members("W8A8")[0]]
+def test_what_is_not_of_the_family_is_refused(base, members, half, embedded):
     with opened(base, "float32") as session:
         asked = session.engine._llm
-        for other in others:
+        for other in (half, embedded, members("W8A8")[0]):
             with pytest.raises(EngineError, match="another config, tokenizer or tensors"):
                 exchange({"checkpoint": other}, session)
         assert session.engine._llm is asked, "it is the caller who closes the session"
+
+
+@pytest.mark.vllm
+@pytest.mark.full
+def test_what_is_refused_is_opened_anew_and_answers_for_itself(base, members, half, embedded, tmp_path):
+    """As a run does it: five checkpoints that were foretold to be of one family, of which two are."""
+    checkpoints = [base, members(None)[0], half, embedded, members("W8A8")[0]]
+    together, alone = (_run(tmp_path / name, checkpoints, name) for name in ("together", ""))
+    assert {name: outcome.status.value for name, (outcome, _, _) in together.items()} == {
+        name: "failed" if name == "half" else "succeeded" for name in together
+    }
+    assert "vLLM could not load" in together["half"][0].message, "vLLM says of a fresh start that weights are missing"
+    assert [name for name, (_, _, session) in together.items() if session] == [members(None)[0].name]
+    assert not any(session for _, _, session in alone.values())
+    assert {name: found for name, (_, found, _) in together.items()} == {
+        name: found for name, (_, found, _) in alone.items()
+    }
+
+
+def _run(root, checkpoints, family):
+    """Of each checkpoint's shard: how it ended, its samples' bytes, and whether its session had another before."""
+    fetched = [
+        Step(FETCH_MODEL, ModelSource(path=str(path), digest=digest_tree(path)), path.name) for path in checkpoints
+    ]
+    shards = [
+        Step(EVALUATE, config_of("tabular_iris", "float32"), each.label, {"checkpoint": each.ref}, family=family)
+        for each in fetched
+    ]
+    runner, context = make_runner(ClusterConfig(runner=RunnerKind.inline)), RunContext(Address(root), "run", 1)
+    outcomes, store = runner.run(batches([*fetched, *shards]), context, lambda _: None), Store(root)
+    return {shard.label: (outcomes[shard.ref], *_found(store, shard)) for shard in shards}
+
+
+def _found(store, shard):
+    if not store.has(shard.ref):
+        return None, None
+    return (store.path(shard.ref) / "samples.parquet").read_bytes(), store.manifest(shard.ref)["provenance"].get(
+        "session"
+    )
 
 
 @pytest.mark.vllm
