@@ -24,6 +24,8 @@ class ProcessState:
         if cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
             os.environ["VLLM_CACHE_ROOT"] = str(cache)
             os.environ["VLLM_ENABLE_STARTUP_PLAN"] = str(int(keeps_plan))
+            # What samples and attends is the same in every model: compiled once, not by every engine for 20 s.
+            os.environ.setdefault("TRITON_CACHE_DIR", str(cache.parent / "triton"))
         import torch
         import torch._dynamo
 

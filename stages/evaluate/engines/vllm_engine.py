@@ -73,6 +73,7 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        _inspect_here()
         self._is_cpu = current_platform.is_cpu()
         if self._is_simulated(checkpoint):
             _refuse_ranks(checkpoint, self._config)
@@ -244,6 +245,17 @@ def _refuse_ranks(checkpoint: Path, config: "EngineConfig") -> None:
             f"{checkpoint.name}: its format is simulated on a CPU, in one process; set engine.tensor_parallel_size=1 "
             "and engine.pipeline_parallel_size=1"
         )
+
+
+def _inspect_here() -> None:
+    """Let vLLM look at a model's class in this process, which loads it anyway; in one of its own it takes 10 to 27 s.
+
+    That is to keep CUDA from starting before workers are forked; where it has started, vLLM spawns them.
+    """
+    from vllm.model_executor.models import registry
+
+    if hasattr(registry, "_run_in_subprocess"):
+        registry._run_in_subprocess = lambda look: look()
 
 
 def _is_installed(distribution: str) -> bool:

@@ -1,6 +1,5 @@
 """How vLLM is started: its arguments, its part of the GPUs' memory, and where it keeps what it makes of a model."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,20 +76,6 @@ def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:
 def _cache(checkpoint: Path, config: "EngineConfig") -> Path | None:
     """What vLLM keeps of its memory's layout does not say how much it was allowed: that is in the folder's name."""
     try:
-        folder = cache_folder(checkpoint, f"{config.gpu_memory_utilization:g}-{config.max_num_seqs or 'auto'}")
+        return cache_folder(checkpoint, f"{config.gpu_memory_utilization:g}-{config.max_num_seqs or 'auto'}")
     except (CheckpointError, OSError):
         return None
-    _share_model_infos(folder)
-    return folder
-
-
-def _share_model_infos(folder: Path) -> None:
-    """What vLLM notes about a model's class depends on vLLM's code alone, whose digest it checks.
-
-    Each note takes a process that imports vLLM, 10 to 17 s; the second recipe of a model need not wait for it again.
-    """
-    shared = folder.parent / "modelinfos"
-    with suppress(OSError):  # vLLM does without
-        shared.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "modelinfos").symlink_to(shared, target_is_directory=True)
