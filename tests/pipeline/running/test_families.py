@@ -9,13 +9,15 @@ import pytest
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
 from pipeline.errors import FailureClass
-from pipeline.running.batches import batches, in_families
+from pipeline.running.batches import Batch, batches, in_families
 from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import Outcomes, make_runner
+from pipeline.steps.stages import EVALUATE
 from pipeline.steps.step import Resources, Step
 from pipeline.store.ledger import Ledger
 from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
+from tests.pipeline.planning.test_plan import planned
 
 ONE_GPU = Resources(num_cpus=1, num_gpus=1)
 
@@ -143,3 +145,21 @@ def test_a_checkpoint_that_kills_its_engines_is_set_aside_and_the_next_is_served
     assert [outcomes[leg[0].ref].status for leg in legs] == [Status.succeeded, Status.failed, Status.succeeded]
     assert {outcomes[step.ref].failure_class for step in legs[1]} == {FailureClass.crash}
     assert (tmp_path / "calls").read_text().split().count("b1") == 1, "a session that publishes nothing"
+
+
+def test_the_recipes_of_a_grid_are_grouped_by_format_and_no_fingerprint_knows(tmp_path: Path) -> None:
+    grid = ["+sweep=smoke", "++sweep.axes={recipe: [w4a16_int, w8a8_int], calibration.seed: [0, 1]}"]
+    plan = planned(tmp_path, *grid)
+    alone = planned(tmp_path, *grid, "engine.exchange_weights=false")
+    assert plan.steps.keys() == alone.steps.keys()
+    grouped, single = (in_families(batches(each.steps.values())) for each in (plan, alone))
+    legs = [[len({step.inputs["checkpoint"] for step in batch.steps}) for batch in each if is_evaluation(batch)]
+            for each in (grouped, single)]  # fmt: skip
+    assert sorted(legs[0]) == [1, 2, 2], "the base, and two checkpoints in each format"
+    assert sorted(legs[1]) == [1] * 5
+    other = planned(tmp_path, "suite=smoke", "recipe=w4a16_int", "++sweep.axes={recipe.group_size: [32, 64]}")
+    assert len([batch for batch in in_families(batches(other.steps.values())) if is_evaluation(batch)]) == 3
+
+
+def is_evaluation(batch: Batch) -> bool:
+    return batch.steps[0].stage is EVALUATE
