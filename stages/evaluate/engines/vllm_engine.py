@@ -29,6 +29,8 @@ from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
 from stages.gpu_memory import utilization
 from stages.units import GIB
 
+RANK = "stages.evaluate.engines.rank.Rank"  # imported by each of an engine's processes
+
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
@@ -246,12 +248,14 @@ def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> di
     }
     if config.pipeline_parallel_size > 1:
         arguments |= {"pipeline_parallel_size": config.pipeline_parallel_size, "distributed_executor_backend": "ray"}
+    elif config.num_ranks > 1:
+        arguments |= {"distributed_executor_backend": "mp", "worker_extension_cls": RANK}
     if config.max_num_seqs is not None:
         arguments["max_num_seqs"] = config.max_num_seqs
     if config.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if is_cpu:
-        arguments["distributed_executor_backend"] = "uni"  # with enforce_eager: ready after 35 s instead of 90 to 115 s
+        arguments.setdefault("distributed_executor_backend", "uni")  # with enforce_eager: 35 s instead of 90 to 115 s
         arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
     return arguments
 
@@ -262,9 +266,9 @@ def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:
     Where an engine is spread over nodes its GPUs are not those that this process sees.
     """
     if not config.on_gpu or config.pipeline_parallel_size > 1:
-        return config.gpu_memory_utilization
+        return config.memory_share
     weights_gib = num_stored_bytes(read_tensor_infos(checkpoint)) / GIB
-    return utilization(config.gpu_memory_utilization, config.num_gpus, weights_gib / config.num_ranks)
+    return utilization(config.memory_share, config.num_gpus, weights_gib / config.num_ranks)
 
 
 def _is_installed(distribution: str) -> bool:
