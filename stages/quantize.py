@@ -17,6 +17,7 @@ from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
+from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
@@ -120,6 +121,12 @@ def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
         raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 
 
+def prepare(config: QuantizeConfig) -> None:
+    """Import what takes longest, while somebody else has the GPU."""
+    from llmcompressor import oneshot  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes).
 
@@ -134,7 +141,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     _refuse_misfit(recipe, model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
-    with fast_bf16_linear():
+    with fast_bf16_linear(), tensor_core_hessians():
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(model_dir),

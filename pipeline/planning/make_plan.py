@@ -23,6 +23,7 @@ from pipeline.steps.stages import (
     FETCH_DATASET,
     FETCH_MODEL,
     GATE,
+    OBSERVE,
     PROFILE,
     QUANTIZE,
     Stage,
@@ -33,6 +34,7 @@ from stages.compare.config import CompareConfig
 from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
+from stages.gate.config import ObserveConfig
 from stages.quantize import Algorithm, QuantizeConfig, check_group_size, needs_calibration
 from stages.serving.config import CeilingsConfig
 
@@ -132,7 +134,9 @@ class _Builder:
             inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
         made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
         pair = {"base": model, "checkpoint": self._add("checkpoint", QUANTIZE, made, label, inputs)}
-        self._add("gate", GATE, config.gate, label, pair)
+        looked_for = ObserveConfig(num_probe_tokens=config.gate.num_probe_tokens)
+        observed = self._add("observed", OBSERVE, looked_for, config.model.name, {"model": model})
+        self._add("gate", GATE, config.gate, label, {**pair, "observed": observed})
         if config.drift.text is not None:
             text = self._add_tokens("drift_text", config.drift.text, model)
             settings = DriftConfig.of(config.compare)

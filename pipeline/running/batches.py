@@ -37,9 +37,13 @@ def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:
     """Each after those it needs: a session's later steps may need what the plan makes after its first."""
+    return [found[index] for index in TopologicalSorter(needs(found)).static_order()]
+
+
+def needs(found: Sequence[Batch]) -> dict[int, set[int]]:
+    """For each batch, by its place, those of the others that make what it needs."""
     owner = {step.ref: index for index, batch in enumerate(found) for step in batch.steps}
-    needs = {index: {owner[ref] for ref in batch.upstream if ref in owner} for index, batch in enumerate(found)}
-    return [found[index] for index in TopologicalSorter(needs).static_order()]
+    return {index: {owner[ref] for ref in batch.upstream if ref in owner} for index, batch in enumerate(found)}
 
 
 def _session(step: Step) -> object:

@@ -1,4 +1,4 @@
-"""Run a plan's missing steps: on Ray, or one batch after the other in this process.  Both run the same code.
+"""Run a plan's missing steps: on Ray, or without it (``inline``).  Both run the same code.
 
 Ray is imported where it is used: plans and reruns with nothing to do must not wait for it.
 """
@@ -8,16 +8,15 @@ from dataclasses import replace
 from typing import Protocol
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
-from pipeline.running.apart import run_apart
 from pipeline.running.batches import Batch
 from pipeline.running.connection import connect
+from pipeline.running.inline import InlineRunner
 from pipeline.running.nodes import Nodes, Tell
 from pipeline.running.order import Seconds
-from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, upstream_of
+from pipeline.running.outcome import OnBatchDone, Outcomes, RunContext
 from pipeline.running.placement import Patience, check_fits
 from pipeline.running.room import Room
-from pipeline.running.submission import MAX_IN_FLIGHT, Submission, without_word
-from pipeline.running.worker import run_batch
+from pipeline.running.submission import MAX_IN_FLIGHT, Submission
 
 OnReady = Callable[[], None]
 
@@ -43,28 +42,6 @@ def make_runner(
     if cluster.runner is RunnerKind.inline:
         return InlineRunner()
     return RayRunner(cluster, max_parallel, tell, seconds)
-
-
-class InlineRunner:
-    """One batch after the other, in this process; each that computes on GPUs in a process of its own."""
-
-    def run(
-        self, batches: Sequence[Batch], context: RunContext, on_done: OnBatchDone, on_ready: OnReady = lambda: None
-    ) -> Outcomes:
-        on_ready()
-        outcomes: Outcomes = {}
-        for batch in batches:
-            done = _done_inline(batch, context, upstream_of(batch.upstream, outcomes))
-            outcomes |= {outcome.ref: outcome for outcome in done}
-            on_done(done)
-        return outcomes
-
-
-def _done_inline(batch: Batch, context: RunContext, upstream: list[Outcome]) -> list[Outcome]:
-    if not batch.resources.num_gpus:
-        return run_batch(batch, context, upstream)
-    done = run_apart(batch, context, upstream)
-    return without_word(batch, context, done) if isinstance(done, str) else done
 
 
 class RayRunner:

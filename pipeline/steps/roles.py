@@ -1,6 +1,6 @@
 """Roles: what each step of a trial is for, as a path whose first part is its kind and whose second may be a slot.
 
-``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``gate``, ``drift``,
+``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``observed``, ``gate``, ``drift``,
 ``drift_text``, ``ceilings``, ``evaluate/SLOT/LEAF/0003``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``.
 """
 

@@ -26,7 +26,7 @@ class Stage:
     """Where a stage's code is (``function`` of ``module``, with ``VERSION`` beside it), and how its steps are treated.
 
     ``sessions`` says that the module has ``session_key(config)`` and ``open_session(config, inputs)``, and perhaps
-    ``announce(config, inputs, session)``.
+    ``announce(config, inputs, session)``.  Any may have ``prepare(config)`` and ``smaller(config)``.
     """
 
     name: str
@@ -55,6 +55,12 @@ class Stage:
         shrink = getattr(importlib.import_module(self.module), "smaller", None)
         return None if shrink is None else shrink(config)
 
+    def prepare(self, config: Any) -> None:
+        """Import what a step of this config will need, if the stage says what that is; no GPU is touched."""
+        prepare = getattr(importlib.import_module(self.module), "prepare", None)
+        if prepare is not None:
+            prepare(config)
+
     def announce(self, config: Any, inputs: Mapping[str, Path], session: Any) -> None:
         """Tell an open session of a step that will come, if the stage wants to know."""
         begin = getattr(importlib.import_module(self.module), "announce", None)
@@ -72,6 +78,7 @@ FETCH_MODEL = Stage("fetch_model", "stages.fetch", "fetch_model", makes_checkpoi
 FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset")
 CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
 QUANTIZE = Stage("quantize", "stages.quantize", "quantize", occupies=Occupies.model, makes_checkpoint=True)
+OBSERVE = Stage("observe", "stages.gate.observe", "observe", occupies=Occupies.model)
 GATE = Stage("gate", "stages.gate.stage", "gate", occupies=Occupies.model, in_report=True)
 DRIFT = Stage("drift", "stages.drift", "drift", occupies=Occupies.model, in_report=True)
 DUMMY = Stage("dummy", "stages.dummy", "dummy", makes_checkpoint=True)
@@ -89,6 +96,7 @@ COMPARE = Stage("compare", "stages.compare.stage", "compare", in_report=True)
 REPORT = Stage("report", "stages.report.stage", "report")
 
 _ALL = (
-    FETCH_MODEL, FETCH_DATASET, CALIBRATE, QUANTIZE, GATE, DRIFT, DUMMY, EVALUATE, PROFILE, CEILINGS, COMPARE, REPORT,
+    FETCH_MODEL, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, EVALUATE, PROFILE, CEILINGS, COMPARE,
+    REPORT,
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _ALL}

@@ -28,10 +28,21 @@ def open_model(model_dir: Path) -> Iterator[Any]:
         torch.cuda.empty_cache()
 
 
+def next_token_logits(model: Any, input_ids: "Tensor") -> "Tensor":
+    """(T, V) on the CPU, in the model's dtype: what it expects after each of ``input_ids`` (T)."""
+    logits: Tensor = model(input_ids[None].to(model.device)).logits[0]
+    return logits.cpu()
+
+
 def next_token_log_probs(model: Any, input_ids: "Tensor") -> "Tensor":
     """Float32 (T, V) on the CPU, in nats: what the model expects after each of ``input_ids`` (T)."""
     logits: Tensor = model(input_ids[None].to(model.device)).logits[0]
-    return logits.float().log_softmax(dim=-1).cpu()
+    return log_probs_of(logits).cpu()
+
+
+def log_probs_of(logits: "Tensor") -> "Tensor":
+    """Float32, in nats, over the last dimension."""
+    return logits.float().log_softmax(dim=-1)
 
 
 def divergences(base_log_probs: "Tensor", log_probs: "Tensor") -> "Tensor":

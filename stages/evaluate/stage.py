@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import DataError
 from stages.evaluate.artifact import Sample, TaskFacts, write_evaluation
-from stages.evaluate.config import EngineConfig, EvaluateConfig
+from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig
 from stages.evaluate.harness import BuiltTask
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.scoring import metric_facts, score
@@ -44,6 +44,16 @@ def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
         return None
     shrunk = replace(engine, max_num_seqs=max(1, sequences // 2), batch_size=max(1, engine.batch_size // 2))
     return replace(config, engine=shrunk)
+
+
+def prepare(config: EvaluateConfig) -> None:
+    """Import what an engine and its tasks need: some 20 s that a GPU need not wait for."""
+    if config.engine.kind is EngineKind.vllm:
+        from stages.evaluate.engines.process_state import set_environment
+
+        set_environment()
+        from vllm import LLM  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 @contextmanager

@@ -2,16 +2,26 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.checkpoints.chat import render_chat
-from stages.checkpoints.next_token import agreements, divergences, next_token_log_probs, open_model, surprises
+from stages.checkpoints.next_token import (
+    agreements,
+    divergences,
+    log_probs_of,
+    next_token_logits,
+    open_model,
+    surprises,
+)
+from stages.documents import read_json, write_json
 from stages.gate.artifact import Check
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LOGITS, _FACTS = "logits.safetensors", "behaviour.json"
 _HELD_OUT_PATH = Path(__file__).parent / "texts" / "held_out.txt"
 _MAX_WINDOW_TOKENS = 512  # at 128k vocabulary entries a window's float32 log-probabilities take 0.25 GiB
 _MIN_DISTINCT = 0.25  # a loop of 7 tokens has this share of distinct trigrams after 32 tokens
@@ -26,45 +36,81 @@ _PROBES = (
 class Behaviour(NamedTuple):
     """What one model does on held-out text and on the probes.
 
-    ``log_probs``: float32 (num_tokens, vocabulary) on the CPU; ``loss``: nats per token; ``answers``: token ids;
-    ``noise_kl``: nats per token from itself when its embeddings are disturbed, None of a model that rounds no inputs.
+    ``logits``: (num_tokens, vocabulary) on the CPU, in the dtype that the model computes in; ``loss``: nats per token;
+    ``answers``: token ids; ``noise_kl``: nats per token from itself when its embeddings are disturbed, None of a model
+    that rounds no inputs.
     """
 
-    log_probs: "Tensor"
+    logits: "Tensor"
     loss: float
     answers: list[list[int]]
     noise_kl: float | None = None
 
+    @property
+    def log_probs(self) -> "Tensor":
+        """Float32, nats."""
+        return log_probs_of(self.logits)
 
-def observe(model_dir: Path, num_probe_tokens: int) -> Behaviour:
+    @property
+    def finite_loss(self) -> float | None:
+        return _finite(self.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What of a behaviour is no tensor."""
+
+    loss: float | None
+    answers: list[list[int]]
+    noise_kl: float | None
+
+
+def write_behaviour(out: Path, behaviour: Behaviour) -> None:
+    """``logits.safetensors`` and ``behaviour.json``; a loss that is no number is null."""
+    from safetensors.torch import save_file
+
+    save_file({"logits": behaviour.logits.contiguous()}, out / _LOGITS)
+    write_json(out / _FACTS, asdict(_Facts(behaviour.finite_loss, behaviour.answers, behaviour.noise_kl)))
+
+
+def read_behaviour(directory: Path) -> Behaviour:
+    """As it was written."""
+    from safetensors.torch import load_file
+
+    facts = read_json(directory / _FACTS, _Facts)
+    loss = math.nan if facts.loss is None else facts.loss
+    return Behaviour(load_file(directory / _LOGITS)["logits"], loss, facts.answers, facts.noise_kl)
+
+
+def observed(model_dir: Path, num_probe_tokens: int) -> Behaviour:
     """Load the model, look at it, and unload it."""
     from transformers import AutoTokenizer
 
     with open_model(model_dir) as model:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-        log_probs, loss = _read_held_out(model, tokenizer)
+        logits, loss = _read_held_out(model, tokenizer)
         answers = _answer_probes(model, tokenizer, num_probe_tokens)
-        behaviour = Behaviour(log_probs, loss, answers, _noise(model, tokenizer, log_probs))
+        behaviour = Behaviour(logits, loss, answers, _noise(model, tokenizer, logits))
         del model
     return behaviour
 
 
 def check_logits(checkpoint: Behaviour) -> Check:
     """No logit is NaN or infinite."""
-    num_bad = int((~checkpoint.log_probs.isfinite()).any(dim=-1).sum())
+    num_bad = int((~checkpoint.logits.isfinite()).any(dim=-1).sum())
     detail = "positions of held-out text with a logit that is not finite"
     return Check("logits_finite", num_bad == 0, num_bad, 0, detail)
 
 
 def check_loss(base: Behaviour, checkpoint: Behaviour, max_lost: float) -> Check:
     """Of the base's advantage over uniform guessing at most ``max_lost`` is lost (a base without one may lose all)."""
-    advantage = math.log(base.log_probs.shape[-1]) - base.loss
+    advantage = math.log(base.logits.shape[-1]) - base.loss
     limit = base.loss + max_lost * max(advantage, 1.0)
     passed = checkpoint.loss <= limit  # False for NaN as well
     return Check(
         "held_out_loss",
         passed,
-        _finite(checkpoint.loss),
+        checkpoint.finite_loss,
         _finite(limit),
         f"nats per token; the base has {base.loss:.3f}",
     )
@@ -81,8 +127,9 @@ def check_answers(base: Behaviour, checkpoint: Behaviour, max_degenerate: float)
 
 def check_divergence(base: Behaviour, checkpoint: Behaviour, max_mean_kl: float | None) -> Iterator[Check]:
     """Mean KL divergence from base to checkpoint, and how often both have the same best guess."""
-    divergence = divergences(base.log_probs, checkpoint.log_probs).mean().item()
-    same = agreements(base.log_probs, checkpoint.log_probs).mean().item()
+    of_base, of_checkpoint = base.log_probs, checkpoint.log_probs
+    divergence = divergences(of_base, of_checkpoint).mean().item()
+    same = agreements(of_base, of_checkpoint).mean().item()
     passed = math.isfinite(divergence) and (max_mean_kl is None or divergence <= max_mean_kl)
     yield Check("mean_kl", passed, _finite(divergence), max_mean_kl, "nats per token of held-out text")
     yield Check("top1_agreement", True, same, None, "share of held-out tokens with the same best guess")
@@ -101,7 +148,7 @@ def is_degenerate(answer: list[int]) -> bool:
     return not answer or (len(trigrams) > 1 and len(set(trigrams)) / len(trigrams) < _MIN_DISTINCT)
 
 
-def _noise(model: Any, tokenizer: Any, log_probs: "Tensor") -> float | None:
+def _noise(model: Any, tokenizer: Any, logits: "Tensor") -> float | None:
     """Rounding inputs amplifies: what differs by 1e-7 flips a tie here and there, and one flip is a whole step."""
     schemes = (getattr(module, "quantization_scheme", None) for module in model.modules())
     if not any(scheme and scheme.input_activations for scheme in schemes):
@@ -109,7 +156,7 @@ def _noise(model: Any, tokenizer: Any, log_probs: "Tensor") -> float | None:
     hook = model.get_input_embeddings().register_forward_hook(_disturb)
     disturbed, _ = _read_held_out(model, tokenizer)
     hook.remove()
-    return float(divergences(log_probs, disturbed).mean())
+    return float(divergences(log_probs_of(logits), log_probs_of(disturbed)).mean())
 
 
 def _disturb(module: Any, inputs: Any, embeddings: "Tensor") -> "Tensor":
@@ -127,9 +174,10 @@ def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":
     text = _HELD_OUT_PATH.read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     windows = ids.split(min(_MAX_WINDOW_TOKENS, model.config.max_position_embeddings))
-    log_probs = [next_token_log_probs(model, window) for window in windows]
-    loss = torch.cat([surprises(known, window) for known, window in zip(log_probs, windows, strict=True)]).mean()
-    return torch.cat(log_probs), loss.item()
+    logits = [next_token_logits(model, window) for window in windows]
+    pairs = zip(logits, windows, strict=True)
+    loss = torch.cat([surprises(log_probs_of(known), window) for known, window in pairs]).mean()
+    return torch.cat(logits), loss.item()
 
 
 def _answer_probes(model: Any, tokenizer: Any, num_tokens: int) -> list[list[int]]:

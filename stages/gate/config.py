@@ -1,8 +1,15 @@
-"""What a gate lets through."""
+"""What is looked at in a base, and what a gate lets through."""
 
 from dataclasses import dataclass
 
 from stages.fields import identity
+
+
+@dataclass(kw_only=True, slots=True)
+class ObserveConfig:
+    """How long the answers to the probes are."""
+
+    num_probe_tokens: int = identity(32)
 
 
 @dataclass(kw_only=True, slots=True)

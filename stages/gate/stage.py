@@ -5,21 +5,35 @@ from pathlib import Path
 
 from stages.errors import CheckpointError
 from stages.gate.artifact import Check, write_checks
-from stages.gate.behaviour import check_answers, check_divergence, check_logits, check_loss, check_noise, observe
+from stages.gate.behaviour import (
+    check_answers,
+    check_divergence,
+    check_logits,
+    check_loss,
+    check_noise,
+    observed,
+    read_behaviour,
+)
 from stages.gate.config import GateConfig
 from stages.gate.weights import check_weights, read_files
 
 VERSION = 2
 
 
+def prepare(config: GateConfig) -> None:
+    """Import what takes longest, while somebody else has the GPU."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write ``gate.json``, every check with what was found and expected.
 
+    ``inputs``: the ``base`` model, what it was ``observed`` to do, and the ``checkpoint`` made of it.
     Metrics ``mean_kl`` (nats per token), ``top1_agreement``, ``size_ratio`` (bytes / base bytes), ``noise_kl`` (nats
     per token, None of a checkpoint that rounds no inputs).
     Raises CheckpointError naming the checks that failed.
     """
-    checks = list(_run_checks(config, inputs["base"], inputs["checkpoint"]))
+    checks = list(_run_checks(config, inputs))
     write_checks(out, checks)
     failed = [check for check in checks if not check.passed]
     if failed:
@@ -29,8 +43,9 @@ def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     return {name: values.get(name) for name in ("mean_kl", "top1_agreement", "size_ratio", "noise_kl")}
 
 
-def _run_checks(config: GateConfig, base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
+def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Check]:
     """Checks in order; a part that cannot be read fails the one check that says why, and the rest go on."""
+    base_dir, checkpoint_dir = inputs["base"], inputs["checkpoint"]
     try:
         files = read_files(base_dir, checkpoint_dir)
     except CheckpointError as error:
@@ -38,9 +53,9 @@ def _run_checks(config: GateConfig, base_dir: Path, checkpoint_dir: Path) -> Ite
         return
     yield Check("files_readable", True)
     yield from check_weights(files, config.max_size_deviation)
-    base = observe(base_dir, config.num_probe_tokens)
+    base = read_behaviour(inputs["observed"])
     try:
-        checkpoint = observe(checkpoint_dir, config.num_probe_tokens)
+        checkpoint = observed(checkpoint_dir, config.num_probe_tokens)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         yield Check("model_loads", False, detail=str(error).split("\n")[0])
         return

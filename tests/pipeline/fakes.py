@@ -47,6 +47,12 @@ def write_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path) -> Map
     return {"length": float(len(before + config.text)), "unknown": None}
 
 
+def prepare(config: NoteConfig) -> None:
+    """Leave a mark."""
+    if config.scratch:
+        (Path(config.scratch) / f"prepared-{config.text}").touch()
+
+
 def smaller(config: NoteConfig) -> NoteConfig | None:
     return None if config.batch == 1 else replace(config, batch=config.batch // 2)
 
@@ -87,6 +93,8 @@ def _behave(config: NoteConfig) -> None:
             KEPT.append(sys.stderr)
         case "use_kept_stderr":
             KEPT[-1].write("through the kept stream")
+        case "mark":
+            (Path(config.scratch) / f"mark-{config.text}").touch()
         case "tell_pid":
             _tell_pid(config, os.getpid())
         case "die_after_a_fork":
@@ -99,6 +107,16 @@ def _behave(config: NoteConfig) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "slow":
             time.sleep(config.seconds)
+        case _ if config.behaviour.startswith("await "):
+            _await(Path(config.scratch) / config.behaviour.removeprefix("await "))
+
+
+def _await(mark: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not mark.exists():
+        if time.monotonic() > deadline:
+            raise DataError(f"{mark.name} never came")
+        time.sleep(0.02)
 
 
 def _tell_pid(config: NoteConfig, pid: int) -> None:

@@ -21,7 +21,7 @@ class ProcessState:
 
     def __init__(self, compile_cache: Path) -> None:
         self._environment = dict(os.environ)
-        os.environ.update(_ENVIRONMENT)
+        set_environment()
         os.environ.setdefault("VLLM_CACHE_ROOT", str(compile_cache))
         import torch
         import torch._dynamo
@@ -39,3 +39,8 @@ class ProcessState:
         torch.set_num_threads = self._set_num_threads  # the CPU worker replaces it by one that does nothing
         os.environ.clear()
         os.environ.update(self._environment)
+
+
+def set_environment() -> None:
+    """What vLLM and torch read when they are imported, in a process that will open an engine."""
+    os.environ.update(_ENVIRONMENT)

@@ -18,7 +18,7 @@ from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import Outcomes, make_runner
 from pipeline.steps.step import Resources, Step
 from pipeline.store.store import Address, Store
-from tests.pipeline.fakes import note
+from tests.pipeline.fakes import NoteConfig, note
 from tests.sweeping import ROOT, wait_for
 
 pytestmark = pytest.mark.dear
@@ -54,6 +54,26 @@ def test_each_batch_on_a_gpu_has_a_process_that_ends_with_it(tmp_path: Path) -> 
     assert len(set(found)) == 3
     assert found[2] == os.getpid(), "what needs no GPU needs no process"
     assert not any(map(psutil.pid_exists, found[:2]))
+
+
+def test_what_needs_no_gpu_runs_beside_what_does_and_the_next_process_starts_ahead(tmp_path: Path) -> None:
+    scratch = str(tmp_path)
+    first = note("a", behaviour="await mark-b", scratch=scratch, resources=ONE_GPU)
+    beside = note("b", behaviour="mark", scratch=scratch)
+    second = note("c", first, behaviour="await prepared-d", scratch=scratch, resources=ONE_GPU)
+    third = note("d", second, scratch=scratch, resources=ONE_GPU)
+    outcomes = run(tmp_path / "store", [first, second, third, beside])
+    assert {outcome.message for outcome in outcomes.values()} == {""}, "none waited in vain for another"
+    assert not psutil.Process().children(), "nor is a process left that was started for nothing"
+
+
+def test_a_stop_starts_no_more_processes(tmp_path: Path) -> None:
+    scratch = str(tmp_path)
+    steps = [note(text, behaviour="mark", scratch=scratch, resources=ONE_GPU) for text in "ab"]
+    Store(tmp_path / "store").ledger.request_stop("run", "enough")
+    outcomes = run(tmp_path / "store", steps)
+    assert {(each.status, each.message) for each in outcomes.values()} == {(Status.not_run, "enough")}
+    assert not list(tmp_path.glob("prepared-*"))
 
 
 def test_a_process_that_dies_is_replaced_and_one_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -102,9 +122,20 @@ class Unreadable:
         return int, ("no number",)
 
 
+class UnreadableConfig(Unreadable, NoteConfig):
+    """A config of that kind."""
+
+
 def test_a_process_that_cannot_start_is_not_tried_for_ever(tmp_path: Path) -> None:
     step = note("a", resources=ONE_GPU)
-    object.__setattr__(step, "trial", Unreadable())
+    object.__setattr__(step, "config", UnreadableConfig(text="a"))
     outcome = run(tmp_path / "store", [step])[step.ref]
     assert outcome.status is Status.not_run
     assert "did not start" in outcome.message
+
+
+def test_a_batch_that_cannot_be_handed_over_says_why(tmp_path: Path) -> None:
+    step = note("a", resources=ONE_GPU)
+    object.__setattr__(step, "trial", Unreadable())
+    outcome = run(tmp_path / "store", [step])[step.ref]
+    assert (outcome.status, outcome.message) == (Status.not_run, "invalid literal for int() with base 10: 'no number'")

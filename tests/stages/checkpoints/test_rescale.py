@@ -12,7 +12,7 @@ from stages.calibrate import CalibrationConfig, calibrate
 from stages.checkpoints.rescale import rescale
 from stages.errors import DataError
 from stages.fetch import ModelSource, fetch_model
-from stages.gate.behaviour import check_divergence, observe
+from stages.gate.behaviour import check_divergence, observed
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
 
 LINEARS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
@@ -127,10 +127,10 @@ def test_smollm2_has_left_the_grid_of_its_file(smollm2, smollm2_on_its_grid):
 @pytest.fixture(scope="module")
 def mean_kl(smollm2_on_its_grid):
     """From SmolLM2 as its file has it to a checkpoint, in nats per token of the gate's held-out text, in BF16."""
-    original = observe(smollm2_on_its_grid, num_probe_tokens=1)
+    original = observed(smollm2_on_its_grid, num_probe_tokens=1)
 
     def measured(checkpoint_dir):
-        checkpoint = observe(checkpoint_dir, num_probe_tokens=1)
+        checkpoint = observed(checkpoint_dir, num_probe_tokens=1)
         return {check.name: check.value for check in check_divergence(original, checkpoint, None)}["mean_kl"]
 
     return measured

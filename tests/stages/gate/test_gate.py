@@ -9,8 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.errors import CheckpointError
-from stages.gate.behaviour import Behaviour, check_answers, check_loss, is_degenerate
-from stages.gate.config import GateConfig
+from stages.gate.behaviour import (
+    Behaviour,
+    check_answers,
+    check_divergence,
+    check_loss,
+    is_degenerate,
+    observed,
+    read_behaviour,
+)
+from stages.gate.config import GateConfig, ObserveConfig
+from stages.gate.observe import observe
 from stages.gate.stage import gate
 from stages.gate.weights import check_weights, read_files
 from stages.quantize import Algorithm
@@ -36,8 +45,15 @@ CHECKS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def tiny_observed(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("observed")
+    assert observe(ObserveConfig(), {"model": tiny_model}, out)["loss"] > 0
+    return out
+
+
 @pytest.fixture
-def run(tiny_model, tmp_path):
+def run(tiny_model, tiny_observed, tmp_path):
     """Gate a checkpoint; returns the metrics (None when it failed), the failure's message and the report by name."""
 
     def gate_once(checkpoint, **fields):
@@ -45,7 +61,8 @@ def run(tiny_model, tmp_path):
         out.mkdir(exist_ok=True)
         metrics, message = None, ""
         try:
-            metrics = gate(GateConfig(**fields), {"base": tiny_model, "checkpoint": checkpoint}, out)
+            inputs = {"base": tiny_model, "observed": tiny_observed, "checkpoint": checkpoint}
+            metrics = gate(GateConfig(**fields), inputs, out)
         except CheckpointError as error:
             message = str(error)
         report = json.loads((out / "gate.json").read_text())
@@ -83,11 +100,9 @@ def test_healthy_checkpoint_passes_every_check(run, quantize_tiny, recipe):
     assert 0.5 < metrics["size_ratio"] < 0.75
 
 
-def test_divergence_of_a_model_from_itself_would_be_zero(tiny_model):
-    from stages.gate.behaviour import check_divergence, observe
-
-    base = observe(tiny_model, num_probe_tokens=4)
-    kl, agreement = check_divergence(base, observe(tiny_model, num_probe_tokens=4), None)
+def test_divergence_of_a_model_from_itself_would_be_zero_also_from_what_was_written(tiny_model, tiny_observed):
+    base = read_behaviour(tiny_observed)
+    kl, agreement = check_divergence(base, observed(tiny_model, num_probe_tokens=4), None)
     assert kl.value == 0 and agreement.value == 1
     assert base.loss == pytest.approx(math.log(384), abs=0.1)  # random weights guess nearly uniformly
 
