@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.planning.plan import Plan
-from pipeline.running.batches import Batch
+from pipeline.running.batches import Batch, needs
 from pipeline.steps.step import Resources
 from stages.checkpoints.shape import weight_gib
 
@@ -22,13 +22,12 @@ class Graph:
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Graph":
         """Of batches that each stand after those they need."""
-        owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
-        before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
+        before = needs(batches)
         behind: list[list[int]] = [[] for _ in batches]
-        for index, indices in enumerate(before):
-            for upstream in sorted(indices):
+        for index in range(len(batches)):
+            for upstream in sorted(before[index]):
                 behind[upstream].append(index)
-        return cls([len(indices) for indices in before], behind)
+        return cls([len(before[index]) for index in range(len(batches))], behind)
 
 
 def critical_paths(batches: Sequence[Batch], graph: Graph, seconds: Seconds) -> list[float]:
