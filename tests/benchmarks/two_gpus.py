@@ -72,7 +72,7 @@ engine: {{max_model_len: 4096{more}}}
 tasks:
   gsm8k_cot_llama: {{limit: {some}, gen_kwargs: {{max_gen_toks: {written}}}}}
   arc_challenge: {{limit: {many}}}
-  mmlu: {{limit: {few}}}
+  mmlu: {{limit: {few}{leaves}}}
   hellaswag: {{limit: {some}}}
   ifeval: {{limit: {some}, gen_kwargs: {{max_gen_toks: {written}}}}}
 """
@@ -250,19 +250,18 @@ def _write_sweeps(bench: Bench) -> None:
         (bench.own / group).mkdir(parents=True, exist_ok=True)
     shape = {**SHAPES["70b"], "num_key_value_heads": NUM_KEY_VALUE_HEADS, "vocab_size": VOCABULARY, "head_dim": 128}
     shape |= {"tie_word_embeddings": False, "num_layers": shape.pop("num_hidden_layers")}
-    small, real = {"many": 24, "some": 8, "few": 2, "written": 16}, {"many": 1172, "some": 128, "few": 20}
-    asked = small if bench.is_rehearsal else {**real, "written": 256}
+    real = {"many": 1172, "some": 128, "few": 20, "written": 256, "leaves": "", "length": 2048}
+    small = {"many": 24, "some": 8, "few": 2, "written": 16, "leaves": ", leaves: [mmlu_virology]", "length": 64}
+    asked = small if bench.is_rehearsal else real
     model, engine, more = ("tiny", "transformers", ", dtype: float32, num_cpus: 1") if bench.is_rehearsal else (
         "shape8b", "vllm_gpu", ", gpu_memory_gib: 80")  # fmt: skip
-    recipes = "[bf16, w8a8_fp, w8a8_int, w4a16_int]"
+    recipes = "[bf16, w8a8_int]" if bench.is_rehearsal else "[bf16, w8a8_fp, w8a8_int, w4a16_int]"
     files = {
         "model/shape8b": MODEL.format(name="shape8b", path=bench.work / "model_8b"),
         "model/shape70b": MODEL.format(name="shape70b", path=bench.work / "model_70b"),
         "model/tiny": MODEL.format(name="tiny", path=bench.work / "model_tiny"),
         "model/dummy70b": DUMMY.format(name="dummy70b", shape=json.dumps(shape)),
-        "sweep/trials": TRIALS.format(
-            model=model, engine=engine, more=more, recipes=recipes, length=64 if bench.is_rehearsal else 2048, **asked
-        ),
+        "sweep/trials": TRIALS.format(model=model, engine=engine, more=more, recipes=recipes, **asked),
         "sweep/ranks": RANKS,
         "sweep/serve": SERVE,
     }
