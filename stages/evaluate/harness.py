@@ -5,6 +5,7 @@ only if all documents before it were built as well: a task is built once and sli
 """
 
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,15 @@ def load_task(
     except Exception as error:
         raise DataError(f"task {name} does not load from its data: {one_line(error)}") from error
     _check_supported(name, task)
+    _seed_language_detection()
     return task
+
+
+def _seed_language_detection() -> None:
+    """IFEval asks langdetect for the language of an answer; unseeded it tosses coins anew each time."""
+    detection = sys.modules.get("langdetect")  # where a task has imported it
+    if detection is not None:
+        detection.DetectorFactory.seed = 0
 
 
 def document_error(error: BaseException) -> str:
