@@ -5,9 +5,8 @@ only if all documents before it were built as well: a task is built once and sli
 """
 
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -134,9 +133,10 @@ def load_task(
 
 def _seed_language_detection() -> None:
     """IFEval asks langdetect for the language of an answer; unseeded it tosses coins anew each time."""
-    detection = sys.modules.get("langdetect")  # where a task has imported it
-    if detection is not None:
-        detection.DetectorFactory.seed = 0
+    with suppress(ImportError):  # an extra of lm-eval's
+        import langdetect
+
+        langdetect.DetectorFactory.seed = 0
 
 
 def document_error(error: BaseException) -> str:

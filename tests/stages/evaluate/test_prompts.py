@@ -81,6 +81,7 @@ def lm_evals_digests(name, hub_id, prompt, model, cache_dir):
     return [prompt_digest(instances) for _, instances in sorted(by_document.items())]
 
 
+@pytest.mark.dear
 def test_the_language_of_an_answer_is_the_same_each_time(tmp_path: Path) -> None:
     """The verdict on an instruction must not depend on which process gave it."""
     hub_id = "wis-k/instruction-following-eval"
