@@ -44,7 +44,7 @@ def points(config: Config, device: Device, random_weights: bool) -> Iterator[Poi
 
 def _limits(config: Config) -> dict[str, object]:
     """What does not change an engine's answers, but how fast it gives them."""
-    silent = ("gpu_memory_gib", "batch_size")
+    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank")  # a server has whole GPUs
     return {
         field.name: getattr(config.engine, field.name)
         for field in fields(config.engine)
