@@ -1,8 +1,8 @@
 """What is free on a cluster's nodes for this run, and where its next batch goes.
 
-Ray starts what it is given in an order of its own (tasks that take the same in the order of their submission, others
-in none), and whatever fits: a thousand comparisons would take every core of a node whose GPU then waits for four.
-So the driver gives it no more than there is room for, and to which node.
+Ray starts tasks that take the same in the order of their submission, and of others whatever fits first: comparisons
+may hold the cores that the work of a free GPU needs.  So the driver gives it no more than there is room for, and says
+to which node.
 """
 
 from collections.abc import Iterable, Sequence
