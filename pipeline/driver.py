@@ -23,6 +23,7 @@ from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
 from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
+from pipeline.running.order import by_size
 from pipeline.running.outcome import Outcome, Outcomes, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import make_runner
@@ -191,7 +192,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    runner = make_runner(cluster, sweep.config.max_parallel, tell)
+    runner = make_runner(cluster, sweep.config.max_parallel, tell, by_size(sweep.plan))
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -81,9 +82,15 @@ class DatasetSource:
 
 def digest_tree(path: Path) -> str:
     """Sha256 over the sorted (relative path, size, sha256) of every file under ``path``; DataError if there is none."""
-    rows = [[file.relative_to(path).as_posix(), file.stat().st_size, _digest_file(file)] for file in _files(path)]
-    if not rows:
+    files = sorted(_files(path), key=lambda file: -file.stat().st_size)  # the largest decides how long it takes
+    if not files:
         raise DataError(f"{path} is not a directory with files in it")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        digests = threads.map(_digest_file, files)
+        rows = [
+            [file.relative_to(path).as_posix(), file.stat().st_size, digest]
+            for file, digest in zip(files, digests, strict=True)
+        ]
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 

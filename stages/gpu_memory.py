@@ -52,8 +52,8 @@ def _check_fits_when_empty(states: Sequence[GpuState], asked: float, needed_gib:
     allowed_gib = asked * min(map(_total_mib, states)) * MIB / GIB
     if needed_gib > allowed_gib:
         raise ConfigError(
-            f"the weights need {needed_gib:.1f} GiB of each GPU, and engine.gpu_memory_utilization={asked:g} allows "
-            f"{allowed_gib:.1f}: raise it or engine.tensor_parallel_size, or choose a smaller format"
+            f"the weights need {needed_gib:.1f} GiB of each GPU, and its share {asked:g} allows {allowed_gib:.1f}: "
+            "raise engine.gpu_memory_utilization, gpus_per_rank or tensor_parallel_size, or choose a smaller format"
         )
 
 

@@ -45,6 +45,11 @@ def check_workloads(config: Config) -> None:
             f"model {config.model.name} is spread over nodes (engine.pipeline_parallel_size), where no server is "
             "started yet: leave it out of the sweep, or choose serving=none"
         )
+    if config.engine.gpus_per_rank < 1:
+        raise UserError(
+            f"engine.gpus_per_rank={config.engine.gpus_per_rank:g}: a server is measured on whole GPUs, with nothing "
+            "beside it; leave it at 1, or choose serving=none"
+        )
     if config.engine.kind is not EngineKind.vllm:
         raise UserError("workloads are served by vLLM: choose an engine of kind vllm, or serving=none")
     for name, mix in config.mixes.items():

@@ -1,6 +1,7 @@
 """Look up what a plan must know of the world before it can be pure: digests of local bytes, sizes of tasks."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
 from pipeline.planning.remembered import cached, stamps
-from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
+from pipeline.planning.task_facts import TaskFacts, ask_catalog, task_facts, task_key
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
 from stages.fetch import DatasetSource, check_model_path, digest_tree
@@ -35,17 +36,28 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         _check_suites(config)
     data = configs[0].data
     _check_data(data)
-    models = {model.name: _model(model, cache_dir) for config in configs for model in config.models}
     tasks = {task_key(task): task for config in configs for task in config.tasks.values()}
     sources = Sources(data)
+    with ThreadPoolExecutor(1) as beside:
+        catalog = beside.submit(ask_catalog, tasks, data, cache_dir)  # answers while bytes are digested here
+        named = {model.name: model for config in configs for model in config.models}
+        models = {name: _model(model, cache_dir) for name, model in named.items()}
+        datasets = _texts(configs, sources)
+        for task in tasks.values():
+            for repo_id, revision in task.datasets.items():
+                sources.get(repo_id, revision)
+        devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
+        return Facts(task_facts(tasks, data, sources, catalog.result()), models, datasets, devices)
+
+
+def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:
+    """The data sets that are read as text, to calibrate on or to compare on."""
     texts = [text for config in configs for text in (config.calibration, config.drift.text) if text is not None]
-    datasets = {
+    return {
         source.repo_id: sources.get(source.repo_id, source.revision)
         for source in (text.dataset for text in texts)
         if source is not None
     }
-    devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
-    return Facts(task_facts(tasks, data, sources, cache_dir), models, datasets, devices)
 
 
 def _check_suites(config: Config) -> None:

@@ -40,7 +40,7 @@ def check_gpu_memory(plan: Plan) -> None:
         engine, memory = trial.config.engine, gpu_memory(trial.config)
         if not engine.on_gpu or engine.gpu_memory_gib is None or memory is None:
             continue
-        needed_gib, usable_gib = memory.per_gpu_gib, engine.gpu_memory_gib * engine.gpu_memory_utilization
+        needed_gib, usable_gib = memory.per_gpu_gib, engine.gpu_memory_gib * engine.memory_share
         if (kept_gib := engine.kv_cache_gib) is not None:
             if kept_gib < (context_gib := memory.context_gib / engine.num_ranks):
                 raise UserError(

@@ -18,7 +18,7 @@ def _own_resources(config: Config, stage: Stage) -> Resources:
     engine = config.engine
     match stage.occupies:
         case Occupies.engine:
-            return Resources(engine.num_cpus, engine.num_gpus, engine.pipeline_parallel_size)
+            return Resources(engine.num_cpus, engine.num_gpus_held, engine.pipeline_parallel_size)
         case Occupies.server:
             num_gpus = engine.num_gpus * config.server.replicas
             return Resources(engine.num_cpus, num_gpus, engine.pipeline_parallel_size, is_alone=True)

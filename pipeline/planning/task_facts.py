@@ -40,11 +40,12 @@ def task_key(task: TaskConfig) -> str:
 
 
 def task_facts(
-    tasks: Mapping[str, TaskConfig], data: DataConfig, sources: Sources, cache_dir: Path | None
+    tasks: Mapping[str, TaskConfig], data: DataConfig, sources: Sources, catalog: Mapping[str, Any]
 ) -> dict[str, TaskFacts]:
     """Facts by ``task_key``.  Raises UserError for tasks that do not exist or cannot be asked that way."""
-    asked = {key: task for key, task in tasks.items() if not task.num_docs or (data.mirror and task.num_fewshot)}
-    catalog = _catalog(asked, data, cache_dir)
+    for known in catalog.values():
+        if "error" in known:
+            raise UserError(known["error"])
     harness = _Harness(data)
     facts = {key: _facts_of(task, catalog.get(key, {}), sources, harness) for key, task in tasks.items()}
     sources.check_some_at_hand([task.datasets for task in facts.values()])
@@ -100,8 +101,12 @@ def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, A
             )
 
 
-def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path | None) -> dict[str, Any]:
-    """Ask lm-eval, in a process of its own: its import takes seconds and this process stays free of torch."""
+def ask_catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path | None) -> dict[str, Any]:
+    """What lm-eval says of those tasks, by ``task_key``, that do not say enough themselves.
+
+    A process of its own is asked: lm-eval's import takes seconds, and this process stays free of torch.
+    """
+    tasks = {key: task for key, task in tasks.items() if not task.num_docs or (data.mirror and task.num_fewshot)}
     if not tasks:
         return {}
     mirror = str(Path(data.mirror).resolve()) if data.mirror else None
@@ -109,14 +114,11 @@ def _catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path 
     request = {"tasks": asked, "include_paths": task_paths(data), "mirror": mirror}
     mirrorstamps = stamps(Path(mirror)) if mirror else []
     key = ["catalog", metadata.version("lm_eval"), request, mirrorstamps, [stamps(Path(p)) for p in task_paths(data)]]
-    facts: dict[str, Any] = cached(cache_dir, key, lambda: _ask_catalog(request))
-    for known in facts.values():
-        if "error" in known:
-            raise UserError(known["error"])
+    facts: dict[str, Any] = cached(cache_dir, key, lambda: _answered(request))
     return facts
 
 
-def _ask_catalog(request: Mapping[str, Any]) -> dict[str, Any]:
+def _answered(request: Mapping[str, Any]) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "stages.evaluate.catalog"],

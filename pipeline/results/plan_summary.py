@@ -19,7 +19,7 @@ class TrialSummary:
 
     name: str
     base: str | None
-    num_gpus: int
+    num_gpus: float
     memory: GpuMemory | None
     num_evaluations: int
     num_to_run: int  # of the evaluations
@@ -69,7 +69,7 @@ def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary
     return TrialSummary(
         name=trial.name,
         base=None if trial.is_base else trial.base,
-        num_gpus=trial.config.engine.num_gpus,
+        num_gpus=trial.config.engine.num_gpus_held,
         memory=gpu_memory(trial.config),
         num_evaluations=_num_documents(plan, shards),
         num_to_run=_num_documents(plan, to_run.intersection(shards)),

@@ -244,7 +244,7 @@ def _trial_cells(trial: TrialSummary) -> list[str]:
     return [
         trial.name,
         trial.base or "",
-        str(trial.num_gpus or NOTHING),
+        f"{trial.num_gpus:g}" if trial.num_gpus else NOTHING,
         f"{trial.memory.weights_gib:.1f}" if trial.memory else NOTHING,
         f"{trial.memory.per_gpu_gib:.1f}" if trial.memory else NOTHING,
         f"{trial.num_evaluations:,}",

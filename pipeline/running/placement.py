@@ -59,9 +59,9 @@ def lacking(resources: Resources, nodes: Sequence[Node]) -> tuple[str, str] | No
     total = sum(node.num_gpus for node in nodes)
     if resources.num_nodes > 1 and resources.num_gpus > total:
         return f"needs {resources.num_gpus:g} GPUs, but the cluster has {total:g}", "add nodes"
-    needs = _bundles(resources)[0]
+    needs = bundles(resources)[0]
     combinations = itertools.chain.from_iterable(itertools.combinations(KINDS, size) for size in (1, 2, 3))
-    kinds = next((each for each in combinations if not any(_holds(node, needs, each) for node in nodes)), None)
+    kinds = next((each for each in combinations if not any(holds(node, needs, each) for node in nodes)), None)
     if kinds is None:
         return None
     listed = " and ".join(f"{kind.of_step(needs):g} {kind.unit}" for kind in kinds)
@@ -72,11 +72,12 @@ def lacking(resources: Resources, nodes: Sequence[Node]) -> tuple[str, str] | No
     return f"needs {listed} on one node, but {has}", kinds[-1].advice
 
 
-def _holds(node: Node, resources: Resources, kinds: Iterable[Kind] = KINDS) -> bool:
+def holds(node: Node, resources: Resources, kinds: Iterable[Kind] = KINDS) -> bool:
+    """Whether the node has so much of all the kinds, when nothing runs there."""
     return all(kind.of_node(node) >= kind.of_step(resources) for kind in kinds)
 
 
-def _bundles(resources: Resources) -> list[Resources]:
+def bundles(resources: Resources) -> list[Resources]:
     """What must be had on one node each: an engine that is spread over nodes is driven from where its first GPU is."""
     if resources.num_nodes == 1:
         return [resources]
@@ -85,7 +86,7 @@ def _bundles(resources: Resources) -> list[Resources]:
 
 def request(resources: Resources, nodes: Sequence[Node]) -> Resources:
     """What is asked of Ray: all of the smallest node that will do, where nothing may run beside it."""
-    fitting = [node for node in nodes if _holds(node, resources)]
+    fitting = [node for node in nodes if holds(node, resources)]
     if not (resources.is_alone and fitting) or resources.num_nodes > 1:
         return resources
     node = min(fitting, key=lambda node: (node.num_gpus, node.num_cpus))
@@ -96,7 +97,7 @@ def placement_group_of(resources: Resources) -> Any:
     """A bundle for each GPU, as vLLM's Ray executor wants them, on as few nodes as hold them."""
     from ray.util import placement_group
 
-    return placement_group([_as_bundle(each) for each in _bundles(resources)], strategy="PACK")
+    return placement_group([_as_bundle(each) for each in bundles(resources)], strategy="PACK")
 
 
 def _as_bundle(resources: Resources) -> dict[str, float]:

@@ -12,8 +12,10 @@ from pipeline.running.batches import Batch
 from pipeline.running.connection import connect
 from pipeline.running.inline import InlineRunner
 from pipeline.running.nodes import Nodes, Tell
+from pipeline.running.order import Seconds
 from pipeline.running.outcome import OnBatchDone, Outcomes, RunContext
 from pipeline.running.placement import Patience, check_fits
+from pipeline.running.room import Room
 from pipeline.running.submission import MAX_IN_FLIGHT, Submission
 
 OnReady = Callable[[], None]
@@ -27,16 +29,26 @@ class Runner(Protocol):
     ) -> Outcomes: ...
 
 
-def make_runner(cluster: ClusterConfig, max_parallel: int | None = None, tell: Tell = print) -> Runner:
-    """The runner that the config names; at most ``max_parallel`` batches in flight, ``tell`` hears of the cluster."""
-    return InlineRunner() if cluster.runner is RunnerKind.inline else RayRunner(cluster, max_parallel, tell)
+def make_runner(
+    cluster: ClusterConfig,
+    max_parallel: int | None = None,
+    tell: Tell = print,
+    seconds: Seconds = lambda batch: len(batch.steps),
+) -> Runner:
+    """The runner that the config names; at most ``max_parallel`` batches in flight, ``tell`` hears of the cluster.
+
+    ``seconds`` that a batch may take say which of those that could run is more urgent.
+    """
+    if cluster.runner is RunnerKind.inline:
+        return InlineRunner()
+    return RayRunner(cluster, max_parallel, tell, seconds)
 
 
 class RayRunner:
-    """Each batch is one Ray task, submitted when the batches before it are done; Ray places it and replaces workers."""
+    """Each batch is one Ray task, submitted when those before it are done and there is room; Ray replaces workers."""
 
-    def __init__(self, cluster: ClusterConfig, max_parallel: int | None, tell: Tell) -> None:
-        self._cluster, self._tell = cluster, tell
+    def __init__(self, cluster: ClusterConfig, max_parallel: int | None, tell: Tell, seconds: Seconds) -> None:
+        self._cluster, self._tell, self._seconds = cluster, tell, seconds
         self._limit = min(max_parallel or MAX_IN_FLIGHT, MAX_IN_FLIGHT)
 
     def run(
@@ -52,6 +64,7 @@ class RayRunner:
                     check_fits(batch, nodes.alive)
             on_ready()
             patience = Patience(None if cluster.autoscales else cluster.wait_for_nodes_s, self._tell)
-            return Submission(batches, replace(context, kills=True), nodes, patience, self._limit).run(on_done)
+            room, context = Room(nodes.alive, cluster.autoscales), replace(context, kills=True)
+            return Submission(batches, context, nodes, room, patience, self._limit, self._seconds).run(on_done)
         finally:
             ray.shutdown()

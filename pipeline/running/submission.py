@@ -1,18 +1,21 @@
 """The batches of one run on Ray: which wait, which are in flight, and how every step ended."""
 
 import contextlib
-from collections import defaultdict, deque
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import FailureClass
 from pipeline.running.batches import Batch
 from pipeline.running.nodes import NODE_DIED, ClusterLostError, Nodes, blamed
+from pipeline.running.order import Graph, Ready, Seconds, cpus_per_gpu, critical_paths
 from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, Status, upstream_of
-from pipeline.running.placement import Patience, lacking, placement_group_of, request
+from pipeline.running.placement import Patience, lacking, placement_group_of
+from pipeline.running.room import Place, Room
 from pipeline.running.worker import run_batch
-from pipeline.steps.step import Resources, StepRef
+from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
 from stages.errors import one_line
 from stages.units import GIB
@@ -24,37 +27,46 @@ POLL_S = 1.0  # how soon a request to stop is seen
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A batch that is in flight: what was asked of Ray for it, and its placement group if it has one."""
+    """A batch that is in flight: where it was sent, and its placement group if it has one."""
 
     index: int
-    asked: Resources
+    place: Place
     group: Any
 
 
 class Submission:
-    """Submits each batch when those before it are done, and watches that the cluster can take what waits."""
+    """Submits batches when those before them are done and there is room, the most urgent first.
+
+    Watches that the cluster can take what waits.
+    """
 
     def __init__(
-        self, batches: Sequence[Batch], context: RunContext, nodes: Nodes, patience: Patience, limit: int
+        self,
+        batches: Sequence[Batch],
+        context: RunContext,
+        nodes: Nodes,
+        room: Room,
+        patience: Patience,
+        limit: int,
+        seconds: Seconds,
     ) -> None:
         import ray
 
-        self._context, self._nodes, self._patience = context, nodes, patience
+        self._context, self._nodes, self._room, self._patience = context, nodes, room, patience
         # Made once: each is sent to the head, for which Ray waits however long it is silent.  The end of its process
         # gives back a GPU's memory; without GPUs a process takes the next batch.
         self._on_gpus, self._elsewhere = ray.remote(max_calls=1)(run_batch), ray.remote(run_batch)
         self._store = context.store.open()
         self._ledger = self._store.ledger
         self._limit = limit
-        owner = {step.ref: index for index, batch in enumerate(batches) for step in batch.steps}
-        before = [{owner[ref] for ref in batch.upstream if ref in owner} for batch in batches]
         self._batches = batches
-        self._num_before = [len(indices) for indices in before]
-        self._behind: dict[int, list[int]] = defaultdict(list)
-        for index, indices in enumerate(before):
-            for upstream in indices:
-                self._behind[upstream].append(index)
-        self._ready = deque(index for index, number in enumerate(self._num_before) if number == 0)
+        graph = Graph.of(batches)
+        self._num_before, self._behind = graph.num_before, graph.behind
+        self._to_come = Counter(batch.resources for batch in batches)  # neither in flight nor done
+        self._ready = Ready(batches, critical_paths(batches, graph, seconds))
+        for index, number in enumerate(self._num_before):
+            if number == 0:
+                self._ready.add(index)
         self._in_flight: dict[Any, _Sent] = {}
         self._outcomes: Outcomes = {}
 
@@ -73,31 +85,47 @@ class Submission:
         return self._outcomes
 
     def _submit_ready(self, reason: str | None, on_done: OnBatchDone) -> None:
-        while self._ready and (reason or len(self._in_flight) < self._limit):
-            index = self._ready.popleft()
-            verdict = reason or self._patience.verdict(self._batches[index].resources)
-            if verdict:
-                self._take_in(index, _not_run(self._batches[index], verdict, self._store), on_done)
-            else:
-                self._submit(index)
+        if reason:
+            self._leave(self._ready.drained(), reason, on_done)
+        while len(self._in_flight) < self._limit and (found := self._next()):
+            self._submit(*found)
 
-    def _submit(self, index: int) -> None:
+    def _next(self) -> tuple[int, Place] | None:
+        """The most urgent batch for which there is room."""
+        self._room.reopen()
+        self._room.cpus_per_gpu = cpus_per_gpu(self._to_come)
+        for shape in self._ready.shapes():
+            if place := self._room.place(shape):
+                return self._ready.pop(shape), place
+            if shape.is_alone:
+                self._room.close_for(shape)
+        return None
+
+    def _submit(self, index: int, place: Place) -> None:
         batch = self._batches[index]
-        asked = request(batch.resources, self._nodes.alive)
-        group = placement_group_of(asked) if asked.num_nodes > 1 else None
+        self._to_come[batch.resources] -= 1
+        group = placement_group_of(place.asked) if place.asked.num_nodes > 1 else None
         function = self._on_gpus if batch.resources.num_gpus else self._elsewhere
-        task = function.options(**_options(batch, self._context, asked, group))
+        task = function.options(**_options(batch, self._context, place, group))
         ref = task.remote(batch, self._context, upstream_of(batch.upstream, self._outcomes))
-        self._in_flight[ref] = _Sent(index, asked, group)
+        self._in_flight[ref] = _Sent(index, place, group)
+
+    def _leave(self, indices: Iterable[int], reason: str, on_done: OnBatchDone) -> None:
+        """End ready batches without running them."""
+        for index in indices:
+            self._to_come[self._batches[index].resources] -= 1
+            self._take_in(index, _not_run(self._batches[index], reason, self._store), on_done)
 
     def _collect_done(self, on_done: OnBatchDone) -> None:
         import ray
 
-        if self._in_flight:
-            done, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=POLL_S, fetch_local=False)
-            for ref in done:
-                outcomes = _outcomes_of(ref, self._batches[self._in_flight[ref].index], self._context)
-                self._take_in(self._landed(ref), outcomes, on_done)
+        if not self._in_flight:
+            time.sleep(POLL_S if self._ready else 0)  # for a node
+            return
+        done, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=POLL_S, fetch_local=False)
+        for ref in done:
+            outcomes = _outcomes_of(ref, self._batches[self._in_flight[ref].index], self._context)
+            self._take_in(self._landed(ref), outcomes, on_done)
 
     def _look_at_waiting(self, on_done: OnBatchDone) -> None:
         """What no node can take any more waits for one, for a while; what another kind of node can is sent there."""
@@ -106,13 +134,19 @@ class Submission:
             self._store.refresh()
             refs = [step.ref for sent in self._in_flight.values() for step in self._batches[sent.index].steps]
             self._ledger.forgive(refs, self._context.run_id, {node.node_id for node in nodes})
-        self._patience.look((self._batches[sent.index].resources for sent in self._in_flight.values()), nodes)
+        self._room.update(nodes)
+        in_flight = [self._batches[sent.index].resources for sent in self._in_flight.values()]
+        self._patience.look([*in_flight, *self._ready.shapes()], nodes)
+        for shape in self._ready.shapes():
+            if verdict := self._patience.verdict(shape):
+                self._leave(self._ready.drained_of(shape), verdict, on_done)
         for ref, sent in list(self._in_flight.items()):
             batch = self._batches[sent.index]
             if verdict := self._patience.verdict(batch.resources):
                 self._take_in(self._recalled(ref), _not_run(batch, verdict, self._store), on_done)
-            elif lacking(sent.asked, nodes) and not lacking(batch.resources, nodes):
-                self._submit(self._recalled(ref))
+            elif lacking(sent.place.asked, nodes) and not lacking(batch.resources, nodes):
+                self._to_come[batch.resources] += 1
+                self._ready.add(self._recalled(ref))
 
     def _recalled(self, ref: Any) -> int:
         """Take a batch that no node has begun out of flight."""
@@ -123,6 +157,7 @@ class Submission:
 
     def _landed(self, ref: Any) -> int:
         sent = self._in_flight.pop(ref)
+        self._room.give_back(sent.place)
         if sent.group is not None:
             from ray.util import remove_placement_group
 
@@ -143,7 +178,7 @@ class Submission:
         for behind in self._behind[index]:
             self._num_before[behind] -= 1
             if self._num_before[behind] == 0:
-                self._ready.append(behind)
+                self._ready.add(behind)
         on_done(done)
 
 
@@ -157,24 +192,36 @@ def _not_run(batch: Batch, reason: str, store: Store) -> list[Outcome]:
     ]
 
 
-def _options(batch: Batch, context: RunContext, asked: Resources, group: Any) -> dict[str, Any]:
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    # In a placement group the engine's own workers take the GPUs, one bundle each; this task only drives them.
-    strategy = group and PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+def _options(batch: Batch, context: RunContext, place: Place, group: Any) -> dict[str, Any]:
+    asked = place.asked
     # Threads are fixed by the batch, so that a node's size does not move a floating-point sum.  They soon sleep when
     # they wait: on a shared core spinning costs more than the work (33 decode steps 38 s, without it 3 s).
-    threads = {"OMP_NUM_THREADS": str(max(1, int(asked.num_cpus))), "GOMP_SPINCOUNT": "1000"}
+    threads = {
+        "OMP_NUM_THREADS": str(max(1, int(batch.resources.num_cpus), int(asked.num_cpus))),
+        "GOMP_SPINCOUNT": "1000",
+    }
     return {
         "name": batch.label,
         "num_cpus": asked.num_cpus,
         "num_gpus": 0 if group else asked.num_gpus,
         "memory": int(asked.memory_gib * GIB) if asked.memory_gib is not None else None,
-        "scheduling_strategy": strategy,
+        "scheduling_strategy": _strategy(place, group),
         # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
         "max_retries": context.max_attempts * len(batch.steps),
         "runtime_env": {"env_vars": threads},
     }
+
+
+def _strategy(place: Place, group: Any) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+    if group is not None:
+        # The engine's own workers take the GPUs, one bundle each; this task only drives them.
+        return PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    if place.node_id is None:
+        return None
+    # Where somebody else's work has taken the room meanwhile, any node that has some will do.
+    return NodeAffinitySchedulingStrategy(place.node_id, soft=True, _spill_on_unavailable=True)
 
 
 def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import ConfigError, DataError
+from stages.evaluate.declared_files import Splits, declared_files
 from stages.evaluate.task_index import FunctionRef
 
 _FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
@@ -19,6 +20,7 @@ class Rows:
         self._include_paths = include_paths
         self._mirror = mirror
         self._rows_dir = rows_dir
+        self._declared: dict[Path, Mapping[str | None, Splits] | None] = {}
         self._files: dict[tuple[Path, str | None], Mapping[str, Any]] = {}
         self._num_examples: dict[str, int | None] = {}  # of loaded tasks
 
@@ -80,6 +82,11 @@ class Rows:
         return num_rows
 
     def _data_files(self, folder: Path, part: str | None) -> Mapping[str, Any]:
+        if folder not in self._declared:
+            self._declared[folder] = declared_files(folder)
+        declared = self._declared[folder]
+        if declared is not None and part in declared:
+            return declared[part]
         import datasets
 
         if (folder, part) not in self._files:

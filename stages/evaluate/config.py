@@ -22,7 +22,8 @@ class EngineConfig:
     """One open engine.  ``batch_size`` is read by the transformers engine, ``kv_cache_gib`` by vLLM.
 
     Without ``kv_cache_gib`` vLLM takes what it finds free up to ``gpu_memory_utilization``, which is only right for an
-    engine that has its GPU alone.
+    engine that has its GPU alone.  With ``gpus_per_rank`` below 1 several share one, and each may take that part of
+    what it could take alone.
     """
 
     kind: EngineKind = identity(EngineKind.vllm)
@@ -31,6 +32,7 @@ class EngineConfig:
     tensor_parallel_size: int = identity(1)
     pipeline_parallel_size: int = identity(1, neutral=1)  # nodes, each with tensor_parallel_size GPUs
     seed: int = identity(0)
+    gpus_per_rank: float = execution(1.0)
     gpu_memory_utilization: float = execution(0.9)
     gpu_memory_gib: float | None = execution(None)  # of one GPU; null: a plan cannot refuse what does not fit
     kv_cache_gib: float | None = execution(None)
@@ -57,6 +59,25 @@ class EngineConfig:
                 f"engine.gpu_memory_utilization must be a share, up to 1; got {self.gpu_memory_utilization}"
             )
 
+        self._check_share()
+
+    def _check_share(self) -> None:
+        share = f"engine.gpus_per_rank={self.gpus_per_rank:g}"
+        if not 0 < self.gpus_per_rank <= 1:
+            raise ValueError(f"{share} must be a part of one GPU, more than 0 and up to 1: a rank has no more than one")
+        if self.gpus_per_rank == 1 or not self.on_gpu:
+            return
+        if self.num_ranks > 1:
+            raise ValueError(
+                f"{share}: an engine of {self.num_ranks} ranks needs each GPU for itself; leave it at 1, or set "
+                "engine.tensor_parallel_size=1 and engine.pipeline_parallel_size=1"
+            )
+        if self.kind is EngineKind.vllm and self.kv_cache_gib is None:
+            raise ValueError(
+                f"{share}: what vLLM finds free while others start on the same GPU says nothing; give "
+                "engine.kv_cache_gib, for the keys and values of its requests"
+            )
+
     @property
     def num_ranks(self) -> int:
         """Processes, each with its own part of the weights."""
@@ -64,8 +85,18 @@ class EngineConfig:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that one open engine holds."""
+        """GPUs that one open engine computes on."""
         return self.num_ranks if self.on_gpu else 0
+
+    @property
+    def num_gpus_held(self) -> float:
+        """The same, where several engines share one only this one's part of it."""
+        return self.num_gpus * self.gpus_per_rank
+
+    @property
+    def memory_share(self) -> float:
+        """The part of each GPU's memory that it may take."""
+        return self.gpu_memory_utilization * self.gpus_per_rank
 
 
 @dataclass(kw_only=True, slots=True)

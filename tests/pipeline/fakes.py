@@ -32,6 +32,7 @@ class NoteConfig:
     batch: int = execution(4)
     task: str = execution("")
     scratch: str = execution("")  # a directory for marks that outlive a process
+    seconds: float = execution(0.5)  # of what is slow
 
 
 def write_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -105,7 +106,7 @@ def _behave(config: NoteConfig) -> None:
             _tell_pid(config, subprocess.Popen(["sleep", "600"]).pid)
             os.kill(os.getpid(), signal.SIGKILL)
         case "slow":
-            time.sleep(0.5)
+            time.sleep(config.seconds)
         case _ if config.behaviour.startswith("await "):
             _await(Path(config.scratch) / config.behaviour.removeprefix("await "))
 

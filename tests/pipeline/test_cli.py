@@ -198,6 +198,22 @@ BAD_INPUT = {
     ),
     "a model of no size": (["model.shape.hidden_size=0"], r"model.shape.hidden_size must be at least 1; got 0"),
     "more than all memory": (["engine.gpu_memory_utilization=7"], r"engine.gpu_memory_utilization must be a share"),
+    "more than one GPU a rank": (
+        ["engine=vllm_gpu", "engine.gpus_per_rank=2"],
+        r"gpus_per_rank=2 must be a part of one",
+    ),
+    "a shared GPU for two ranks": (
+        ["engine=vllm_gpu", "engine.gpus_per_rank=0.5", "engine.tensor_parallel_size=2"],
+        r"engine.gpus_per_rank=0.5: an engine of 2 ranks needs each GPU for itself",
+    ),
+    "a shared GPU without a cache's size": (
+        ["engine=vllm_gpu", "engine.gpus_per_rank=0.5"],
+        r"engine.gpus_per_rank=0.5: .* give engine.kv_cache_gib",
+    ),
+    "a server on a part of a GPU": (
+        ["+sweep=smoke_profile", "engine=vllm_gpu", "gpu=h100", "engine.gpus_per_rank=0.5", "engine.kv_cache_gib=8"],
+        r"engine.gpus_per_rank=0.5: a server is measured on whole GPUs",
+    ),
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
     "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),

@@ -66,7 +66,7 @@ def test_what_is_in_the_way_is_named(driver):
 
 def test_weights_that_an_empty_gpu_would_not_hold_are_nobodys_fault():
     """Nothing is waited for."""
-    with pytest.raises(ConfigError, match=r"allows 72\.0: raise it or engine\.tensor_parallel_size"):
+    with pytest.raises(ConfigError, match=r"share 0\.9 allows 72\.0: raise engine\.gpu_memory_utilization, gpus_per"):
         utilization(0.9, 1, 140.0, lambda _: [with_used(70)])
 
 

@@ -8,6 +8,8 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one call is scheduled alike every time; on a CPU 60 s less to start
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    # Of the processes of several ranks: a fork would share the threads and connections of a Ray worker.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # Read when torch is first imported: threads that spin at every kernel's end make a decode step five times slower
     # as soon as another process wants one of the two cores (0.42 s against 0.08 s).
     "GOMP_SPINCOUNT": "1000",

@@ -18,6 +18,7 @@ from pipeline.config.sweep import Trial, expand
 from pipeline.errors import UserError
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
+from pipeline.planning.memory import check_gpu_memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.shards import ranges
 from pipeline.steps.step import Step
@@ -38,6 +39,21 @@ def planned(tmp_path: Path, *cli: str) -> Plan:
 
 def by_stage(plan: Plan, stage: str) -> list[Step]:
     return [step for step in plan.steps.values() if step.stage.name == stage]
+
+
+def test_small_engines_share_a_gpu_and_what_they_answer_is_the_same(tmp_path: Path) -> None:
+    whole = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu")
+    shared = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", "engine.gpus_per_rank=0.25", "engine.kv_cache_gib=8")
+    assert {step.resources.num_gpus for step in by_stage(shared, "evaluate")} == {0.25}
+    assert {step.resources.num_gpus for step in by_stage(shared, "quantize")} == {1}, "its memory is not limited"
+    assert shared.fingerprint == whole.fingerprint
+
+
+def test_what_shares_a_gpu_must_fit_its_part_of_it(tmp_path: Path) -> None:
+    share = ["engine=vllm_gpu", "engine.gpus_per_rank=0.1", "engine.kv_cache_gib=0.5"]
+    check_gpu_memory(planned(tmp_path, "+sweep=smoke", *share, "engine.gpu_memory_gib=80"))
+    with pytest.raises(UserError, match=r"can use 0 of 4: raise"):
+        check_gpu_memory(planned(tmp_path, "+sweep=smoke", *share, "engine.gpu_memory_gib=4"))
 
 
 @given(st.integers(1, 5000), st.integers(1, 700))
