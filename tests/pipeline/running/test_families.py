@@ -123,6 +123,33 @@ def test_on_a_gpu_a_session_of_its_own_has_a_process_of_its_own(tmp_path: Path) 
 
 
 @pytest.mark.dear
+def test_on_ray_every_gpu_takes_its_part_of_a_family(tmp_path: Path) -> None:
+    """Four checkpoints on two GPUs that Ray only counts, one of them refused by the session that it would follow in."""
+    from ray.cluster_utils import Cluster
+
+    root, checkpoints = tmp_path / "store", [note(name) for name in ("a", "odd", "c", "d")]
+    run(root, checkpoints)
+    legs = [
+        shards(checkpoint, str(index), tmp_path, resources=ONE_GPU, behaviour="tell_pid")
+        for index, checkpoint in enumerate(checkpoints)
+    ]
+    node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
+    try:
+        cluster = ClusterConfig(runner=RunnerKind.ray, address=node.address)
+        steps = [step for leg in legs for step in leg]
+        outcomes = make_runner(cluster).run(batches(steps), RunContext(Address(root), "ray", 2), lambda _: None)
+    finally:
+        node.shutdown()
+    assert {outcome.status for outcome in outcomes.values()} == {Status.succeeded}
+    assert sorted(marks(tmp_path)) == ["close"] * 3 + ["exchange"] * 2 + ["open"] * 3
+    assert [read(root, leg[0]) for leg in legs] == ["a00", "odd10", "c20", "d30"]
+    manifests = [Store(root).manifest(leg[0].ref) for leg in legs]
+    assert [bool(manifest and "session" in manifest["provenance"]) for manifest in manifests] == [0, 0, 0, 1]
+    assert len(set((tmp_path / "pids").read_text().split())) == 3, "the refused one has a process of its own"
+    assert Ledger(open_storage(root)).history(legs[1][0].ref, "ray").deaths == ()
+
+
+@pytest.mark.dear
 def test_a_death_between_legs_costs_what_was_not_published(tmp_path: Path) -> None:
     root, checkpoints = tmp_path / "store", [note(name) for name in "abc"]
     first, last = (shards(checkpoints[index], str(index), tmp_path, resources=ONE_GPU) for index in (0, 2))
