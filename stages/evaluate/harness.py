@@ -6,7 +6,7 @@ only if all documents before it were built as well: a task is built once and sli
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -131,16 +131,7 @@ def load_task(
     except Exception as error:
         raise DataError(f"task {name} does not load from its data: {one_line(error)}") from error
     _check_supported(name, task)
-    _seed_language_detection()
     return task
-
-
-def _seed_language_detection() -> None:
-    """IFEval asks langdetect for the language of an answer; unseeded it tosses coins anew each time."""
-    with suppress(ImportError):  # an extra of lm-eval's
-        import langdetect
-
-        langdetect.DetectorFactory.seed = 0
 
 
 def document_error(error: BaseException) -> str:
