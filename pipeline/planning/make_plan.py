@@ -174,7 +174,7 @@ class _Builder:
         settings = CompareConfig(
             task=slot,
             leaves=list(known.leaves),
-            metric=task.metric,
+            metric=task.metric or known.metric,
             weight_by_size=known.weight_by_size,
             random_baseline=task.random_baseline,
             leaf_baselines=_leaf_baselines(slot, task, known),

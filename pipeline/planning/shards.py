@@ -33,6 +33,7 @@ def evaluate_config(
             system_instruction=task.system_instruction,
             gen_kwargs=task.gen_kwargs,
             fewshot_seed=task.fewshot_seed,
+            harness_compat=task.harness_compat,
         ),
         overrides=dict(known.overrides[leaf]),
         start=start,

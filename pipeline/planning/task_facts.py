@@ -31,6 +31,7 @@ class TaskFacts:
     weight_by_size: bool
     overrides: Mapping[str, Mapping[str, Any]]  # leaf task -> settings that the group lays over it
     harness: Mapping[str, str]  # leaf task -> what makes its prompts and metrics
+    metric: str | None = None  # that the group averages
 
 
 def task_key(task: TaskConfig) -> str:
@@ -75,6 +76,7 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
         weight_by_size=weight is not False,
         overrides={leaf: known.get("overrides", {}).get(leaf, task.overrides) for leaf in leaves},
         harness={leaf: harness.of(leaf) for leaf in leaves},
+        metric=known.get("group_metric"),
     )
 
 

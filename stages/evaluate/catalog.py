@@ -40,8 +40,8 @@ def describe(
     ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
     fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
     ``versions``, ``output_type``, ``num_fewshot``, ``metrics``, whether the task ``reports_others`` than these, and
-    ``overrides`` (settings that a group lays over its members); ``weight_by_size`` of a group's mean and the
-    ``primary_metric``.
+    ``overrides`` (settings that a group lays over its members); ``weight_by_size`` of a group's mean and its
+    ``group_metric``, null unless the group names one that each of its leaves lists.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
@@ -77,7 +77,7 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
         "metrics": metrics,
         "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
         "overrides": {leaf: changed for leaf, changed in overrides.items() if changed},
-        "primary_metric": _primary_metric(aggregate, next(iter(metrics.values()), [])),
+        "group_metric": _group_metric(aggregate, list(metrics.values())),
     }
 
 
@@ -117,12 +117,17 @@ def _aggregate(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(first)
 
 
-def _primary_metric(aggregate: Mapping[str, Any], metrics: Sequence[str]) -> str | None:
-    """What the group averages, else the first metric of the first leaf."""
+def _group_metric(aggregate: Mapping[str, Any], metrics: Sequence[Sequence[str]]) -> str | None:
+    """The first that the group averages and every leaf has, under one of the filters it names if it names any."""
     filters = aggregate.get("filter_list") or []
     wanted = [f"{aggregate.get('metric')},{name}" for name in ([filters] if isinstance(filters, str) else filters)]
-    fitting = [name for name in metrics if name in wanted or name.rpartition(",")[0] == aggregate.get("metric")]
-    return next(iter([*fitting, *metrics]), None)
+    fits = (
+        name
+        for name in next(iter(metrics), [])
+        if (name in wanted or (not wanted and name.rpartition(",")[0] == aggregate.get("metric")))
+        and all(name in others for others in metrics)
+    )
+    return next(fits, None)
 
 
 def main() -> None:
