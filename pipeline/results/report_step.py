@@ -6,6 +6,7 @@ from pipeline.config.schema import Config, Weights
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.environment import changes
+from pipeline.results.spent import costs_of
 from pipeline.steps.roles import kind_of, slot_of, under
 from pipeline.steps.stages import REPORT
 from pipeline.steps.step import Step, StepRef
@@ -28,6 +29,7 @@ def report_step(plan: Plan, config: Config, store: Store) -> Step:
             ],
             failures=list(_failures(plan, store)),
             serving=_serving(plan, config),
+            costs=costs_of(plan, store),
         ),
         label=plan.name,
         inputs=inputs,

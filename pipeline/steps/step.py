@@ -47,6 +47,7 @@ class Step:
     trial: str = ""
     resources: Resources = Resources()
     num_documents: int = 0
+    output_tokens: int | None = None  # the most that a document's answer may have, 0 for choices; None: not known
     payload: list[Any] = field(init=False)
     fingerprint: str = field(init=False)
 

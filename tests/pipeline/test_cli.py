@@ -131,6 +131,11 @@ BAD_INPUT = {
     "a confidence in per cent": (["+sweep=smoke", "compare.confidence=95"], r"compare.confidence must lie between"),
     "an axis without values": (["+sweep=smoke", "sweep.axes.recipe=[]"], r"axis recipe has no values"),
     "a budget of nothing": (["+sweep=smoke", "budget.gpu_hours=-1"], r"budget.gpu_hours must be more than 0"),
+    "a budget of dollars for a GPU nobody named": (
+        ["+sweep=smoke", "budget.usd=5"],
+        r"budget.usd=5 needs the price of a GPU, and gpu=none has none that is paid: say which GPU, gpu=h100",
+    ),
+    "a budget of dollars without a price": (["+sweep=smoke", "gpu=h200", "budget.usd=5"], r"gpu=h200 has none that"),
     "an unknown generation argument": (
         ["+sweep=smoke", "+tasks.tabular.gen_kwargs.max_gen_tok=5"],
         r"gen_kwargs max_gen_tok are unknown; there are .*max_gen_toks",
@@ -201,6 +206,8 @@ BAD_INPUT = {
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
     "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),
+    "dollars that are no number": (["gpu=h100", "budget.usd=nan"], r"budget.usd must be more than 0"),
+    "a cluster without GPUs": (["cluster.num_gpus=0"], r"cluster.num_gpus must be at least 1"),
     "a store that is nowhere": (["+sweep=smoke", "store.root="], r"store\.root is empty \(an unset variable\?\)"),
     "a sweep without a name to collect for": (["+sweep=smoke", "mode=gc", "sweep.name="], r"sweep\.name is empty"),
     "an export to nowhere": (["+sweep=smoke", "mode=status", "failures.export="], r"failures\.export is empty"),

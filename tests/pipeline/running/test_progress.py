@@ -1,10 +1,13 @@
 """The line below the display: what it says of the time left is what it knows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import batches
 from pipeline.running.progress import Progress
+from pipeline.running.schedule import Capacity
+from pipeline.running.time_left import TimeLeft
 from pipeline.store.ledger import Ledger
 from pipeline.store.store import open_storage
 from tests.pipeline.fakes import note, serving
@@ -16,7 +19,8 @@ def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
     steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
     for step in steps:
         plan.add(step)
-    progress = Progress(plan, steps, batches(steps), ledger, "run")
+    work = [replace(batch, expected_s=(60.0,) * len(batch.steps)) for batch in batches(steps)]
+    progress = Progress(plan, work, TimeLeft(work, [0.0] * len(work), Capacity(lanes=True)), ledger, "run")
     for step in steps[:2]:
         ledger.started(step.ref, "run", None)
         ledger.succeeded(step.ref, "run", 1.0)
