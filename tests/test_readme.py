@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from tests.benchmarks import grid, profile, simulated
+from tests.benchmarks import estimates, grid, profile, simulated
 from tests.benchmarks.evaluation import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +48,11 @@ def test_the_row_of_the_six_tasks_is_what_was_measured():
     assert f"{found['num_documents']:,} documents" in row
     assert row.endswith(f"| {theirs} s | {ours:.0f} s | {found['ratio']:.1f} |")
     assert found["other_scores"] == {}, "the page says that all scores were equal"
+
+
+def test_the_table_of_estimates_is_that_of_the_measured_runs_and_of_the_rates():
+    content = json.loads((BENCHMARKS / "estimates.json").read_text())
+    assert estimates.table(content) in (ROOT / "pipeline" / "README.md").read_text()
 
 
 def test_the_front_page_quotes_the_measured_tables():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan
 from pipeline.planning.rates import CPU, Rate, Rates, Work, measured_rates
-from pipeline.steps.stages import Occupies
+from pipeline.steps.stages import QUANTIZE, Occupies
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.timing import Timing
 from stages.checkpoints.shape import num_parameters
@@ -97,14 +97,14 @@ class Estimator:
         ratios: dict[Key, list[float]] = defaultdict(list)
         for ref, timing in timings.items():
             step = self._plan.steps[ref]
-            for work, seconds in self._parts(step, timing):
+            for work, seconds in self.parts(step, timing):
                 rate = self._rates.nearest(work)
                 predicted_s = None if rate is None else rate.seconds(work)
                 if rate is not None and predicted_s and (work.device in ("", CPU) or timing.is_on(work.device)):
                     ratios[_key(rate, work)].append(seconds / predicted_s)
         return {key: statistics.median(found) for key, found in ratios.items()}
 
-    def _parts(self, step: Step, timing: Timing) -> Iterable[tuple[Work, float]]:
+    def parts(self, step: Step, timing: Timing) -> Iterable[tuple[Work, float]]:
         """What of a published step's time was which work."""
         if not step.stage.sessions:
             yield self._work(step), timing.seconds
@@ -165,9 +165,8 @@ def _place(source: ModelSource) -> str:
 
 def _amounts(step: Step, config: Config | None) -> dict[str, float]:
     """What the rows of the table count; texts and rows count as long as they may be."""
-    num_documents = step.num_documents or getattr(step.config, "num_expected", 0)
-    found = {"documents": num_documents, "output_tokens": num_documents * (step.output_tokens or 0)}
-    if config is not None:
+    if config is not None and step.stage is QUANTIZE:
         calibration = config.calibration
-        found["calibration_tokens"] = calibration.num_calibration_samples * calibration.max_seq_length
-    return found
+        return {"calibration_tokens": calibration.num_calibration_samples * calibration.max_seq_length}
+    num_documents = step.num_documents or getattr(step.config, "num_expected", 0)
+    return {"documents": num_documents, "output_tokens": num_documents * (step.output_tokens or 0)}

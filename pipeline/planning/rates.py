@@ -89,7 +89,7 @@ def _distance(rate: Rate, work: Work) -> tuple[bool, bool, float]:
 
 
 def _total(each: tuple[tuple[str, float], ...], work: Work) -> float:
-    return sum(seconds * work.amounts[amount] for amount, seconds in each)
+    return sum(seconds * work.amounts.get(amount, 0.0) for amount, seconds in each)
 
 
 @functools.cache
