@@ -21,6 +21,8 @@ class ProcessState:
         self._environment = dict(os.environ)
         set_environment()
         os.environ.setdefault("VLLM_CACHE_ROOT", str(compile_cache))
+        # What samples and attends is the same in every model: compiled once, not by every engine for 20 s.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(compile_cache.parent / "triton"))
         import torch
         import torch._dynamo
 

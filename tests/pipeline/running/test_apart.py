@@ -44,6 +44,10 @@ def pids(scratch: Path) -> list[int]:
     return [int(line) for line in (scratch / "pids").read_text().split()]
 
 
+def workers(pid: int) -> list[psutil.Process]:
+    return [each for each in psutil.Process(pid).children() if "spawn_main" in " ".join(each.cmdline())]
+
+
 def test_each_batch_on_a_gpu_has_a_process_that_ends_with_it(tmp_path: Path) -> None:
     first = note("a", behaviour="tell_pid", scratch=str(tmp_path), resources=ONE_GPU)
     second = note("b", first, behaviour="tell_pid", scratch=str(tmp_path), resources=ONE_GPU)
@@ -64,7 +68,7 @@ def test_what_needs_no_gpu_runs_beside_what_does_and_the_next_process_starts_ahe
     third = note("d", second, scratch=scratch, resources=ONE_GPU)
     outcomes = run(tmp_path / "store", [first, second, third, beside])
     assert {outcome.message for outcome in outcomes.values()} == {""}, "none waited in vain for another"
-    assert not psutil.Process().children(), "nor is a process left that was started for nothing"
+    assert not workers(os.getpid()), "nor is a process left that was started for nothing"
 
 
 def test_a_stop_starts_no_more_processes(tmp_path: Path) -> None:
@@ -96,7 +100,7 @@ def test_nothing_stays_on_a_gpu_when_the_driver_dies_or_is_stopped(tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     wait_for((tmp_path / "child-slow").exists)
-    (worker,) = [each for each in psutil.Process(driver.pid).children() if "spawn_main" in " ".join(each.cmdline())]
+    (worker,) = workers(driver.pid)
     driver.send_signal(number)
     driver.wait(10)
     deadline = time.monotonic() + 10
@@ -138,4 +142,5 @@ def test_a_batch_that_cannot_be_handed_over_says_why(tmp_path: Path) -> None:
     step = note("a", resources=ONE_GPU)
     object.__setattr__(step, "trial", Unreadable())
     outcome = run(tmp_path / "store", [step])[step.ref]
-    assert (outcome.status, outcome.message) == (Status.not_run, "invalid literal for int() with base 10: 'no number'")
+    assert outcome.status is Status.not_run
+    assert "no number" in outcome.message
