@@ -117,7 +117,7 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     reasons = run(tiny, "mode=why", "engine.max_model_len=500")
     assert "engine.max_model_len: 512 -> 500" in reasons.stdout
     sweeping = run(tiny, "mode=plan", "calibration.seed=1")
-    to_run = dict(re.findall(r"^(\w+)\s+([\d,]+)\s+[\d,]+$", sweeping.stdout, re.MULTILINE))
+    to_run = dict(re.findall(r"^(\w+)\s+([\d,]+)\s+[\d,]+ ", sweeping.stdout, re.MULTILINE))
     # Two of the three quantized recipes look at calibration data.
     assert (to_run["calibrate"], to_run["quantize"], to_run["fetch_model"]) == ("1", "2", "0")
 

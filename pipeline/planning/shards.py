@@ -5,7 +5,6 @@ import itertools
 from pipeline.config.schema import Config, TaskConfig
 from pipeline.planning.task_facts import TaskFacts
 from stages.evaluate.config import SIMULATION_VERSION, EngineKind, EvaluateConfig, PromptConfig
-from stages.evaluate.gen_kwargs import LENGTH_NAMES
 from stages.quantize import Algorithm
 
 
@@ -50,8 +49,7 @@ def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str) -> int | None:
     """The most tokens that an answer may have, 0 where choices are scored; None where it is not known."""
     if (found := known.output_tokens[leaf]) == 0:
         return 0
-    asked = next((task.gen_kwargs[name] for name in LENGTH_NAMES if name in task.gen_kwargs), None)
-    return found if asked is None else int(asked)
+    return found if task.asked_tokens is None else task.asked_tokens
 
 
 def _may_be_simulated(config: Config) -> bool:

@@ -50,7 +50,8 @@ def _parts(expected: Expectation, num_bytes: int) -> Iterator[str]:
 def _wall(expected: Expectation) -> str:
     needed = max(batch.resources.num_gpus for batch in expected.batches)
     if (wall_s := expected.wall_s) is not None:
-        return duration(wall_s) + (f" on {expected.num_gpus:g} GPUs" if needed else "")
+        gpus = f"{expected.num_gpus:g} GPU{'' if expected.num_gpus == 1 else 's'}"
+        return duration(wall_s) + (f" on {gpus}" if needed else "")
     if expected.num_gpus is None:
         return "duration not known before the cluster is (say how many GPUs it has, cluster.num_gpus=N)"
     return f"duration not known: a step needs {needed:g} GPUs and there are {expected.num_gpus:g} (cluster.num_gpus=N)"

@@ -1,5 +1,6 @@
 """The live display: one line per trial, read from the ledger and the store, so that it shows any runner's work."""
 
+import math
 import os
 import sys
 import threading
@@ -130,7 +131,7 @@ class Progress:
         if not self._is_working:
             parts += ["nothing is running"]
         elif (left := self._looked_left()) is not None:
-            parts += [f"{'at least' if left.is_floor else 'about'} {left.seconds / 60:.0f} min left"]
+            parts += [f"{'at least' if left.is_floor else 'about'} {math.ceil(left.seconds / 60)} min left"]
         return ", ".join(parts)
 
     def _looked_left(self) -> Left | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from stages.evaluate.gen_kwargs import KNOWN_NAMES
+from stages.evaluate.gen_kwargs import KNOWN_NAMES, LENGTH_NAMES
 from stages.fields import execution, identity
 
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
@@ -83,6 +83,11 @@ class PromptConfig:
             raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
         if unknown := sorted(set(self.gen_kwargs) - set(KNOWN_NAMES)):
             raise ValueError(f"gen_kwargs {', '.join(unknown)} are unknown; there are {', '.join(KNOWN_NAMES)}")
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The most tokens that an answer may have, where ``gen_kwargs`` says it."""
+        return next((int(self.gen_kwargs[name]) for name in LENGTH_NAMES if name in self.gen_kwargs), None)
 
 
 @dataclass(kw_only=True, slots=True)

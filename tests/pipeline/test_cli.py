@@ -277,6 +277,29 @@ def test_a_file_of_failures_that_is_damaged_is_named(run, tmp_path: Path, conten
 
 
 @pytest.mark.dear
+def test_a_plan_says_what_it_will_take_and_what_of_that_is_not_known(run) -> None:  # type: ignore[no-untyped-def]
+    """Two H100 that are not here; a GPU nobody has measured; a cluster of a size that nobody said."""
+    gpus = ["+sweep=smoke", "mode=plan", "engine=vllm_gpu", "store.root=nowhere"]
+    _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2")
+    assert re.search(
+        r"^expected: (?:at least )?0\.\d+ GPU-hours, \d+ min on 2 GPUs, \d+\.\d\d \$ for GPUs while steps hold them "
+        r"\(\d+\.\d\d for 2 all the time\), 0\.7 GiB of weights to write$",
+        out,
+        re.MULTILINE,
+    )
+    assert re.search(r"^evaluate +12 +0 +\d+ min +0\.\d+$", out, re.MULTILINE)
+    assert "scaled from 8.03 to 0.135 billion parameters: " in out
+    _, out, _ = run(*gpus, "gpu=h200", "cluster=existing")
+    assert "not known: 12 steps of evaluate on H200; nothing like that was measured" in out
+    assert re.search(r"^evaluate +12 +0 +not known +–$", out, re.MULTILINE)
+    assert "duration not known before the cluster is (say how many GPUs it has, cluster.num_gpus=N)" in out
+    _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2", "engine.tensor_parallel_size=4")
+    assert "duration not known: a step needs 4 GPUs and there are 2" in out
+    assert "ranks share the work of evaluate without loss" in out
+    assert "dollars not known" in run(*gpus, "gpu=h100", "gpu.prices=[]")[1]
+
+
+@pytest.mark.dear
 def test_every_example_of_the_help_is_a_command_that_plans(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "DIR" / "sweep").mkdir(parents=True)
     (tmp_path / "DIR" / "sweep" / "mine.yaml").write_text("# @package _global_\nsweep: {name: mine}\n")
@@ -431,7 +454,7 @@ def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run
 def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ignore[no-untyped-def]
     def to_run(*arguments: str) -> dict[str, int]:
         _, out, _ = run("+sweep=smoke", "mode=plan", *arguments)
-        return {stage: int(number) for stage, number in re.findall(r"^(\w+) +(\d+) +0$", out, re.MULTILINE)}
+        return {stage: int(number) for stage, number in re.findall(r"^(\w+) +(\d+) +0 ", out, re.MULTILINE)}
 
     whole, part = to_run(), to_run("only=[*/bf16,tabular]")
     assert whole["quantize"] == 3

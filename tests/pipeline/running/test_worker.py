@@ -1,6 +1,7 @@
 """Running batches: outcomes are values, finished work is published at once, and a death is no disaster."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,15 @@ def test_a_store_that_fails_once_costs_one_step(tmp_path: Path, monkeypatch: pyt
     lost = [outcome.ref for outcome in outcomes if outcome.status is not Status.succeeded]
     assert len(lost) == 1
     assert list(Ledger(open_storage(tmp_path / "store")).failures(steps)) == lost
+
+
+def test_an_artifact_says_what_was_expected_of_its_step_and_what_it_held(tmp_path: Path) -> None:
+    steps = [note("a"), note("b", resources=Resources(num_gpus=2))]
+    expected = [replace(batch, expected_s=(each,)) for batch, each in zip(batches(steps), (7.5, None), strict=True)]
+    for batch in expected:
+        run_batch(batch, RunContext(Address(tmp_path), "run", max_attempts=1), [])
+    said = [(Store(tmp_path).manifest(step.ref) or {})["provenance"] for step in steps]
+    assert [each["expected_s"] for each in said] == [7.5, None]
+    assert [each["num_gpus"] for each in said] == [0, 2]
+    assert said[0]["held_gpus"] == []
+    assert "held_gpus" in said[1]
