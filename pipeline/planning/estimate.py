@@ -1,5 +1,6 @@
 """How long the steps of a plan take: by the table of rates, corrected by what its own store has measured.  Pure."""
 
+import itertools
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -16,7 +17,7 @@ from stages.checkpoints.shape import num_parameters
 from stages.fetch import ModelSource
 from stages.quantize import Algorithm, RecipeConfig, needs_calibration
 
-START, END = "start", "end"  # of a batch: see rates.yaml
+START, EXCHANGE, END = "start", "exchange", "end"  # of a batch: see rates.yaml
 SAME_SIZE = 0.05  # sizes that differ by less, relatively, are not said to differ
 OPENED_S = 1.0  # a step that waited longer before its stage began has opened a session
 
@@ -60,10 +61,20 @@ class Estimator:
         if steps[0].stage.sessions:
             start_s = self._predicted(self._work(steps[0], START))
             seconds[0] = None if start_s is None or seconds[0] is None else start_s + seconds[0]
+            self._add_exchanges(steps, seconds)
         for step, each in zip(steps, seconds, strict=True):
             if each is None:
                 self.grounds.unknown[step.stage.name, self._work(step).device] += 1
         return tuple(None if each is None else round(each, 3) for each in seconds)
+
+    def _add_exchanges(self, steps: Sequence[Step], seconds: list[float | None]) -> None:
+        """The first step of every further checkpoint waits for its weights, as far as that was measured."""
+        for index, (before, step) in enumerate(itertools.pairwise(steps), 1):
+            if (
+                step.inputs.get("checkpoint") != before.inputs.get("checkpoint")
+                and (own_s := seconds[index]) is not None
+            ):
+                seconds[index] = own_s + (self._predicted(self._work(step, EXCHANGE)) or 0.0)
 
     def end_s(self, last: Step) -> float:
         """Seconds from the end of a batch's last step to the end of its process, as far as they were measured."""
@@ -111,7 +122,7 @@ class Estimator:
             return
         yield self._work(step), timing.stage_s
         if timing.before_s > OPENED_S:
-            yield self._work(step, START), timing.before_s
+            yield self._work(step, EXCHANGE if timing.num_exchanges else START), timing.before_s
 
     def _work(self, step: Step, part: str | None = None) -> Work:
         """What a step, or the start or end of its batch, comes to."""

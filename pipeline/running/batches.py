@@ -15,7 +15,6 @@ class Batch:
 
     steps: tuple[Step, ...]
     upstream: tuple[StepRef, ...]  # steps of other batches
-    expected_s: tuple[float | None, ...] = ()  # of each step, as estimated before the run; empty: not estimated
 
     @property
     def resources(self) -> Resources:

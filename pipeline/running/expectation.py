@@ -30,7 +30,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """Batches in their order, with what was expected of their steps (``expected_s``) and behind them (``end_s``)."""
+    """Batches in their order, whose steps say what is expected of them, and the seconds behind each (``end_s``)."""
 
     plan: Plan
     batches: Sequence[Batch]
@@ -41,7 +41,7 @@ class Expectation:
     @property
     def num_unknown(self) -> int:
         """Steps that nothing is known of: no other number holds them."""
-        return sum(seconds is None for batch in self.batches for seconds in batch.expected_s)
+        return sum(step.expected_s is None for batch in self.batches for step in batch.steps)
 
     @property
     def gpu_hours(self) -> float:
@@ -82,10 +82,9 @@ class Expectation:
 
     def stages(self) -> list[StageCost]:
         """By stage, in the order of the batches."""
-        found: dict[str, list[tuple[Step, float | None]]] = {}
-        for batch in self.batches:
-            for step, seconds in zip(batch.steps, batch.expected_s, strict=True):
-                found.setdefault(step.stage.name, []).append((step, seconds))
+        found: dict[str, list[Step]] = {}
+        for step in (step for batch in self.batches for step in batch.steps):
+            found.setdefault(step.stage.name, []).append(step)
         return [_stage_cost(name, steps) for name, steps in found.items()]
 
 
@@ -93,7 +92,7 @@ def expect(plan: Plan, steps: Sequence[Step], store: Store, cluster: ClusterConf
     """What making the missing ``steps`` is expected to take, by the table and by what the store has measured."""
     devices = _devices([(name, trial.trial.config) for name, trial in plan.trials.items()])
     estimator = Estimator(plan, devices, store.timings(plan.steps))
-    work = [replace(batch, expected_s=estimator.batch_s(batch.steps)) for batch in batches(steps, cluster.replicas)]
+    work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in batches(steps, cluster.replicas)]
     end_s = [estimator.end_s(batch.steps[-1]) for batch in work]
     return Expectation(plan, work, end_s, capacity_of(cluster), estimator.grounds)
 
@@ -128,13 +127,18 @@ def _place(config: Config) -> tuple[bool, str, str]:
     return config.engine.on_gpu, config.gpu.name, config.gpu.product
 
 
+def _expecting(batch: Batch, seconds: Sequence[float | None]) -> Batch:
+    steps = (step.expecting(each) for step, each in zip(batch.steps, seconds, strict=True))
+    return replace(batch, steps=tuple(steps))
+
+
 def _seconds(batch: Batch) -> float:
     """Of the steps that something is known of."""
-    return sum(seconds or 0.0 for seconds in batch.expected_s)
+    return sum(step.expected_s or 0.0 for step in batch.steps)
 
 
-def _stage_cost(name: str, steps: Sequence[tuple[Step, float | None]]) -> StageCost:
-    known = [(step, seconds) for step, seconds in steps if seconds is not None]
+def _stage_cost(name: str, steps: Sequence[Step]) -> StageCost:
+    known = [(step, step.expected_s) for step in steps if step.expected_s is not None]
     return StageCost(
         name=name,
         seconds=sum(seconds for _, seconds in known),

@@ -22,20 +22,15 @@ class TimeLeft:
 
     def __init__(self, batches: Sequence[Batch], end_s: Sequence[float], capacity: Capacity) -> None:
         self._batches, self._end_s, self._capacity = batches, end_s, capacity
-        self._expected_s = {
-            step.ref: seconds
-            for batch in batches
-            for step, seconds in zip(batch.steps, batch.expected_s or [None] * len(batch.steps), strict=True)
-        }
         self._took_s: dict[tuple[str, bool], float] = defaultdict(float)  # by stage, and whether it was expected
         self._weight: dict[tuple[str, bool], float] = defaultdict(float)
         self._most_gpus = 0.0
 
     def note(self, step: Step, seconds: float) -> None:
         """Take in how long a step took."""
-        key = self._key(step)
+        key = _key(step)
         self._took_s[key] += seconds
-        self._weight[key] += self._weight_of(step)
+        self._weight[key] += _weight(step)
 
     def left(self, waiting: Mapping[int, Sequence[Step]], running_s: Mapping[StepRef, float]) -> Left | None:
         """Of the steps of each batch that have not ended, some of which run since so many seconds; None: no idea."""
@@ -49,19 +44,12 @@ class TimeLeft:
         makespan = makespan_s([self._batches[index] for index in open_batches], seconds, self._room())
         return Left(makespan, any(each is None for each in flat))
 
-    def _key(self, step: Step) -> tuple[str, bool]:
-        return step.stage.name, self._expected_s.get(step.ref) is not None
-
-    def _weight_of(self, step: Step) -> float:
-        expected_s = self._expected_s.get(step.ref)
-        return (step.num_documents or 1) if expected_s is None else expected_s
-
     def _step_s(self, step: Step, running_s: Mapping[StepRef, float]) -> float | None:
-        key = self._key(step)
+        key = _key(step)
         if self._weight[key] > 0:
-            seconds = self._took_s[key] / self._weight[key] * self._weight_of(step)
-        elif key[1]:
-            seconds = self._weight_of(step)
+            seconds = self._took_s[key] / self._weight[key] * _weight(step)
+        elif step.expected_s is not None:
+            seconds = step.expected_s
         else:
             return None
         return max(0.0, seconds - running_s.get(step.ref, 0.0))
@@ -76,3 +64,11 @@ class TimeLeft:
             return self._capacity
         needed = max((batch.resources.num_gpus for batch in self._batches), default=0.0)
         return replace(self._capacity, num_gpus=max(self._most_gpus, needed))
+
+
+def _key(step: Step) -> tuple[str, bool]:
+    return step.stage.name, step.expected_s is not None
+
+
+def _weight(step: Step) -> float:
+    return (step.num_documents or 1) if step.expected_s is None else step.expected_s

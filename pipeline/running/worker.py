@@ -47,7 +47,6 @@ class _BatchRun:
         self._ledger = self._store.ledger
         self._attempts = Attempts(batch, context, self._store, self._ledger)
         self._inputs = Inputs(self._store)
-        self._expected_s = dict(zip((step.ref for step in batch.steps), batch.expected_s, strict=False))
         self._unopened: list[BaseException] = []  # why the session did not open, since it last did
         self._session: Any = None
         self._sessions = ExitStack()
@@ -163,7 +162,7 @@ class _BatchRun:
             cost = {
                 "num_gpus": step.resources.num_gpus,
                 "held_gpus": None if held is None else [asdict(gpu) for gpu in held],
-                "expected_s": self._expected_s.get(step.ref),
+                "expected_s": step.expected_s,
             }
             changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
             memory = {"before": memory_before, "after": _gpu_memory_mib(step)}

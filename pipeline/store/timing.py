@@ -16,6 +16,7 @@ class Timing(NamedTuple):
     num_gpus: float | None = None
     gpus: tuple[str, ...] | None = None  # those that the step held, as ``INDEX UUID``
     expected_s: float | None = None
+    num_exchanges: int = 0  # of weights in its session, before it
 
     @classmethod
     def recalled(cls, values: Sequence[Any]) -> Self:
@@ -51,8 +52,9 @@ def timing_of(manifest: Mapping[str, Any]) -> Timing | None:
             num_gpus=_number(said.get("num_gpus")),
             gpus=None if held is None else tuple(f"{gpu['index']} {gpu['uuid']}" for gpu in held),
             expected_s=_number(said.get("expected_s")),
+            num_exchanges=int(said.get("session", {}).get("exchanges", 0)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

@@ -87,7 +87,8 @@ class PromptConfig:
     @property
     def asked_tokens(self) -> int | None:
         """The most tokens that an answer may have, where ``gen_kwargs`` says it."""
-        return next((int(self.gen_kwargs[name]) for name in LENGTH_NAMES if name in self.gen_kwargs), None)
+        asked = (self.gen_kwargs.get(name) for name in LENGTH_NAMES)
+        return next((value for value in asked if isinstance(value, int)), None)
 
 
 @dataclass(kw_only=True, slots=True)

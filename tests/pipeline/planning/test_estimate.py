@@ -99,6 +99,14 @@ def test_the_opening_of_an_engine_and_the_answers_are_corrected_apart(plan: Plan
     assert estimator(plan, H100, timings).batch_s([iris, wine]) == (90.0 + 10.0, 10.0)
 
 
+def test_an_exchange_of_weights_is_no_opening(plan: Plan) -> None:
+    """The steps of a second checkpoint in an open session wait for its weights, and say nothing of how it opens."""
+    iris = [step for step in by_stage(plan, "evaluate") if step.config.task == "tabular_iris"][1:3]
+    exchanged = timing(5.0, before_s=4.0)._replace(num_exchanges=1)
+    found = estimator(plan, H100, {iris[1].ref: exchanged})
+    assert found.batch_s(iris) == (65.0, 5.0)
+
+
 def test_a_gpu_of_which_the_table_knows_nothing_becomes_known_by_the_store(plan: Plan) -> None:
     gates = by_stage(plan, "gate")
     measured = {gates[0].ref: timing(44.0, product=A100)}

@@ -1,6 +1,5 @@
 """The line below the display: what it says of the time left is what it knows."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.planning.plan import Plan
@@ -19,7 +18,7 @@ def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
     steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
     for step in steps:
         plan.add(step)
-    work = [replace(batch, expected_s=(60.0,) * len(batch.steps)) for batch in batches(steps)]
+    work = batches(step.expecting(60.0) for step in steps)
     progress = Progress(plan, work, TimeLeft(work, [0.0] * len(work), Capacity(lanes=True)), ledger, "run")
     for step in steps[:2]:
         ledger.started(step.ref, "run", None)

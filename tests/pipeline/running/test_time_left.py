@@ -1,7 +1,5 @@
 """The time left: what was expected, corrected by what this run has seen, and never a promise about the unknown."""
 
-from dataclasses import replace
-
 from pipeline.running.batches import batches
 from pipeline.running.schedule import Capacity
 from pipeline.running.time_left import TimeLeft
@@ -12,7 +10,7 @@ STEPS = [note(text) for text in "abcd"]
 
 
 def time_left(*expected_s: float | None) -> tuple[TimeLeft, dict[int, list[Step]]]:
-    work = [replace(batch, expected_s=(each,)) for batch, each in zip(batches(STEPS), expected_s, strict=True)]
+    work = batches(step.expecting(each) for step, each in zip(STEPS, expected_s, strict=True))
     left = TimeLeft(work, [0.0] * len(work), Capacity(lanes=True))
     return left, {index: list(batch.steps) for index, batch in enumerate(work)}
 

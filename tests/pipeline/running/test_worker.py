@@ -1,7 +1,6 @@
 """Running batches: outcomes are values, finished work is published at once, and a death is no disaster."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,9 +231,8 @@ def test_a_store_that_fails_once_costs_one_step(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_artifact_says_what_was_expected_of_its_step_and_what_it_held(tmp_path: Path) -> None:
-    steps = [note("a"), note("b", resources=Resources(num_gpus=2))]
-    expected = [replace(batch, expected_s=(each,)) for batch, each in zip(batches(steps), (7.5, None), strict=True)]
-    for batch in expected:
+    steps = [note("a").expecting(7.5), note("b", resources=Resources(num_gpus=2))]
+    for batch in batches(steps):
         run_batch(batch, RunContext(Address(tmp_path), "run", max_attempts=1), [])
     said = [(Store(tmp_path).manifest(step.ref) or {})["provenance"] for step in steps]
     assert [each["expected_s"] for each in said] == [7.5, None]
