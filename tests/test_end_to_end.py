@@ -92,6 +92,8 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     scored = scores(tiny)
     for name, of_tasks in scored.items():
         assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", first.stdout)
+    (page,) = (tiny / "results" / "store" / "report").glob("*/report.md")
+    assert re.search(r"^\| evaluate \| \d+ \| [\d:.]+(?: s)? \| 0\.000 \|", page.read_text(), re.MULTILINE)
     before = table(tiny)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
 
