@@ -45,6 +45,15 @@ def read_gpus(number: int) -> list[GpuState] | None:
             return None
 
 
+def num_visible_gpus() -> int:
+    """GPUs that this process may use, as far as a driver tells."""
+    with nvml_library() as nvml:
+        try:
+            return 0 if nvml is None else len(visible_handles(nvml))
+        except nvml.NVMLError:
+            return 0
+
+
 @dataclass(frozen=True, slots=True)
 class HeldGpu:
     """Which GPU of its host, whatever CUDA_VISIBLE_DEVICES makes of its number."""

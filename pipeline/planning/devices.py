@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.planning.rates import CPU
 from pipeline.store.provenance import cpu_model, package_versions
 from stages.evaluate.config import EngineKind
-from stages.gpu import nvml_library, read_gpus, visible_handles
+from stages.gpu import read_gpus
 from stages.report.config import usd_per_hour
 
 
@@ -47,12 +47,6 @@ def compute_device(config: Config) -> str | None:
         return config.gpu.product
     states = read_gpus(1)
     return states[0].product if states else None
-
-
-def num_gpus_here() -> int:
-    """GPUs that this process may use."""
-    with nvml_library() as nvml:
-        return 0 if nvml is None else len(visible_handles(nvml))
 
 
 def check_workloads(config: Config) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
 from pipeline.config.schema import Config
-from pipeline.planning.devices import compute_device, num_gpus_here
+from pipeline.planning.devices import compute_device
 from pipeline.planning.estimate import Estimator, Grounds
 from pipeline.planning.plan import Plan
 from pipeline.planning.prices import usd_an_hour
@@ -15,6 +15,7 @@ from pipeline.running.control import Limit
 from pipeline.running.schedule import Capacity, makespan_s
 from pipeline.steps.step import Step
 from pipeline.store.store import Store
+from stages.gpu import num_visible_gpus
 from stages.report.config import usd_per_hour
 
 
@@ -114,7 +115,7 @@ def capacity_of(cluster: ClusterConfig) -> Capacity:
         return Capacity(lanes=True)
     if cluster.address is not None:
         return Capacity(num_gpus=cluster.num_gpus)
-    num_gpus = num_gpus_here() if cluster.num_gpus is None else cluster.num_gpus
+    num_gpus = num_visible_gpus() if cluster.num_gpus is None else cluster.num_gpus
     return Capacity(num_gpus, cluster.num_cpus or os.cpu_count())
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from stages.errors import ConfigError, EngineError
-from stages.gpu import GpuState, HeldGpu, held_gpus
+from stages.gpu import GpuState, HeldGpu, held_gpus, num_visible_gpus
 from stages.gpu_memory import memory_used_mib, utilization
 
 TOTAL_MIB = 80 * 1024
@@ -72,6 +72,7 @@ def test_a_gpu_is_known_by_its_host_s_number_whatever_the_process_sees(driver, m
     assert held_gpus(0.25) == [HeldGpu(3, "GPU-3")]
     assert held_gpus(0) == []
     assert held_gpus(3) is None, "the others are on another host"
+    assert num_visible_gpus() == 2
 
 
 def test_weights_that_an_empty_gpu_would_not_hold_are_nobodys_fault():
