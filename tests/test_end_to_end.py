@@ -75,12 +75,12 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def table(directory: Path) -> dict[str, bytes]:
-    """The bytes of every comparison, and of the report's summary."""
+    """The bytes of every comparison, and of the report's summary; a report also says times."""
     store = directory / "results" / "store"
     sweep = json.loads((store / "sweeps" / "tiny.json").read_text())
     summary = next((store / "report").glob(f"*-{sweep['report'][1][:12]}")) / "summary.parquet"
-    comparisons = sorted((store / "compare").glob("*/comparison.parquet"))
-    return {path.parent.name: path.read_bytes() for path in [*comparisons, summary]}
+    comparisons = {path.parent.name: path.read_bytes() for path in (store / "compare").glob("*/comparison.parquet")}
+    return comparisons | {"summary": summary.read_bytes()}
 
 
 @pytest.mark.e2e

@@ -201,7 +201,7 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
     assert not list((small_disk / "store").glob("*/.draft-*"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert driver(own, *unknown_size).wait() == 0
-    comparisons = {name: content for name, content in reference.items() if not name.startswith("small")}
+    comparisons = {name: content for name, content in reference.items() if name != "summary"}
     assert tables(small_disk / "store").items() >= comparisons.items()
 
 

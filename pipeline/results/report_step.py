@@ -15,7 +15,7 @@ from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteR
 
 
 def report_step(plan: Plan, config: Config, store: Store) -> Step:
-    """The report of the artifacts published so far: same artifacts, same report."""
+    """The report of the artifacts published so far, and of what they took: the same artifacts give the same report."""
     inputs = {name: ref for name, ref in _report_inputs(plan) if store.has(ref)}
     return Step(
         stage=REPORT,
