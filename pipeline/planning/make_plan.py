@@ -35,7 +35,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_group_size, needs_calibration
+from stages.quantize import Algorithm, QuantizeConfig, check_group_size, family, needs_calibration
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -91,6 +91,7 @@ class _Builder:
         after: tuple[StepRef, ...] = (),
         num_documents: int = 0,
         output_tokens: int | None = None,
+        family: str = "",
     ) -> StepRef:
         step = Step(
             stage=stage,
@@ -99,6 +100,7 @@ class _Builder:
             inputs=inputs or {},
             after=after,
             trial=self._trial.name,
+            family=family,
             resources=resources_of(self._config, stage),
             num_documents=num_documents,
             output_tokens=output_tokens,
@@ -167,7 +169,16 @@ class _Builder:
                     self._after_gate,
                     num_documents=min(stop, num_docs) - start,
                     output_tokens=output_tokens(task, known, leaf),
+                    family=self._family,
                 )
+
+    @property
+    def _family(self) -> str:
+        """Of the quantized checkpoints of one model those in one format: an open engine may exchange their weights."""
+        recipe = self._config.recipe
+        if "model" not in self._steps or not self._config.engine.exchange_weights:
+            return ""
+        return f"{self._steps['model'].fingerprint} {family(recipe)}"
 
     def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
         shards = under(self._steps, "evaluate", slot)

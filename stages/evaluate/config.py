@@ -41,6 +41,7 @@ class EngineConfig:
     num_cpus: int = execution(1)
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
+    exchange_weights: bool = execution(True)  # of checkpoints that differ in values only, in an open engine
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
     def __post_init__(self) -> None:
