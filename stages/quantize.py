@@ -144,7 +144,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     """
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
     _refuse_misfit(recipe, model_dir)
@@ -157,6 +157,8 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
             recipe=_build_modifiers(recipe),
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
+    # A published one may be refused here; the base's own file is copied as it is.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")

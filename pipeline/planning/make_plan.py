@@ -10,7 +10,7 @@ from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
-from pipeline.planning.shards import evaluate_config, shard_ranges
+from pipeline.planning.shards import evaluate_config, output_tokens, shard_ranges
 from pipeline.planning.task_facts import TaskFacts, task_key
 from pipeline.steps.roles import shard_role, under
 from pipeline.steps.stages import (
@@ -90,6 +90,7 @@ class _Builder:
         inputs: Inputs | None = None,
         after: tuple[StepRef, ...] = (),
         num_documents: int = 0,
+        output_tokens: int | None = None,
         family: str = "",
     ) -> StepRef:
         step = Step(
@@ -102,6 +103,7 @@ class _Builder:
             family=family,
             resources=resources_of(self._config, stage),
             num_documents=num_documents,
+            output_tokens=output_tokens,
         )
         ref = self._steps[role] = self._plan.add(step)
         return ref
@@ -166,6 +168,7 @@ class _Builder:
                     inputs,
                     self._after_gate,
                     num_documents=min(stop, num_docs) - start,
+                    output_tokens=output_tokens(task, known, leaf),
                     family=self._family,
                 )
 
@@ -185,7 +188,7 @@ class _Builder:
         settings = CompareConfig(
             task=slot,
             leaves=list(known.leaves),
-            metric=task.metric,
+            metric=task.metric or known.metric,
             weight_by_size=known.weight_by_size,
             random_baseline=task.random_baseline,
             leaf_baselines=_leaf_baselines(slot, task, known),

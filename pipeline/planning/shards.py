@@ -33,6 +33,7 @@ def evaluate_config(
             system_instruction=task.system_instruction,
             gen_kwargs=task.gen_kwargs,
             fewshot_seed=task.fewshot_seed,
+            harness_compat=task.harness_compat,
         ),
         overrides=dict(known.overrides[leaf]),
         start=start,
@@ -43,6 +44,13 @@ def evaluate_config(
         engine=config.engine,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
     )
+
+
+def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str) -> int | None:
+    """The most tokens that an answer may have, 0 where choices are scored; None where it is not known."""
+    if (found := known.output_tokens[leaf]) == 0:
+        return 0
+    return found if task.asked_tokens is None else task.asked_tokens
 
 
 def _may_be_simulated(config: Config) -> bool:

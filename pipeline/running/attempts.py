@@ -34,7 +34,7 @@ class Attempts:
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)
-        return Outcome(step.ref, Status.succeeded)
+        return Outcome(step.ref, Status.succeeded, seconds=seconds)
 
     def skipped(self, step: Step, cause: str) -> Outcome:
         self.ledger.skipped(step.ref, self.context.run_id, cause)

@@ -46,9 +46,9 @@ class _Left:
     def of(cls, node: Node) -> "_Left":
         return cls(node, node.num_cpus, node.num_gpus, node.memory_gib)
 
-    def has(self, resources: Resources) -> bool:
+    def has(self, resources: Resources, more_cpus: float = 0.0) -> bool:
         return (
-            resources.num_cpus <= self.num_cpus + _ALMOST
+            resources.num_cpus <= self.num_cpus + more_cpus + _ALMOST
             and resources.num_gpus <= self.num_gpus + _ALMOST
             and (resources.memory_gib or 0) <= self.memory_gib + _ALMOST
         )
@@ -67,7 +67,8 @@ class Room:
     """What this run's batches leave free on the nodes.
 
     ``cpus_per_gpu`` of a node's CPUs are kept for every GPU of it that is free; what computes on none takes the
-    others.  Where that leaves it nothing, one such batch at a time is a node's guest, without a CPU of its own.
+    others.  Where that leaves it nothing, one such batch at a time is a node's guest, without a CPU of its own.  A node
+    without GPUs is given as many batches of one core again, which Ray lets wait.
     ``grows``: nodes come when they are asked for, so that what fits nowhere now is asked for as well.
     """
 
@@ -108,11 +109,16 @@ class Room:
                 self._left[node_id].count(part, -1)
 
     def close_for(self, resources: Resources) -> None:
-        """Until ``reopen``, let nothing without GPUs begin where a batch that must be alone waits for nothing else."""
+        """Until ``reopen``, keep less urgent batches without GPUs from the node that will have room for this one first.
+
+        Not where it waits for GPUs: those they do not take.
+        """
+        if resources.num_nodes > 1:
+            return
         asked = request(resources, self._nodes)
-        waiting = [each for each in self._left.values() if _is_like(each.node, asked) and not each.num_on_gpus]
+        waiting = [left for left in self._left.values() if _lacks_no_gpu(left, asked)]
         if waiting:
-            self._closed.add(min(waiting, key=lambda each: each.num_batches).node.node_id)
+            self._closed.add(max(waiting, key=lambda left: (-left.num_alone, left.num_cpus)).node.node_id)
 
     def reopen(self) -> None:
         """Forget what was closed: another round begins."""
@@ -133,15 +139,16 @@ class Room:
         return ((min(fitting, key=lambda left: _preference(left, asked)).node.node_id, asked),)
 
     def _takes(self, left: _Left, asked: Resources) -> bool:
-        if left.num_alone or not left.has(asked):
+        if left.num_alone:
             return False
         if asked.is_alone:
             return not left.num_batches and _is_like(left.node, asked)
         if asked.num_gpus:
-            return True
+            return left.has(asked)
+        # A core has its next step at hand when it is free: it does not wait for the driver.
+        ahead = left.node.num_cpus if not left.node.num_gpus and asked.num_cpus <= 1 else 0.0
         kept = self.cpus_per_gpu * left.num_gpus
-        is_open = left.node.node_id not in self._closed
-        return is_open and asked.num_cpus <= left.num_cpus - kept + _ALMOST
+        return left.node.node_id not in self._closed and left.has(asked, ahead - kept)
 
     def _takes_guest(self, left: _Left, asked: Resources) -> bool:
         is_open = not left.num_alone and left.node.node_id not in self._closed
@@ -178,6 +185,12 @@ def _is_guest(resources: Resources) -> bool:
 def _is_like(node: Node, asked: Resources) -> bool:
     """Whether all of the node is what is asked for."""
     return holds(node, asked) and (node.num_cpus, node.num_gpus) == (asked.num_cpus, asked.num_gpus)
+
+
+def _lacks_no_gpu(left: _Left, asked: Resources) -> bool:
+    if asked.is_alone:
+        return _is_like(left.node, asked) and not left.num_on_gpus
+    return holds(left.node, asked) and asked.num_gpus <= left.num_gpus + _ALMOST
 
 
 def _preference(left: _Left, asked: Resources) -> tuple[float, float]:

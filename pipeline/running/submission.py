@@ -100,8 +100,7 @@ class Submission:
         for shape in self._ready.shapes():
             if place := self._room.place(shape):
                 return self._with_family(self._ready.pop(shape)), place
-            if shape.is_alone:
-                self._room.close_for(shape)
+            self._room.close_for(shape)
         return None
 
     def _with_family(self, index: int) -> int:

@@ -9,6 +9,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
 from stages.errors import one_line, redacted
+from stages.gpu import held_gpus
 from stages.gpu_memory import memory_used_mib
 
 LISTING_PATIENCE_S = 10.0
@@ -172,10 +174,16 @@ class _BatchRun:
                 "stage_s": round(time.perf_counter() - called, 4),
                 "run_id": self._context.run_id,
             }
+            held = held_gpus(step.resources.num_gpus)
+            cost = {
+                "num_gpus": step.resources.num_gpus,
+                "held_gpus": None if held is None else [asdict(gpu) for gpu in held],
+                "expected_s": step.expected_s,
+            }
             changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
             memory = {"before": memory_before, "after": _gpu_memory_mib(step)}
             on_gpu = {"gpu_memory_used_mib": memory} if step.resources.num_gpus else {}
-            draft.publish(metrics, {**provenance(), **times, **on_gpu, **self._exchanges(), **changes})
+            draft.publish(metrics, {**provenance(), **times, **cost, **on_gpu, **self._exchanges(), **changes})
 
     def _exchanges(self) -> dict[str, Any]:
         """What the session was opened with, where that was another checkpoint."""

@@ -1,5 +1,6 @@
 """Steps: the nodes of a plan.  A step names its inputs by fingerprint, so it is small, flat and can go anywhere."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class Step:
     family: str = ""
     resources: Resources = Resources()
     num_documents: int = 0
+    output_tokens: int | None = None  # the most that a document's answer may have, 0 for choices; None: not known
+    expected_s: float | None = None  # what it was estimated to take before the run; None: not known
     payload: list[Any] = field(init=False)
     fingerprint: str = field(init=False)
 
@@ -57,6 +60,12 @@ class Step:
         described = payload(self.stage.name, self.stage.version, self.config, upstream)
         object.__setattr__(self, "payload", described)
         object.__setattr__(self, "fingerprint", fingerprint(described))
+
+    def expecting(self, seconds: float | None) -> "Step":
+        """The same step, of which so much is expected; nothing is hashed again."""
+        found = copy.copy(self)
+        object.__setattr__(found, "expected_s", seconds)
+        return found
 
     @property
     def ref(self) -> StepRef:

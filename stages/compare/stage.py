@@ -17,7 +17,7 @@ from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
 
-VERSION = 5
+VERSION = 6
 
 
 class _Line(NamedTuple):
@@ -67,12 +67,13 @@ def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
         raise DataError(f"{config.task}: no evaluation of the trial was given; name inputs trial/<leaf>/<shard>")
     _check_num_expected(config, trial)
     check_comparable(config.task, trial, base)
-    common = _common_metrics(trial.values())
+    common = _common_metrics([_reported(leaf) for leaf in trial.values()])
     primary = config.metric or next(iter(common), None)
     if primary is not None and primary not in common:
         known = ", ".join(common) or "none"
         raise ConfigError(f"{config.task}: metric {primary} is not one that all its leaves report; they report {known}")
-    metrics = common or {name: facts for leaf in trial.values() for name, facts in _common_metrics([leaf]).items()}
+    each = (_common_metrics([_reported(leaf)]) for leaf in trial.values())
+    metrics = common or {name: facts for of_leaf in each for name, facts in of_leaf.items()}
     pairings = {name: pair(trial[name].documents, base[name].documents) for name in trial if name in base}
     return _Comparison(config, trial, base, pairings, metrics, primary)
 
@@ -85,9 +86,16 @@ def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> Non
         raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; a shard is missing or extra")
 
 
-def _common_metrics(leaves: Iterable[Leaf]) -> dict[str, MetricFacts]:
+def _reported(leaf: Leaf) -> Mapping[str, MetricFacts]:
+    """The metrics that some document has: a task's code may report others than the task lists; all, if none has any."""
+    documents, metrics = leaf.documents, leaf.facts.metrics
+    found = {name: facts for name, facts in metrics.items() if documents[name].null_count < documents.num_rows}
+    return found or metrics
+
+
+def _common_metrics(leaves: Iterable[Mapping[str, MetricFacts]]) -> dict[str, MetricFacts]:
     """lm-eval's ``bypass`` stands for "not scored here" and aggregates to a constant: it is no metric."""
-    first, *others = (leaf.facts.metrics for leaf in leaves)
+    first, *others = leaves
     return {
         name: facts
         for name, facts in first.items()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from stages.evaluate.gen_kwargs import KNOWN_NAMES
+from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
 from stages.fields import execution, identity
 
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
@@ -101,7 +101,10 @@ class EngineConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PromptConfig:
-    """How documents become prompts; ``num_fewshot`` None keeps the task's own, ``gen_kwargs`` go over the task's."""
+    """How documents become prompts; ``num_fewshot`` None keeps the task's own, ``gen_kwargs`` go over the task's.
+
+    ``harness_compat`` asks and scores as lm-eval does also where that is wrong: for comparing with its numbers.
+    """
 
     num_fewshot: int | None = identity(None)
     apply_chat_template: bool = identity(True)
@@ -109,12 +112,18 @@ class PromptConfig:
     system_instruction: str | None = identity(None)
     gen_kwargs: dict[str, Any] = identity(factory=dict)
     fewshot_seed: int = identity(1234)
+    harness_compat: bool = identity(False, neutral=False)
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
-        if unknown := sorted(set(self.gen_kwargs) - set(KNOWN_NAMES)):
-            raise ValueError(f"gen_kwargs {', '.join(unknown)} are unknown; there are {', '.join(KNOWN_NAMES)}")
+        check_gen_kwargs(self.gen_kwargs)
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The most tokens that an answer may have, where ``gen_kwargs`` says it."""
+        asked = (self.gen_kwargs.get(name) for name in LENGTH_NAMES)
+        return next((value for value in asked if isinstance(value, int)), None)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ only if all documents before it were built as well: a task is built once and sli
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +52,9 @@ class BuiltTask:
         self.num_fewshot = _set_num_fewshot(task, prompt.num_fewshot)
         _merge_gen_kwargs(task, prompt.gen_kwargs)
         task.set_fewshot_seed(seed=prompt.fewshot_seed)
+        self._left_out: list[Any] = []  # what may not be among the examples: the document that is being asked
+        if not prompt.harness_compat and draws_from_documents(task):
+            _leave_out(task.sampler, self._left_out)
         self._prompt = prompt
         self._chat_template = chat_template
         docs = task.eval_docs
@@ -80,6 +83,7 @@ class BuiltTask:
 
     def _requests(self, doc_id: int, doc: Any) -> Any:
         prompt, task = self._prompt, self.task
+        self._left_out[:] = [doc]
         context = task.fewshot_context(
             doc,
             num_fewshot=self.num_fewshot,
@@ -127,16 +131,7 @@ def load_task(
     except Exception as error:
         raise DataError(f"task {name} does not load from its data: {one_line(error)}") from error
     _check_supported(name, task)
-    _seed_language_detection()
     return task
-
-
-def _seed_language_detection() -> None:
-    """IFEval asks langdetect for the language of an answer; unseeded it tosses coins anew each time."""
-    with suppress(ImportError):  # an extra of lm-eval's
-        import langdetect
-
-        langdetect.DetectorFactory.seed = 0
 
 
 def document_error(error: BaseException) -> str:
@@ -244,9 +239,27 @@ def num_examples(task: Any) -> int | None:
     sampler = getattr(task, "sampler", None)
     if sampler is None or (examples := sampler.fewshot_indices or sampler.df) is None:
         return None
-    split = task.fewshot_cfg.split
-    own_documents = split is not None and split == task.config.test_split  # the document itself is left out
-    return len(examples) - own_documents
+    return len(examples) - draws_from_documents(task)  # the document itself is left out
+
+
+def draws_from_documents(task: Any) -> bool:
+    """Whether the examples come from the split of the documents; lm-eval looks for that in test splits alone."""
+    cfg = getattr(task, "fewshot_cfg", None)
+    if cfg is None or (cfg.split is None and cfg.samples is not None):
+        return False
+    own = task.config
+    examples = cfg.split or own.training_split or own.validation_split or own.test_split
+    return bool(examples == (own.test_split or own.validation_split))
+
+
+def _leave_out(sampler: Any, left_out: list[Any]) -> None:
+    """Let the sampler draw no document that is in ``left_out`` when it draws."""
+    draw = sampler.sample
+
+    def sample(n: int, eval_doc: Any = None, **options: Any) -> Any:
+        return draw(n, eval_doc=left_out[0], **options)
+
+    sampler.sample = sample
 
 
 def _merge_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""From the responses to one document to its row: lm-eval's filters, then the task's own metrics."""
+"""From the responses to documents to their rows: lm-eval's filters, then the task's own metrics."""
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +16,19 @@ if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import Answer
 
 
-def score(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
-    """The row of ``document``: ``answers`` are ordered by request, then by repeat; empty for a missing document."""
-    sample = Sample(
-        doc_id=document.doc_id,
-        doc_digest=digest(document.doc),
-        prompt_digest=prompt_digest(document.instances),
-        target=_target(task, document.doc),
-        error=document.error,
-    )
-    if document.error is None:
-        _count(sample, answers)
-        try:
-            _measure(sample, task, document, answers)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        except BaseException as error:  # math-verify's time-outs are no Exceptions
-            sample.error = f"not scored: {document_error(error)}"
-            sample.metrics = {}
-    return sample
+def score(task: Any, documents: Sequence[Document], answers: Sequence[Sequence["Answer"]]) -> list[Sample]:
+    """The row of each document: its answers are ordered by request, then by repeat; none for a missing document.
+
+    Filters see all documents at once, as in lm-eval; where they fail on that, each by itself: one costs itself only.
+    """
+    _seed_scorers()
+    samples = [_sample(task, document, given) for document, given in zip(documents, answers, strict=True)]
+    whole = [document for document in documents if document.error is None]
+    is_filtered = _explained(lambda: _filter(task, whole)) is None
+    for sample, document in zip(samples, documents, strict=True):
+        if document.error is None:
+            _measure(sample, task, document, is_filtered)
+    return samples
 
 
 def digest(value: Any) -> str:
@@ -64,6 +59,30 @@ def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[
     return facts
 
 
+def _seed_scorers() -> None:
+    """The one that draws: of short texts langdetect finds now one language, now another."""
+    if (langdetect := sys.modules.get("langdetect")) is not None:
+        langdetect.DetectorFactory.seed = 0
+
+
+def _sample(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
+    """The row without its scores; the document's requests get what was answered."""
+    sample = Sample(
+        doc_id=document.doc_id,
+        doc_digest=digest(document.doc),
+        prompt_digest=prompt_digest(document.instances),
+        target=_target(task, document.doc),
+        error=document.error,
+    )
+    if document.error is None:
+        _count(sample, answers)
+        remaining = iter(answers)
+        for instance in document.instances:
+            instance.resps = [next(remaining).response for _ in range(instance.repeats)]
+        sample.loglikelihoods = _loglikelihoods(document.instances)
+    return sample
+
+
 def _count(sample: Sample, answers: Sequence["Answer"]) -> None:
     reasons = {answer.finish_reason for answer in answers} - {None}
     sample.num_prompt_tokens = sum(answer.num_prompt_tokens for answer in answers)
@@ -73,20 +92,40 @@ def _count(sample: Sample, answers: Sequence["Answer"]) -> None:
     sample.responses = [_text(answer.response) for answer in answers]
 
 
-def _measure(sample: Sample, task: Any, document: Document, answers: Sequence["Answer"]) -> None:
-    remaining = iter(answers)
-    for instance in document.instances:
-        instance.resps = [next(remaining).response for _ in range(instance.repeats)]
+def _filter(task: Any, documents: Sequence[Document]) -> None:
+    instances = [instance for document in documents for instance in document.instances]
+    for instance in instances:
         instance.filtered_resps = {}
-    sample.loglikelihoods = _loglikelihoods(document.instances)
-    for ensemble in task._filters:
-        ensemble.apply(document.instances)
-    ordered = sorted(document.instances, key=lambda instance: instance.idx)
-    filtered = {name: [instance.filtered_resps[name] for instance in ordered] for name in ordered[0].filtered_resps}
-    sample.filtered = dumps({name: values[0] if len(values) == 1 else values for name, values in filtered.items()})
-    for name, responses in filtered.items():
-        metrics = task.process_results(copy.deepcopy(document.doc), responses)
-        sample.metrics |= {f"{metric},{name}": value for metric, value in metrics.items()}
+    if instances:
+        for ensemble in task._filters:
+            ensemble.apply(instances)
+
+
+def _measure(sample: Sample, task: Any, document: Document, is_filtered: bool) -> None:
+    def measured() -> None:
+        if not is_filtered:
+            _filter(task, [document])
+        ordered = sorted(document.instances, key=lambda instance: instance.idx)
+        filtered = {name: [instance.filtered_resps[name] for instance in ordered] for name in ordered[0].filtered_resps}
+        sample.filtered = dumps({name: values[0] if len(values) == 1 else values for name, values in filtered.items()})
+        for name, responses in filtered.items():
+            metrics = task.process_results(copy.deepcopy(document.doc), responses)
+            sample.metrics |= {f"{metric},{name}": value for metric, value in metrics.items()}
+
+    if (error := _explained(measured)) is not None:
+        sample.error = f"not scored: {error}"
+        sample.metrics = {}
+
+
+def _explained(work: Callable[[], None]) -> str | None:
+    """What went wrong with it, in a line; None where nothing did."""
+    try:
+        work()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # math-verify's time-outs are no Exceptions
+        return document_error(error)
+    return None
 
 
 def _loglikelihoods(instances: Sequence[Any]) -> list[float] | None:

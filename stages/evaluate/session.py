@@ -131,7 +131,8 @@ class Session:
         metric_facts(built.task, task_roots(config.include_paths), ())
         documents = built.documents(config.start, config.stop)
         self.model.tokenize(instance for document in documents for instance in document.instances)
-        return Built(built, documents, [_encode(document, self.model) for document in documents])
+        work = [_encode(document, self.model, config.prompt.harness_compat) for document in documents]
+        return Built(built, documents, work)
 
     def _answer(self, shard: Shard) -> Answered:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
@@ -203,8 +204,7 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
             f"the checkpoint's tokenizer has no chat template to use ({one_line(error)}); set "
             "prompt.apply_chat_template=false"
         ) from error
-    template: Callable[..., str] = model.apply_chat_template
-    return template
+    return model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
 
 
 def _only_writes(built: Built) -> bool:
@@ -234,11 +234,15 @@ def _check_size(config: "EvaluateConfig", num_docs: int) -> None:
         raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
 
 
-def _encode(document: Document, model: "HarnessModel") -> list["Encoded"]:
+def _encode(document: Document, model: "HarnessModel", harness_compat: bool) -> list["Encoded"]:
     if document.error is not None:
         return []
     try:
-        return [model.encode(request, repeat) for request in document.instances for repeat in range(request.repeats)]
+        return [
+            model.encode(request, repeat, harness_compat)
+            for request in document.instances
+            for repeat in range(request.repeats)
+        ]
     except StageError:
         raise
     except Exception as error:

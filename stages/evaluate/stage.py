@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import DataError
 from stages.evaluate.artifact import Sample, TaskFacts, write_evaluation
-from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig
+from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
 from stages.evaluate.harness import BuiltTask
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.scoring import metric_facts, score
@@ -26,7 +26,7 @@ from stages.evaluate.task_index import task_roots
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
 
-VERSION = 2
+VERSION = 3
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
@@ -98,9 +98,7 @@ def evaluate(
     """
     answered = session.answered(config, _data(inputs))
     task = answered.built.task
-    samples = [
-        score(task, document, answers) for document, answers in zip(answered.documents, answered.answers, strict=True)
-    ]
+    samples = score(task, answered.documents, answered.answers)
     _check_some_scored(config.task, samples)
     facts = _task_facts(config, answered.built, samples, session)
     write_evaluation(out, samples, facts)
@@ -135,6 +133,15 @@ def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
         raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
 
 
+def _system_role(prompt: PromptConfig, model: "HarnessModel") -> str | None:
+    """Where what a system message says stands in the prompts."""
+    if not prompt.apply_chat_template:
+        return None
+    if model.takes_system:
+        return "system message"
+    return "left out, as lm-eval does" if prompt.harness_compat else "first turn of the user"
+
+
 def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session) -> TaskFacts:
     task, prompt = built.task, config.prompt
     seen = [name for sample in samples for name in sample.metrics]
@@ -153,11 +160,13 @@ def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Samp
             "max_model_len": config.engine.max_model_len,
             "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
             "apply_chat_template": prompt.apply_chat_template,
+            "system_role": _system_role(prompt, session.model),
             "fewshot_as_multiturn": prompt.fewshot_as_multiturn,
             "system_instruction": prompt.system_instruction,
             "num_fewshot": built.num_fewshot,
             "gen_kwargs": task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
             "fewshot_seed": prompt.fewshot_seed,
+            "harness_compat": prompt.harness_compat,
             "harness": config.harness,
         },
     )

@@ -79,14 +79,22 @@ def build_index(include_paths: Sequence[str] = ()) -> Index:
 def expand(index: Index, name: str) -> dict[str, dict[str, Any]]:
     """Leaf tasks of ``name`` in lm-eval's order, each with the settings that groups lay over it.
 
-    Raises ConfigError for a group whose members cannot be named alone (defined inside it, or changed by a function).
+    Raises ConfigError for a group whose members cannot be named alone (defined inside it, changed by a function, or
+    named twice with other settings).
     """
     entry = index[name]
     if entry.kind == "task":
         return {name: {}}
     if entry.kind == "tag":
         return {member: {} for member in sorted(entry.members)}
-    return dict(_members(index, name, entry.config, {}))
+    found: dict[str, dict[str, Any]] = {}
+    for leaf, changed in _members(index, name, entry.config, {}):
+        if found.setdefault(leaf, changed) != changed:
+            raise ConfigError(
+                f"group {name} has {leaf} twice, with other settings each: give each a task slot of its own, with "
+                f"task: {leaf} and its settings under overrides or num_fewshot"
+            )
+    return found
 
 
 def _index_of(root: Path, includes: dict[str, dict[str, Any]]) -> Index:

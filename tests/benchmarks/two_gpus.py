@@ -9,7 +9,8 @@ two GPUs and on one, a rank killed in between), ``serve`` (a point of its server
 files of these stores differ, and the scores of two ranks beside those of one).  ``summary.json`` in DIR has all of it.
 
 Weights are random.  ``killed`` and ``inline`` begin with the checkpoints of ``trials`` unless ``--fresh``: a check of
-answers should not pay for GPTQ again.  ``--rehearse`` does it with a tiny model on a CPU.
+answers should not pay for GPTQ again.  WORK holds some 150 GB.  ``--rehearse`` does the first three with a tiny model
+on a CPU.  A part takes longer than ten minutes: begin it with ``setsid nohup`` and look at its log in DIR.
 """
 
 import argparse
@@ -41,6 +42,8 @@ SHAPES = {
 NUM_KEY_VALUE_HEADS, VOCABULARY = 8, 128256
 CHECKPOINTS = ("fetch_model", "fetch_dataset", "calibrate", "quantize")
 NUM_KILLS, GRACE_S = 2, 30.0
+# FlashInfer would compile a sampler, for which such a machine has no compiler.
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 _SAMPLED = "timestamp,index,utilization.gpu,memory.used"
 _RANK = re.compile(r"Worker_TP1|VllmWorker-1")
 
@@ -121,7 +124,7 @@ class Bench:
     out: Path
     hub: Path
     work: Path
-    layers: int
+    layers: Mapping[str, int]
     is_rehearsal: bool
     is_fresh: bool
     kill_within_s: float
@@ -147,6 +150,7 @@ def main() -> int:
     parser.add_argument("--hub", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/two_gpus"))
     parser.add_argument("--layers", type=int, default=32, help="of the 8B shape")
+    parser.add_argument("--rank-layers", type=int, default=20, help="of the 70B shape; each takes 1.7 GB, twice")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--kill-within", type=float, default=120.0, help="seconds after a start")
@@ -154,7 +158,8 @@ def main() -> int:
     parser.add_argument("parts", nargs="+", choices=[*PARTS])
     given = parser.parse_args()
     places = (given.out.resolve(), given.hub.resolve(), given.work.resolve())
-    bench = Bench(*places, given.layers, given.rehearse, given.fresh, given.kill_within, given.seed)
+    layers = {"8b": given.layers, "70b": given.rank_layers}
+    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed)
     bench.out.mkdir(parents=True, exist_ok=True)
     bench.work.mkdir(parents=True, exist_ok=True)
     _write_sweeps(bench)
@@ -249,7 +254,8 @@ def _write_sweeps(bench: Bench) -> None:
     for group in ("model", "sweep"):
         (bench.own / group).mkdir(parents=True, exist_ok=True)
     shape = {**SHAPES["70b"], "num_key_value_heads": NUM_KEY_VALUE_HEADS, "vocab_size": VOCABULARY, "head_dim": 128}
-    shape |= {"tie_word_embeddings": False, "num_layers": shape.pop("num_hidden_layers")}
+    shape |= {"tie_word_embeddings": False, "num_layers": bench.layers["70b"]}
+    del shape["num_hidden_layers"]
     real = {"many": 1172, "some": 128, "few": 20, "written": 256, "leaves": "", "length": 2048}
     small = {"many": 24, "some": 8, "few": 2, "written": 16, "leaves": ", leaves: [mmlu_virology]", "length": 64}
     asked = small if bench.is_rehearsal else real
@@ -274,7 +280,7 @@ def _make_model(bench: Bench, name: str) -> None:
     path = bench.work / f"model_{name}"
     if (path / "config.json").exists():
         return
-    shape = SHAPES[name] | ({"num_hidden_layers": bench.layers} if name == "8b" else {})
+    shape = SHAPES[name] | ({"num_hidden_layers": bench.layers[name]} if name in bench.layers else {})
     code = f"from tests.benchmarks.two_gpus import write_model; write_model({str(path)!r}, {shape!r})"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -328,7 +334,7 @@ def _run(bench: Bench, part: str, command: list[str], watcher: Watcher | None = 
     with _sampled(bench.out / f"{part}.smi.csv"), (bench.out / f"{part}.log").open("ab") as log:
         log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **_ENVIRONMENT}
         driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         if watcher is not None:
             watcher(driver)

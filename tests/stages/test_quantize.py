@@ -189,6 +189,19 @@ def test_everything_but_block_linears_keeps_its_bytes(tiny_model, quantize_tiny,
         assert (checkpoint / companion).read_bytes() == (tiny_model / companion).read_bytes()
 
 
+def test_a_published_generation_config_that_transformers_refuses_is_kept_as_it_is(tiny_model, tmp_path):
+    """It holds a temperature for whoever samples, and says that one does not."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "top_p": 0.95}')
+    (out := tmp_path / "out").mkdir()
+    quantize(
+        QuantizeConfig(recipe=RecipeConfig(name="t", **FP8)),
+        {"model": model},
+        out,
+    )
+    assert (out / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
+
+
 def test_ignored_layers_stay_in_sixteen_bits(quantize_tiny):
     checkpoint = quantize_tiny(**FP8, ignore=["lm_head", "re:.*layers\\.1\\..*"])
     quantized = {name for name in load_file(checkpoint / "model.safetensors") if name.endswith("weight_scale")}

@@ -6,9 +6,11 @@ arguments and chat templates follow lm-eval's own adapters (``HFLM`` and ``VLLM`
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance  # noqa: TID253
@@ -17,9 +19,7 @@ from lm_eval.api.model import TemplateLM  # noqa: TID253
 from stages.checkpoints.chat import DATE
 from stages.errors import ConfigError
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
-from stages.evaluate.gen_kwargs import KNOWN_NAMES, SAMPLING_NAMES
-
-_DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
+from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +100,44 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return False if wanted is None and text.startswith(self._bos_text) else wanted
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text; a template that refuses the system role is asked without it, as lm-eval does."""
+        """The conversation as text, and nothing of it lost.
+
+        A template without a system role gets its text at the head of the first turn, and the beginning of an answer
+        keeps the white space around it that some templates strip.
+        """
+        messages = chat_history if self.takes_system else folded(chat_history)
+        text = self._rendered(messages, add_generation_prompt)
+        return text if add_generation_prompt else _with_ends(text, messages[-1]["content"])
+
+    def harness_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As lm-eval does it: without the system message where the template refuses one, and with what is stripped."""
         import jinja2
 
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-            "strftime_now": DATE.strftime,  # or what was asked yesterday could not be compared with today's
-        }
         try:
-            text: str = self.tokenizer.apply_chat_template(chat_history, **options)
+            return self._rendered(chat_history, add_generation_prompt)
         except jinja2.exceptions.TemplateError:
             rest = [message for message in chat_history if message["role"] != "system"]
-            text = self.tokenizer.apply_chat_template(rest, **options)
+            return self._rendered(rest, add_generation_prompt)
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template shows a system message: some refuse it, some leave it out without a word."""
+        import jinja2
+
+        probe = [{"role": "system", "content": "quokka"}, {"role": "user", "content": "numbat"}]
+        try:
+            return "quokka" in self._rendered(probe, True)
+        except jinja2.exceptions.TemplateError:
+            return False
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            strftime_now=DATE.strftime,  # or what was asked yesterday could not be compared with today's
+        )
         return text
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -134,14 +158,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _responses(self, requests: Sequence[Instance]) -> list[Any]:
         assert self._engine is not None
         self.tokenize(requests)
-        return [answer.response for answer in self.answer(self._engine, [self.encode(request) for request in requests])]
+        work = [self.encode(request, harness_compat=True) for request in requests]
+        return [answer.response for answer in self.answer(self._engine, work)]
 
-    def encode(self, instance: Instance, repeat: int = 0) -> Encoded:
+    def encode(self, instance: Instance, repeat: int = 0, harness_compat: bool = False) -> Encoded:
         """Token ids of one request.  Raises ConfigError for settings that no document can be answered under."""
         if instance.request_type == "generate_until":
             return self._encode_generation(instance, repeat)
         if instance.request_type == "loglikelihood_rolling":
-            return self._encode_rolling(*instance.args)
+            return self._encode_rolling(instance.args[0], harness_compat)
         if instance.request_type == "loglikelihood":
             return self._encode_choice(*instance.args[:2])
         raise ConfigError(f"lm-eval request type {instance.request_type!r} is not supported")
@@ -174,11 +199,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             before, after = self._encode_pair(context, continuation)
         return self._window(before, after)
 
-    def _encode_rolling(self, text: str) -> Encoded:
+    def _encode_rolling(self, text: str, harness_compat: bool) -> Encoded:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+        tokens = self.tok_encode(text)
+        if tokens[:1] == [self.prefix_token_id] and not harness_compat:
+            tokens = tokens[1:]  # the tokenizer's own, which lm-eval asks for after another one
         # One place is for the context token and one for the token that vLLM must generate.
-        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length - 2, 1)
+        windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length - 2, 1)
         parts = [self._window(*make_disjoint_window(window)) for window in windows]
         return Encoded(scores=tuple(score for part in parts for score in part.scores), is_rolling=True)
 
@@ -197,7 +225,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
         context, arguments = instance.args[:2]
-        options = dict(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS))
+        options = dict(normalize_gen_kwargs(arguments, DEFAULT_MAX_TOKENS))
         stop = tuple(term for term in handle_stop_sequences(options["until"], self._eos_text) if term)
         max_tokens = int(options["max_gen_toks"])
         room = self.max_length - max_tokens
@@ -220,6 +248,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "big")
 
 
+def folded(chat_history: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The conversation with what its system messages say at the head of the first turn of the user."""
+    said = [message["content"] for message in chat_history if message["role"] == "system"]
+    rest = [dict(message) for message in chat_history if message["role"] != "system"]
+    for message in itertools.islice((each for each in rest if each["role"] == "user"), 1):
+        message["content"] = "\n\n".join([*said, message["content"]])
+    return rest
+
+
+def _with_ends(text: str, beginning: str) -> str:
+    """``text`` ends with the beginning of an answer: with the white space around that, too."""
+    core = beginning.strip()
+    if text.endswith(beginning) or not core:
+        return text
+    return text.rstrip().removesuffix(core) + beginning if text.rstrip().endswith(core) else text
+
+
 def _texts(instance: Instance) -> tuple[str, ...]:
     """What will be tokenised for a request: the context without the spaces that lm-eval gives to the continuation."""
     if instance.request_type == "loglikelihood" and instance.args[0] != "":
@@ -234,12 +279,10 @@ def _option(add_special_tokens: bool | None) -> dict[str, bool]:
 
 def _sampling(options: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     """Empty for greedy decoding, which is what lm-eval means by no ``do_sample`` and no temperature."""
-    unknown = options.keys() - set(KNOWN_NAMES)
-    if unknown or int(options.get("num_beams", 1)) != 1:
-        raise ConfigError(
-            f"gen_kwargs {sorted(unknown) or 'num_beams'} are not supported; use do_sample, max_gen_toks, until, "
-            f"{', '.join(SAMPLING_NAMES)}"
-        )
+    try:
+        check_gen_kwargs(options)
+    except ValueError as error:
+        raise ConfigError(f"the task asks for what cannot be done: {error}") from error
     given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) is not None}
     penalties = {name: value for name, value in given.items() if name.endswith("penalty")}
     if not options["do_sample"]:

@@ -115,8 +115,9 @@ def test_small_engines_are_packed_so_that_a_pair_finds_its_gpus_together() -> No
 def test_cores_alone_are_taken_where_no_gpu_needs_them() -> None:
     room = Room([HOST, CORES], grows=False)
     room.cpus_per_gpu = 4
-    taken = [room.place(CORE) for _ in range(10)]
-    assert [place.node_id for place in taken if place] == ["c"] * 8 + ["h"], "one is the guest of the GPUs' node"
+    taken = [room.place(CORE) for _ in range(20)]
+    found = [place.node_id for place in taken if place]
+    assert found == ["c"] * 16 + ["h"], "eight at work and eight at hand, and one is the guest of the GPUs' node"
     engines = [room.place(ENGINE) for _ in range(4)]
     assert all(engines), "no comparison has taken a GPU's core"
 
@@ -158,6 +159,28 @@ def test_what_is_alone_waits_for_an_empty_node_and_what_has_no_gpu_lets_it_have_
     assert other.place(CORE) is None
     other.give_back(alone)
     assert other.place(CORE)
+
+
+def test_what_takes_few_cores_does_not_keep_what_takes_many_waiting_for_ever() -> None:
+    room, pair_of_cores = Room([Node(2, 0, 8, node_id="n")], grows=False), Resources(num_cpus=2)
+    at_work = [place for _ in range(9) if (place := room.place(CORE))]
+    assert len(at_work) == 4
+    for place in at_work[:3]:
+        room.give_back(place)
+    assert room.place(pair_of_cores) is None
+    room.close_for(pair_of_cores)
+    assert room.place(CORE) is None, "it is less urgent"
+    room.give_back(at_work[3])
+    room.reopen()
+    assert room.place(pair_of_cores)
+
+
+def test_who_waits_for_gpus_keeps_no_cores_free() -> None:
+    room = Room([SMALL], grows=False)
+    assert room.place(ENGINE)
+    assert room.place(PAIR) is None
+    room.close_for(PAIR)
+    assert room.place(CORE)
 
 
 @pytest.mark.parametrize("grows", [False, True])

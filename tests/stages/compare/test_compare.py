@@ -133,6 +133,15 @@ def test_identical_documents_pair_in_the_order_of_their_ids(run, write_evaluatio
     assert (found["num_pairs"], found["num_base_only_right"], found["num_trial_only_right"]) == (3, 0, 0)
 
 
+def test_a_metric_that_no_document_has_is_not_the_score(run, write_evaluation):
+    """Code of a task's own may report others than the task declares."""
+    mean = {"aggregation": {"name": "mean"}, "higher_is_better": True}
+    facts = {"pass_at_k,all": mean, "pass@1,all": mean}
+    columns = {"pass_at_k,all": [None, None], "pass@1,all": [1.0, 0.0]}
+    result = run({"t": write_evaluation("t", columns, facts=facts)})
+    assert (result.whole["metric"], result.whole["score"], result.whole["n"]) == ("pass@1,all", 0.5, 2)
+
+
 def test_documents_asked_under_another_prompt_are_not_compared_and_it_says_so(run, write_evaluation):
     base = write_evaluation("t", [1.0, 1.0, 0.0], prompts=["prompt 0", "another", "yet another"])
     result = run({"t": write_evaluation("t", [0.0, 1.0, 1.0])}, {"t": base})

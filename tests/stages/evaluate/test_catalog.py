@@ -57,7 +57,7 @@ def test_facts_need_no_data_and_no_heavy_import():
     assert len(mmlu["leaves"]) == 57
     assert mmlu["leaves"][:2] == ["mmlu_abstract_algebra", "mmlu_anatomy"]
     assert mmlu["weight_by_size"] is True
-    assert mmlu["primary_metric"] == "acc,none"
+    assert mmlu["group_metric"] == "acc,none"
     assert set(mmlu["num_docs"].values()) == {None}
     assert mmlu["datasets"]["mmlu_anatomy"] == ["cais/mmlu"]
     assert facts["squadv2"]["datasets"] == {"squadv2": ["lighteval/squad_v2"]}
@@ -72,7 +72,7 @@ def test_the_command_answers_json_with_json():
     known = facts["gsm8k_cot_llama"]
     assert known["leaves"] == ["gsm8k_cot_llama"]
     assert known["metrics"]["gsm8k_cot_llama"] == ["exact_match,strict-match", "exact_match,flexible-extract"]
-    assert known["primary_metric"] == "exact_match,strict-match"
+    assert known["group_metric"] is None, "it is no group"
     assert (known["weight_by_size"], known["num_fewshot"]["gsm8k_cot_llama"]) == (None, 8)
     assert facts["gsm8k_cot_lama"] == {"error": "unknown task 'gsm8k_cot_lama': did you mean 'gsm8k_cot_llama'?"}
 
@@ -93,6 +93,34 @@ def test_a_member_that_has_no_name_of_its_own_is_refused(index):
         expand(index, "t0_eval")
     with pytest.raises(ConfigError, match="by a function"):
         expand(index, "darija_translation")
+
+
+GROUP = "group: pair\ntask: [one_leaf, two_leaf]\naggregate_metric_list: [{metric: exact_match, filter_list: loose}]\n"
+LEAF = """task: {name}
+dataset_path: own/rows
+test_split: test
+metric_list: [{{metric: exact_match}}]
+filter_list: [{{name: strict, filter: []}}, {{name: {loose}, filter: []}}]
+"""
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize(("other", "metric"), [("loose", "exact_match,loose"), ("none", None)])
+def test_the_metric_that_a_group_averages_is_its_own_if_each_leaf_has_it(tmp_path, other, metric):
+    (tmp_path / "pair.yaml").write_text(GROUP)
+    for name, loose in (("one_leaf", "loose"), ("two_leaf", other)):
+        (tmp_path / f"{name}.yaml").write_text(LEAF.format(name=name, loose=loose))
+    assert describe(["pair"], [str(tmp_path)])["pair"]["group_metric"] == metric
+
+
+@pytest.mark.dear
+def test_a_leaf_that_a_group_has_twice_is_refused_where_the_two_differ(tmp_path):
+    (tmp_path / "leaf.yaml").write_text(LEAF.format(name="leaf", loose="loose"))
+    for name, second in (("same", "leaf"), ("other", "{task: leaf, num_fewshot: 3}")):
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask: [leaf, {second}]\n")
+    facts = describe(["same", "other"], [str(tmp_path)])
+    assert facts["same"]["leaves"] == ["leaf"]
+    assert "has leaf twice" in facts["other"]["error"]
 
 
 @pytest.mark.dear
