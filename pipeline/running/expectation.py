@@ -10,7 +10,7 @@ from pipeline.planning.devices import compute_device
 from pipeline.planning.estimate import Estimator, Grounds
 from pipeline.planning.plan import Plan
 from pipeline.planning.prices import usd_an_hour
-from pipeline.running.batches import Batch, batches
+from pipeline.running.batches import Batch, batches, in_families
 from pipeline.running.control import Limit
 from pipeline.running.schedule import Capacity, makespan_s
 from pipeline.steps.step import Step
@@ -93,9 +93,15 @@ def expect(plan: Plan, steps: Sequence[Step], store: Store, cluster: ClusterConf
     """What making the missing ``steps`` is expected to take, by the table and by what the store has measured."""
     devices = _devices([(name, trial.trial.config) for name, trial in plan.trials.items()])
     estimator = Estimator(plan, devices, store.timings(plan.steps))
-    work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in batches(steps, cluster.replicas)]
+    work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in _batches(steps, cluster)]
     end_s = [estimator.end_s(batch.steps[-1]) for batch in work]
     return Expectation(plan, work, end_s, capacity_of(cluster), estimator.grounds)
+
+
+def _batches(steps: Sequence[Step], cluster: ClusterConfig) -> list[Batch]:
+    """As they are run, as far as that is known: on Ray what is ready together decides which families are one batch."""
+    found = batches(steps, cluster.replicas)
+    return in_families(found) if cluster.runner is RunnerKind.inline else found
 
 
 def over_budget(expected: Expectation, limits: Sequence[Limit]) -> list[str]:
