@@ -68,13 +68,16 @@ def test_no_gpu_waits_while_a_batch_could_run(tmp_path: Path) -> None:
 
 
 def test_each_batch_has_a_process_and_that_of_the_next_starts_ahead(tmp_path: Path) -> None:
-    """One GPU: the second's process has prepared itself before the first has ended, on the same worker of Ray's."""
+    """One GPU: the second's process has prepared itself before the first has ended, on the same worker of Ray's.
+
+    The third's loses that worker, as to a lack of memory, and ends with it; another tries again.
+    """
     from ray.cluster_utils import Cluster
 
     scratch, one = str(tmp_path), Resources(num_cpus=1, num_gpus=1)
     first = note("a", behaviour="await prepared-b", scratch=scratch, resources=one)
     second = note("b", first, behaviour="tell_pid", scratch=scratch, resources=one)
-    third = note("c", second, behaviour="tell_pid", scratch=scratch, resources=one)
+    third = note("c", second, behaviour="lose_parent_once", scratch=scratch, resources=one)
     node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     try:
         cluster = ClusterConfig(runner=RunnerKind.ray, address=node.address, back_off_s=0)
