@@ -14,6 +14,7 @@ from pipeline.config.machine import check_home
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass, UserError
 from pipeline.planning.memory import bytes_to_write
+from pipeline.planning.prices import usd_an_hour
 from pipeline.results import record, terminal
 from pipeline.results.console import say
 from pipeline.results.environment import check_unchanged, environment
@@ -22,12 +23,14 @@ from pipeline.results.mlflow_place import review_line
 from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
-from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
+from pipeline.running.control import BY_USER, Limit, budgeted, gpus_held, interruptible, terminable
+from pipeline.running.expectation import expect, over_budget
 from pipeline.running.order import by_size
 from pipeline.running.outcome import Outcome, Outcomes, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import make_runner
 from pipeline.running.selection import chosen, failed, with_needs
+from pipeline.running.time_left import TimeLeft
 from pipeline.running.worker import run_batch
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
@@ -162,8 +165,10 @@ def _stops(outcomes: Outcomes) -> list[str]:
 def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], tracker: "_Tracker") -> Outcomes:
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     cluster = sweep.config.cluster
-    work = batches(steps, cluster.replicas)
-    progress = Progress(sweep.plan, steps, work, sweep.store.ledger, run_id)
+    expected = expect(sweep.plan, steps, sweep.store, cluster)
+    work, limits = expected.batches, _limits(sweep)
+    time_left = TimeLeft(work, expected.end_s, expected.capacity)
+    progress = Progress(sweep.plan, work, time_left, sweep.store.ledger, run_id)
 
     def on_done(outcomes: Sequence[Outcome]) -> None:
         progress.note(outcomes)
@@ -171,6 +176,8 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
 
     def on_ready() -> None:
         tell(f"{len(steps)} of {len(sweep.plan.steps)} steps to run; results go to {sweep.store.url}")
+        for line in over_budget(expected, limits):
+            tell(line)
 
     def request_stop(reason: str) -> None:
         sweep.store.ledger.request_stop(run_id, reason)
@@ -195,7 +202,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
     runner = make_runner(cluster, sweep.config.max_parallel, tell, by_size(sweep.plan))
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
-            with budgeted(sweep.config.budget.gpu_hours, progress.running_steps, request_stop):
+            with budgeted(limits, progress.running_steps, request_stop):
                 outcomes = runner.run(work, context, on_done, on_ready)
         for line in _stops(outcomes):
             note(line)
@@ -208,6 +215,17 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         raise
     finally:
         sweep.store.ledger.clear_stop(run_id)
+
+
+def _limits(sweep: PlannedSweep) -> list[Limit]:
+    """What the run may spend."""
+    budget = sweep.config.budget
+    limits = []
+    if budget.gpu_hours is not None:
+        limits.append(Limit(f"budget.gpu_hours={budget.gpu_hours:g}", budget.gpu_hours, gpus_held))
+    if budget.usd is not None:
+        limits.append(Limit(f"budget.usd={budget.usd:g}", budget.usd, lambda step: usd_an_hour(sweep.plan, step) or 0))
+    return limits
 
 
 def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, float]:

@@ -22,8 +22,8 @@ from stages.errors import one_line
 
 
 def plan(sweep: PlannedSweep) -> int:
-    """Print trials, steps to run and to reuse, evaluations and memory; touches nothing."""
-    terminal.plan(sweep.console, summarize(sweep.plan, sweep.store, sweep.config.only))
+    """Print trials, steps to run and to reuse, evaluations, memory, time and money; touches nothing."""
+    terminal.plan(sweep.console, summarize(sweep.plan, sweep.store, sweep.config))
     return SUCCESS
 
 

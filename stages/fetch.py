@@ -111,11 +111,14 @@ def check_model_path(path: Path) -> None:
 
 
 def copy_companions(model_dir: Path, out: Path) -> None:
-    """Copy what a checkpoint needs beside weights and config.json: tokenizer, chat template, generation config."""
-    files = [file for file in model_dir.iterdir() if _is_model_file(file.name)]
-    _copy_files(
-        model_dir, [file for file in files if "safetensors" not in file.name and file.name != "config.json"], out
-    )
+    """Copy what a checkpoint needs beside weights and config.json."""
+    _copy_files(model_dir, companions(model_dir), out)
+
+
+def companions(model_dir: Path) -> list[Path]:
+    """What a model is read from beside weights and config.json: tokenizer, chat template, generation config."""
+    files = [file for file in sorted(model_dir.iterdir()) if _is_model_file(file.name)]
+    return [file for file in files if "safetensors" not in file.name and file.name != "config.json"]
 
 
 def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

@@ -1,5 +1,6 @@
 """What NVML says of the GPUs that serve: their state beside every point, and whether somebody else is on them."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,38 @@ def read_gpus(number: int) -> list[GpuState] | None:
             return [_state(nvml, handle) for handle in visible_handles(nvml)[:number]] or None
         except nvml.NVMLError:  # memory that is the host's own, or a name that CUDA alone understands
             return None
+
+
+def num_visible_gpus() -> int:
+    """GPUs that this process may use, as far as a driver tells."""
+    with nvml_library() as nvml:
+        try:
+            return 0 if nvml is None else len(visible_handles(nvml))
+        except nvml.NVMLError:
+            return 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGpu:
+    """Which GPU of its host, whatever CUDA_VISIBLE_DEVICES makes of its number."""
+
+    index: int
+    uuid: str
+
+
+def held_gpus(number: float) -> list[HeldGpu] | None:
+    """The first ``number`` GPUs that this process may use; None if no driver tells, or not all are on this host."""
+    if number == 0:
+        return []
+    with nvml_library() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handles = visible_handles(nvml)[: math.ceil(number)]
+            found = [HeldGpu(nvml.nvmlDeviceGetIndex(each), _text(nvml.nvmlDeviceGetUUID(each))) for each in handles]
+        except nvml.NVMLError:
+            return None
+    return found if len(found) == math.ceil(number) else None
 
 
 def wait_until_idle(number: int, patience_s: float = 30.0) -> list[GpuState] | None:

@@ -4,6 +4,7 @@ The recipes of arXiv 2411.02355, section 3.2: FP8 by round-to-nearest without da
 per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise the squared error.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class QuantizeConfig:
 def weight_format(recipe: RecipeConfig) -> Format | None:
     """The format that the recipe makes; None where nothing is quantized."""
     return FORMATS[recipe.scheme].with_group_size(recipe.group_size) if recipe.scheme else None
+
+
+def family(recipe: RecipeConfig) -> str:
+    """What decides names, types and shapes of the tensors that a recipe makes of a model, and how they are read.
+
+    Foretold, so that work can be grouped before a checkpoint is there; an engine compares the checkpoints themselves.
+    """
+    return json.dumps([repr(weight_format(recipe)), sorted(recipe.targets), sorted(recipe.ignore)])
 
 
 def needs_calibration(recipe: RecipeConfig) -> bool:

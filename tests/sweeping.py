@@ -74,11 +74,11 @@ def collecting(directory: Path, *arguments: str) -> Iterator[None]:
 
 
 def tables(store: Path) -> dict[str, bytes]:
-    """The bytes of every comparison and of the report's summary, by the artifact's name."""
+    """The bytes of every comparison by its artifact's name, and of the report's summary; a report also says times."""
     sweep = json.loads((store / "sweeps" / "small.json").read_text())
     report = next((store / "report").glob(f"*-{sweep['report'][1][:12]}"))
-    paths = [*store.glob("compare/*/comparison.parquet"), report / "summary.parquet"]
-    return {path.parent.name: path.read_bytes() for path in paths}
+    comparisons = {path.parent.name: path.read_bytes() for path in store.glob("compare/*/comparison.parquet")}
+    return comparisons | {"summary": (report / "summary.parquet").read_bytes()}
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:

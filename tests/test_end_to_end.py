@@ -75,12 +75,12 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def table(directory: Path) -> dict[str, bytes]:
-    """The bytes of every comparison, and of the report's summary."""
+    """The bytes of every comparison, and of the report's summary; a report also says times."""
     store = directory / "results" / "store"
     sweep = json.loads((store / "sweeps" / "tiny.json").read_text())
     summary = next((store / "report").glob(f"*-{sweep['report'][1][:12]}")) / "summary.parquet"
-    comparisons = sorted((store / "compare").glob("*/comparison.parquet"))
-    return {path.parent.name: path.read_bytes() for path in [*comparisons, summary]}
+    comparisons = {path.parent.name: path.read_bytes() for path in (store / "compare").glob("*/comparison.parquet")}
+    return comparisons | {"summary": summary.read_bytes()}
 
 
 @pytest.mark.e2e
@@ -92,6 +92,8 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     scored = scores(tiny)
     for name, of_tasks in scored.items():
         assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", first.stdout)
+    (page,) = (tiny / "results" / "store" / "report").glob("*/report.md")
+    assert re.search(r"^\| evaluate \| \d+ \| [\d:.]+(?: s)? \| 0\.000 \|", page.read_text(), re.MULTILINE)
     before = table(tiny)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
 
@@ -117,7 +119,7 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     reasons = run(tiny, "mode=why", "engine.max_model_len=500")
     assert "engine.max_model_len: 512 -> 500" in reasons.stdout
     sweeping = run(tiny, "mode=plan", "calibration.seed=1")
-    to_run = dict(re.findall(r"^(\w+)\s+([\d,]+)\s+[\d,]+$", sweeping.stdout, re.MULTILINE))
+    to_run = dict(re.findall(r"^(\w+)\s+([\d,]+)\s+[\d,]+ ", sweeping.stdout, re.MULTILINE))
     # Two of the three quantized recipes look at calibration data.
     assert (to_run["calibrate"], to_run["quantize"], to_run["fetch_model"]) == ("1", "2", "0")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from tests.benchmarks import grid, profile, simulated
+from tests.benchmarks import estimates, grid, profile, simulated
 from tests.benchmarks.evaluation import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,23 @@ def test_the_row_of_the_six_tasks_is_what_was_measured():
     assert f"{found['num_documents']:,} documents" in row
     assert row.endswith(f"| {theirs} s | {ours:.0f} s | {found['ratio']:.1f} |")
     assert found["other_scores"] == {}, "the page says that all scores were equal"
+
+
+def test_the_table_of_estimates_is_that_of_the_measured_runs_and_of_the_rates():
+    content = json.loads((BENCHMARKS / "estimates.json").read_text())
+    assert estimates.table(content) in (ROOT / "pipeline" / "README.md").read_text()
+
+
+def test_the_rates_of_estimates_are_those_that_fit_the_measured_runs():
+    content = json.loads((BENCHMARKS / "estimates.json").read_text())
+    rows = yaml.safe_load((ROOT / "pipeline" / "planning" / "rates.yaml").read_text())["rates"]
+    fitted = [
+        json.loads(line.removeprefix("  - "))
+        for device in ("H100", "CPU")
+        for line in estimates.fitted(content, device)
+    ]
+    assert [row for row in fitted if row not in rows] == []
+    assert len(fitted) >= 13
 
 
 def test_the_front_page_quotes_the_measured_tables():

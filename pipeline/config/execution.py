@@ -42,13 +42,15 @@ class ClusterConfig:
     again, and a driver that waits longer holds what is left of its allocation for nothing.
 
     ``timeout_s``: the longest a step of a stage may take; the default for stages that are not named is under
-    ``default``.  A step is tried ``max_attempts`` times in a run, after ``back_off_s`` that doubles each time, where
-    another attempt may mend it.
+    ``default``.  ``num_gpus`` is what an estimate of time counts on; null: what this machine has, and of a cluster that
+    runs elsewhere nothing.  A step is tried ``max_attempts`` times in a run, after ``back_off_s`` that doubles each
+    time, where another attempt may mend it.
     """
 
     runner: RunnerKind = RunnerKind.ray
     address: str | None = None
     num_cpus: int | None = None
+    num_gpus: int | None = None
     autoscales: bool = False
     wait_for_nodes_s: float | None = 600.0
     replicas: int = 1
@@ -72,9 +74,9 @@ class ClusterConfig:
                 raise ValueError(f"cluster.timeout_s.{name} must be more than 0; got {limit_s}")
         if self.wait_for_nodes_s is not None and not self.wait_for_nodes_s >= 0:
             raise ValueError(f"cluster.wait_for_nodes_s must be 0 or more, or null; got {self.wait_for_nodes_s}")
-        for name in ("replicas", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cluster.{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("replicas", "max_attempts", "num_gpus"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"cluster.{name} must be at least 1; got {value}")
 
 
 def _check_stages(name: str, table: Mapping[str, Any], *more: str) -> None:
@@ -112,13 +114,15 @@ class StoreConfig:
 
 @dataclass(kw_only=True, slots=True)
 class BudgetConfig:
-    """A run stops before it has used so many hours of GPUs, counting each GPU a batch holds."""
+    """A run stops before it has used so many hours of GPUs, or dollars for them, counting each GPU a batch holds."""
 
     gpu_hours: float | None = None
+    usd: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gpu_hours is not None and not self.gpu_hours > 0:
-            raise ValueError(f"budget.gpu_hours must be more than 0, or null for no limit; got {self.gpu_hours}")
+        for each in fields(self):
+            if (value := getattr(self, each.name)) is not None and not value > 0:
+                raise ValueError(f"budget.{each.name} must be more than 0, or null for no limit; got {value}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -51,8 +51,9 @@ class TaskConfig(PromptConfig):
     ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
     needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
     lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
-    those of a group do.  ``random_baseline`` (what guessing scores on the whole task) or ``leaf_baselines`` (on each
-    leaf, whose normalized scores are then averaged) also give a normalized score.
+    those of a group do.  ``output_tokens``, for estimates of time: the most that an answer may have where no
+    ``gen_kwargs`` say it, 0 for choices that are scored.  ``random_baseline`` (what guessing scores on the whole task)
+    or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
     """
 
     task: str = execution(MISSING)
@@ -63,6 +64,7 @@ class TaskConfig(PromptConfig):
     num_docs: dict[str, int] = execution(factory=dict)
     datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched
     weight_by_size: bool | None = execution(None)
+    output_tokens: int | None = execution(None)
     random_baseline: float | None = execution(None)
     leaf_baselines: dict[str, float] = execution(factory=dict)
     shard_size: int = execution(1000)
@@ -73,6 +75,8 @@ class TaskConfig(PromptConfig):
         for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
             if value is not None and value < 1:
                 raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
+        if self.output_tokens is not None and self.output_tokens < 0:
+            raise ValueError(f"task {self.task}: output_tokens must be 0 or more; got {self.output_tokens}")
 
     @property
     def is_normalized(self) -> bool:
@@ -155,6 +159,11 @@ class Config:
         """Every model that it names; a plan knows each by its bytes."""
         return [self.model]
 
+    @property
+    def has_price(self) -> bool:
+        """Whether ``gpu`` says what its GPU costs; that of a processor is nominal."""
+        return self.gpu.name != "none" and bool(self.gpu.prices)
+
     def __post_init__(self) -> None:
         for place, name in self._names():
             _check_name(place, name)
@@ -171,6 +180,11 @@ class Config:
                     raise ValueError(f"mixes.{name}.{workload} must be a positive share of the queries; got {share!r}")
         if unknown := self.failures.keys() - {"class", "step", "export", "from"}:
             raise ValueError(f"failures has no {min(unknown)!r}: there are class, step, export, from")
+        if self.budget.usd is not None and not self.has_price:
+            raise ValueError(
+                f"budget.usd={self.budget.usd:g} needs the price of a GPU, and gpu={self.gpu.name} has none that is "
+                "paid: say which GPU, gpu=h100 (conf/gpu/ lists those with prices), or give gpu.prices"
+            )
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
+from pipeline.planning.rates import CPU
 from pipeline.store.provenance import cpu_model, package_versions
 from stages.evaluate.config import EngineKind
 from stages.gpu import read_gpus
@@ -36,6 +37,16 @@ def device_of(config: Config) -> Device:
             "the engine runs on GPUs, but gpu=none: say which, gpu=h100 (conf/gpu/ lists those with prices)"
         )
     return _gpu(config, [(state.product, state.driver) for state in read_gpus(1) or []], vllm)
+
+
+def compute_device(config: Config) -> str | None:
+    """What models are computed on, for estimates: the GPU that ``gpu`` names or that is here, CPU, None: not known."""
+    if not config.engine.on_gpu:
+        return CPU
+    if config.gpu.name != "none":
+        return config.gpu.product
+    states = read_gpus(1)
+    return states[0].product if states else None
 
 
 def check_workloads(config: Config) -> None:

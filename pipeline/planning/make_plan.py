@@ -10,7 +10,7 @@ from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
-from pipeline.planning.shards import evaluate_config, shard_ranges
+from pipeline.planning.shards import evaluate_config, output_tokens, shard_ranges
 from pipeline.planning.task_facts import TaskFacts, task_key
 from pipeline.steps.roles import shard_role, under
 from pipeline.steps.stages import (
@@ -35,7 +35,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_group_size, needs_calibration
+from stages.quantize import Algorithm, QuantizeConfig, check_group_size, family, needs_calibration
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -90,6 +90,8 @@ class _Builder:
         inputs: Inputs | None = None,
         after: tuple[StepRef, ...] = (),
         num_documents: int = 0,
+        output_tokens: int | None = None,
+        family: str = "",
     ) -> StepRef:
         step = Step(
             stage=stage,
@@ -98,8 +100,10 @@ class _Builder:
             inputs=inputs or {},
             after=after,
             trial=self._trial.name,
+            family=family,
             resources=resources_of(self._config, stage),
             num_documents=num_documents,
+            output_tokens=output_tokens,
         )
         ref = self._steps[role] = self._plan.add(step)
         return ref
@@ -164,7 +168,17 @@ class _Builder:
                     inputs,
                     self._after_gate,
                     num_documents=min(stop, num_docs) - start,
+                    output_tokens=output_tokens(task, known, leaf),
+                    family=self._family,
                 )
+
+    @property
+    def _family(self) -> str:
+        """Of the quantized checkpoints of one model those in one format: an open engine may exchange their weights."""
+        recipe = self._config.recipe
+        if "model" not in self._steps or not self._config.engine.exchange_weights:
+            return ""
+        return f"{self._steps['model'].fingerprint} {family(recipe)}"
 
     def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
         shards = under(self._steps, "evaluate", slot)

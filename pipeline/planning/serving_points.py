@@ -44,7 +44,8 @@ def points(config: Config, device: Device, random_weights: bool) -> Iterator[Poi
 
 def _limits(config: Config) -> dict[str, object]:
     """What does not change an engine's answers, but how fast it gives them."""
-    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank")  # a server has whole GPUs
+    # A server has whole GPUs, and one checkpoint.
+    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank", "exchange_weights")
     return {
         field.name: getattr(config.engine, field.name)
         for field in fields(config.engine)

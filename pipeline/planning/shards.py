@@ -46,6 +46,13 @@ def evaluate_config(
     )
 
 
+def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str) -> int | None:
+    """The most tokens that an answer may have, 0 where choices are scored; None where it is not known."""
+    if (found := known.output_tokens[leaf]) == 0:
+        return 0
+    return found if task.asked_tokens is None else task.asked_tokens
+
+
 def _may_be_simulated(config: Config) -> bool:
     """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
     is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu

@@ -31,12 +31,13 @@ class TaskFacts:
     weight_by_size: bool
     overrides: Mapping[str, Mapping[str, Any]]  # leaf task -> settings that the group lays over it
     harness: Mapping[str, str]  # leaf task -> what makes its prompts and metrics
+    output_tokens: Mapping[str, int | None]  # leaf task -> the most an answer may have by the task itself, 0: choices
     metric: str | None = None  # that the group averages
 
 
 def task_key(task: TaskConfig) -> str:
     """Of slots with the same key the same facts hold."""
-    declared = [task.num_docs, task.datasets, task.weight_by_size]
+    declared = [task.num_docs, task.datasets, task.weight_by_size, task.output_tokens]
     return canonical_json([task.task, task.leaves, declared, task.overrides, task.num_fewshot, task.metric])
 
 
@@ -77,7 +78,13 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
         overrides={leaf: known.get("overrides", {}).get(leaf, task.overrides) for leaf in leaves},
         harness={leaf: harness.of(leaf) for leaf in leaves},
         metric=known.get("group_metric"),
+        output_tokens={leaf: _output_tokens(task, known, leaf) for leaf in leaves},
     )
+
+
+def _output_tokens(task: TaskConfig, known: Mapping[str, Any], leaf: str) -> int | None:
+    looked_up: int | None = known.get("output_tokens", {}).get(leaf)
+    return looked_up if task.output_tokens is None else task.output_tokens
 
 
 def _check_num_fewshot(
@@ -115,7 +122,7 @@ def ask_catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Pa
     asked = {key: [task.task, task.overrides, not task.num_docs] for key, task in sorted(tasks.items())}
     request = {"tasks": asked, "include_paths": task_paths(data), "mirror": mirror}
     mirrorstamps = stamps(Path(mirror)) if mirror else []
-    key = ["catalog", metadata.version("lm_eval"), request, mirrorstamps, [stamps(Path(p)) for p in task_paths(data)]]
+    key = ["catalog 2", metadata.version("lm_eval"), request, mirrorstamps, [stamps(Path(p)) for p in task_paths(data)]]
     facts: dict[str, Any] = cached(cache_dir, key, lambda: _answered(request))
     return facts
 

@@ -1,10 +1,12 @@
 """What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``terminal`` prints it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.planning.memory import GpuMemory, gpu_memory
+from pipeline.config.schema import Config
+from pipeline.planning.memory import GpuMemory, bytes_to_write, gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.running.expectation import Expectation, StageCost, expect
 from pipeline.running.selection import chosen
 from pipeline.steps.roles import slot_of
 from pipeline.steps.stages import FETCH_DATASET
@@ -27,11 +29,12 @@ class TrialSummary:
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """The steps of one stage; what ``only`` leaves out is in neither number."""
+    """The steps of one stage; what ``only`` leaves out is in neither number.  ``cost`` is None if nothing is to run."""
 
     name: str
     num_to_run: int
     num_to_reuse: int
+    cost: StageCost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,27 @@ class PlanSummary:
     num_evaluations: int
     num_evaluations_to_run: int
     missing_data: dict[str, list[str]]
+    expected: Expectation
+    bytes_to_write: int
 
 
-def summarize(plan: Plan, store: Store, only: Sequence[str]) -> PlanSummary:
-    """Of a plan, what of it the store lacks, and what of that a run with ``only`` would make."""
+def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
+    """Of a plan, what of it the store lacks, and what of that a run with ``config`` would make."""
     absent = store.missing(plan.steps.values())
-    missing, to_run = ({step.ref for step in steps} for steps in (absent, chosen(plan, absent, only)))
+    steps = chosen(plan, absent, config.only)
+    missing, to_run = ({step.ref for step in some} for some in (absent, steps))
+    expected = expect(plan, steps, store, config.cluster)
     return PlanSummary(
         fingerprint=plan.fingerprint,
         trials=[_trial(plan, trial, to_run) for trial in plan.trials.values()],
-        stages=_stages(plan, missing, to_run),
+        stages=_stages(plan, missing, to_run, {cost.name: cost for cost in expected.stages()}),
         num_steps=len(plan.steps),
         num_steps_to_run=len(to_run),
         num_evaluations=plan.num_evaluations,
         num_evaluations_to_run=_num_documents(plan, to_run),
         missing_data=_missing_data(plan, to_run),
+        expected=expected,
+        bytes_to_write=bytes_to_write(plan, steps),
     )
 
 
@@ -80,12 +89,14 @@ def _num_documents(plan: Plan, refs: Iterable[StepRef]) -> int:
     return sum(plan.steps[ref].num_documents for ref in refs)
 
 
-def _stages(plan: Plan, missing: set[StepRef], to_run: set[StepRef]) -> list[StageSummary]:
+def _stages(
+    plan: Plan, missing: set[StepRef], to_run: set[StepRef], costs: Mapping[str, StageCost]
+) -> list[StageSummary]:
     refs: dict[str, list[StepRef]] = {}
     for ref in plan.steps:
         refs.setdefault(ref.stage, []).append(ref)
     return [
-        StageSummary(name, sum(ref in to_run for ref in some), sum(ref not in missing for ref in some))
+        StageSummary(name, sum(ref in to_run for ref in some), sum(ref not in missing for ref in some), costs.get(name))
         for name, some in refs.items()
     ]
 

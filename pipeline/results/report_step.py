@@ -6,6 +6,7 @@ from pipeline.config.schema import Config, Weights
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.environment import changes
+from pipeline.results.spent import costs_of
 from pipeline.steps.roles import kind_of, slot_of, under
 from pipeline.steps.stages import REPORT
 from pipeline.steps.step import Step, StepRef
@@ -14,7 +15,7 @@ from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteR
 
 
 def report_step(plan: Plan, config: Config, store: Store) -> Step:
-    """The report of the artifacts published so far: same artifacts, same report."""
+    """The report of the artifacts published so far, and of what they took: the same artifacts give the same report."""
     inputs = {name: ref for name, ref in _report_inputs(plan) if store.has(ref)}
     return Step(
         stage=REPORT,
@@ -28,6 +29,7 @@ def report_step(plan: Plan, config: Config, store: Store) -> Step:
             ],
             failures=list(_failures(plan, store)),
             serving=_serving(plan, config),
+            costs=costs_of(plan, store),
         ),
         label=plan.name,
         inputs=inputs,

@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan
 from pipeline.results.console import add_row, new_table, say
+from pipeline.results.expectation_shown import expectation_lines, stage_cost_cells
 from pipeline.results.failures_shown import Told, say_briefly, say_fully
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
 from pipeline.running.outcome import Outcome, Status
@@ -32,9 +33,10 @@ def plan(console: Console, summary: PlanSummary) -> None:
     for trial in summary.trials:
         add_row(trials, _trial_cells(trial))
     console.print(trials)
-    stages = new_table("stage", "to run", "to reuse")
+    stages = new_table("stage", "to run", "to reuse", "takes", "GPU-hours")
     for stage in summary.stages:
-        add_row(stages, (stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}"))
+        cells = (stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}")
+        add_row(stages, (*cells, *stage_cost_cells(stage.cost)))
     console.print(stages)
     say(
         console,
@@ -45,6 +47,8 @@ def plan(console: Console, summary: PlanSummary) -> None:
     for name, readers in summary.missing_data.items():
         say(console, ("missing", "red"), f" data set {name}: no results for {', '.join(readers)}")
     say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
+    for line in expectation_lines(summary.expected, summary.bytes_to_write):
+        say(console, line)
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:

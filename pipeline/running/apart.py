@@ -20,7 +20,7 @@ import psutil
 from pipeline.running.batches import Batch
 from pipeline.running.capture import captured
 from pipeline.running.outcome import Outcome, RunContext
-from pipeline.running.worker import run_batch
+from pipeline.running.worker import ProcessUsedUpError, run_batch
 from pipeline.steps.stages import Stage
 from pipeline.steps.step import Step
 from stages.errors import one_line
@@ -181,5 +181,7 @@ def _work(connection: Connection, parent: int, stage: Stage, config: Any) -> Non
         stage.prepare(config)
     try:
         connection.send((DONE, run_batch(*connection.recv())))
+    except ProcessUsedUpError:
+        return
     except Exception as error:  # of no step, or the batch would have said so
         connection.send((REFUSED, one_line(error)))

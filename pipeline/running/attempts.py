@@ -38,7 +38,7 @@ class Attempts:
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)
-        return Outcome(step.ref, Status.succeeded)
+        return Outcome(step.ref, Status.succeeded, seconds=seconds)
 
     def skipped(self, step: Step, cause: str) -> Outcome:
         self.ledger.skipped(step.ref, self.context.run_id, cause)
@@ -97,9 +97,10 @@ class Attempts:
         """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
         if self._kills(history.deaths):
             return True
-        if not step.stage.sessions or any(self.store.has(other.ref) for other in self.batch.steps):
+        beside = self.batch.leg(step)
+        if not step.stage.sessions or any(self.store.has(other.ref) for other in beside):
             return False
-        return self._kills([node for other in self.batch.steps for node in self._history(other).deaths])
+        return self._kills([node for other in beside for node in self._history(other).deaths])
 
     def _kills(self, deaths: Sequence[str | None]) -> bool:
         limit = self.context.max_attempts

@@ -11,7 +11,10 @@ from pipeline.steps.step import Resources, Step, StepRef
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Steps that run in one process, one after the other, sharing a session if their stage has sessions."""
+    """Steps that run in one process, one after the other, sharing a session if their stage has sessions.
+
+    Those of one checkpoint are a leg of it; legs of one family follow each other in the same session.
+    """
 
     steps: tuple[Step, ...]
     upstream: tuple[StepRef, ...]  # steps of other batches
@@ -19,6 +22,18 @@ class Batch:
     @property
     def resources(self) -> Resources:
         return self.steps[0].resources
+
+    @property
+    def family(self) -> object:
+        """Equal for batches that can be made one; None for a batch that stays alone."""
+        first = self.steps[0]
+        if not first.family:
+            return None
+        return first.stage.name, first.stage.session_key(first.config), first.family, first.resources
+
+    def leg(self, step: Step) -> list[Step]:
+        """The steps that share the step's checkpoint."""
+        return [each for each in self.steps if each.inputs.get("checkpoint") == step.inputs.get("checkpoint")]
 
     @property
     def label(self) -> str:
@@ -33,6 +48,24 @@ def batches(steps: Iterable[Step], replicas: int = 1) -> list[Batch]:
         grouped.setdefault(_session(step), []).append(step)
     shares = [share for group in grouped.values() for share in _shares(group, _num_engines(group[0], replicas))]
     return _in_order([_batch(share) for share in shares])
+
+
+def in_families(found: Iterable[Batch]) -> list[Batch]:
+    """One batch for each family, behind all that its legs need: for where one batch runs at a time.
+
+    The session then opens once.  Nothing waits for nothing: what makes the later legs would have come before or after.
+    """
+    grouped: dict[object, list[Batch]] = {}
+    for batch in found:
+        grouped.setdefault(batch.family or batch.steps[0].ref, []).append(batch)
+    return _in_order([together(group) for group in grouped.values()])
+
+
+def together(group: Sequence[Batch]) -> Batch:
+    """Batches of one family as one, each checkpoint's steps beside each other."""
+    steps = [step for batch in group for step in batch.steps]
+    checkpoints = list(dict.fromkeys(step.inputs.get("checkpoint") for step in steps))
+    return _batch(sorted(steps, key=lambda step: checkpoints.index(step.inputs.get("checkpoint"))))
 
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:

@@ -6,8 +6,9 @@ A stop is a request in the ledger: every worker, wherever it runs, looks before 
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from pipeline.steps.step import Step, StepRef
@@ -46,27 +47,42 @@ def interruptible(request_stop: RequestStop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class GpuMeter:
-    """GPU time of a run, summed up from samples of what is running."""
+def gpus_held(step: Step) -> float:
+    """What an hour of a step costs in GPU-hours."""
+    return step.resources.num_gpus
 
-    def __init__(self) -> None:
-        self.spent_s = 0.0
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """No more than ``amount``, of which an hour of a step costs ``an_hour``; ``name`` is what the user wrote."""
+
+    name: str
+    amount: float
+    an_hour: Callable[[Step], float] = gpus_held
+
+
+class GpuMeter:
+    """What the GPUs of a run have cost, summed up from samples of what is running; times 3,600."""
+
+    def __init__(self, an_hour: Callable[[Step], float] = gpus_held) -> None:
+        self.spent = 0.0
+        self._an_hour = an_hour
         self._last_s: float | None = None
         self._since: dict[StepRef, tuple[str, float]] = {}
         self._longest: dict[str, float] = {}  # by stage
 
     def sample(self, running: Iterable[Step], now_s: float) -> float:
-        """Count the time since the last sample; returns the GPU seconds spent once what is running has ended."""
+        """Count the time since the last sample; returns what is spent once what is running has ended."""
         steps = {step.ref: step for step in running if step.resources.num_gpus}
         for ref in [ref for ref in self._since if ref not in steps]:
             stage, since_s = self._since.pop(ref)
             self._longest[stage] = max(self._longest.get(stage, 0.0), now_s - since_s)
         for ref in steps:
             self._since.setdefault(ref, (ref.stage, now_s))
-        num_gpus = sum(step.resources.num_gpus for step in steps.values())
-        self.spent_s += num_gpus * (now_s - (now_s if self._last_s is None else self._last_s))
+        an_hour = {ref: self._an_hour(step) for ref, step in steps.items()}
+        self.spent += sum(an_hour.values()) * (now_s - (now_s if self._last_s is None else self._last_s))
         self._last_s = now_s
-        return self.spent_s + sum(step.resources.num_gpus * self._left_s(step.ref, now_s) for step in steps.values())
+        return self.spent + sum(rate * self._left_s(ref, now_s) for ref, rate in an_hour.items())
 
     def _left_s(self, ref: StepRef, now_s: float) -> float:
         stage, since_s = self._since[ref]
@@ -75,14 +91,14 @@ class GpuMeter:
 
 @contextmanager
 def budgeted(
-    gpu_hours: float | None, running: Callable[[], Iterable[Step]], request_stop: RequestStop
+    limits: Sequence[Limit], running: Callable[[], Iterable[Step]], request_stop: RequestStop
 ) -> Iterator[None]:
-    """Ask for a stop as soon as finishing what is in flight would use up ``gpu_hours``."""
-    if gpu_hours is None:
+    """Ask for a stop as soon as finishing what is in flight would use up one of the limits."""
+    if not limits:
         yield
         return
     done = threading.Event()
-    watcher = threading.Thread(target=_spend, args=(gpu_hours, running, request_stop, done), daemon=True)
+    watcher = threading.Thread(target=_spend, args=(limits, running, request_stop, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -92,12 +108,14 @@ def budgeted(
 
 
 def _spend(
-    gpu_hours: float, running: Callable[[], Iterable[Step]], request_stop: RequestStop, done: threading.Event
+    limits: Sequence[Limit], running: Callable[[], Iterable[Step]], request_stop: RequestStop, done: threading.Event
 ) -> None:
-    meter, steps = GpuMeter(), list[Step]()
+    meters, steps = [(limit, GpuMeter(limit.an_hour)) for limit in limits], list[Step]()
     while not done.wait(SAMPLE_EVERY_S):
         with suppress(OSError):  # what ran a moment ago still does
             steps = list(running())
-        if meter.sample(steps, time.monotonic()) >= gpu_hours * 3600:
-            request_stop(f"budget.gpu_hours={gpu_hours:g} is used up")
+        now_s = time.monotonic()
+        spent = {limit.name: meter.sample(steps, now_s) >= limit.amount * 3600 for limit, meter in meters}
+        if used_up := [name for name, is_spent in spent.items() if is_spent]:
+            request_stop(f"{used_up[0]} is used up")
             return

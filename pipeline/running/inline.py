@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from graphlib import TopologicalSorter
 
 from pipeline.running.apart import GpuLane
-from pipeline.running.batches import Batch, needs
+from pipeline.running.batches import Batch, in_families, needs
 from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, upstream_of
 from pipeline.running.submission import without_word
 from pipeline.running.worker import run_batch
@@ -26,7 +26,7 @@ class InlineRunner:
     ) -> Outcomes:
         on_ready()
         with GpuLane(context) as lane:
-            return _Run(batches, context, lane, on_done).outcomes()
+            return _Run(in_families(batches), context, lane, on_done).outcomes()
 
 
 class _Run:

@@ -57,6 +57,7 @@ class Ready:
 
     def __init__(self, batches: Sequence[Batch], urgency: Sequence[float]) -> None:
         self._batches, self._urgency = batches, urgency
+        self._families = [batch.family for batch in batches]
         self._queues: dict[Resources, list[tuple[float, int]]] = {}
 
     def __bool__(self) -> bool:
@@ -81,6 +82,18 @@ class Ready:
         if not self._queues[shape]:
             del self._queues[shape]
         return index
+
+    def pop_family(self, index: int, most: int) -> list[int]:
+        """Up to ``most`` others of the family of a batch that was popped, the most urgent first."""
+        shape, family = self._batches[index].resources, self._families[index]
+        queue = self._queues.get(shape, []) if family is not None else []
+        found = sorted(entry for entry in queue if self._families[entry[1]] == family)[:most]
+        if found:
+            self._queues[shape] = [entry for entry in queue if entry not in found]
+            heapq.heapify(self._queues[shape])
+            if not self._queues[shape]:
+                del self._queues[shape]
+        return [other for _, other in found]
 
     def drained(self) -> Iterator[int]:
         """Every batch, also those that become ready meanwhile."""

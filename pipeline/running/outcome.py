@@ -20,12 +20,13 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step ended, and why."""
+    """How a step ended, and why; ``seconds``: what an attempt that succeeded took."""
 
     ref: StepRef
     status: Status
     failure_class: FailureClass | None = None
     message: str = ""
+    seconds: float | None = None
 
 
 Outcomes = dict[StepRef, Outcome]

@@ -1,5 +1,6 @@
 """The live display: one line per trial, read from the ledger and the store, so that it shows any runner's work."""
 
+import math
 import os
 import sys
 import threading
@@ -8,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,10 +19,12 @@ from rich.text import Text
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import Batch
 from pipeline.running.outcome import Outcome
+from pipeline.running.time_left import Left, TimeLeft
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Ledger
 
 REFRESH_S = 1.0
+LOOK_EVERY_S = 5.0
 SHARED = "(shared)"
 
 
@@ -37,12 +41,14 @@ class Row:
 class Progress:
     """Watches the ledger for the steps of this run; thread-safe because it only reads files."""
 
-    def __init__(
-        self, plan: Plan, missing: Sequence[Step], batches: Sequence[Batch], ledger: Ledger, run_id: str
-    ) -> None:
+    def __init__(self, plan: Plan, batches: Sequence[Batch], time_left: TimeLeft, ledger: Ledger, run_id: str) -> None:
         self._plan = plan
-        self._missing = {step.ref for step in missing}
         self._waiting: dict[int, list[Step]] = {index: list(batch.steps) for index, batch in enumerate(batches)}
+        self._missing = {step.ref: step for batch in batches for step in batch.steps}
+        self._time_left = time_left
+        self._left: Left | None = None
+        self._next_look_s = 0.0
+        self._running_s: dict[StepRef, float] = {}  # of the steps that run, for how long
         self._ledger, self._run_id = ledger, run_id
         self._ended: dict[StepRef, str] = {}
         self._started = time.monotonic()
@@ -99,6 +105,8 @@ class Progress:
     def note(self, outcomes: Iterable[Outcome]) -> None:
         """Take in how a whole batch ended."""
         for outcome in outcomes:
+            if outcome.ref not in self._ended and outcome.seconds is not None:
+                self._time_left.note(self._missing[outcome.ref], outcome.seconds)
             self._ended[outcome.ref] = outcome.status.value
 
     def render(self) -> Group:
@@ -115,18 +123,25 @@ class Progress:
     def summary(self) -> str:
         """Steps, documents a second and the time left, in one line."""
         elapsed_s = time.monotonic() - self._started
-        missing = [step for step in self._plan.steps.values() if step.ref in self._missing]
-        ended = [step for step in missing if step.ref in self._ended]
-        done, to_do = (sum(step.num_documents for step in steps) for steps in (ended, missing))
-        parts = [f"{len(ended)}/{len(missing)} steps", f"{elapsed_s / 60:.1f} min"]
+        ended = [step for ref, step in self._missing.items() if ref in self._ended]
+        done, to_do = (sum(step.num_documents for step in steps) for steps in (ended, self._missing.values()))
+        parts = [f"{len(ended)}/{len(self._missing)} steps", f"{elapsed_s / 60:.1f} min"]
         if done:
-            # Documents, not steps: a fetch says nothing of how long an evaluation takes.
-            left_min = elapsed_s * (to_do - done) / done / 60
             parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second"]
-            parts += [f"about {left_min:.0f} min left"] if self._is_working else []
         if not self._is_working:
             parts += ["nothing is running"]
+        elif (left := self._looked_left()) is not None:
+            parts += [f"{'at least' if left.is_floor else 'about'} {math.ceil(left.seconds / 60)} min left"]
         return ", ".join(parts)
+
+    def _looked_left(self) -> Left | None:
+        """Now and then: a plan may have thousands of batches."""
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            with self._lock:
+                self._left = self._time_left.left(self._waiting, self._running_s)
+            self._next_look_s = now_s + LOOK_EVERY_S
+        return self._left
 
     def _rows(self) -> dict[str, Row]:
         rows: dict[str, Row] = defaultdict(Row)
@@ -143,24 +158,29 @@ class Progress:
 
     def _running(self) -> Iterable[Step]:
         """The steps being worked on; a batch works in order, so only its first open steps are looked at."""
+        self._running_s.clear()
         for waiting in self._waiting.values():
             while waiting:
                 known = self._ended.get(waiting[0].ref)
-                event = known or self._last_event(waiting[0])
-                if event == "started":
+                last = None if known else self._last_event(waiting[0])
+                event = known or (last and last["event"])
+                if last and event == "started":
+                    self._running_s[waiting[0].ref] = max(0.0, time.time() - last["time"])
                     yield waiting[0]
                 if event not in ("succeeded", "failed", "skipped"):
                     break
                 if event == "failed" and known is None and not self._has_begun(waiting[1:2]):
                     break  # it may be tried again
+                if last and event == "succeeded":
+                    self._time_left.note(waiting[0], last.get("seconds", 0.0))
                 self._ended[waiting.pop(0).ref] = event
 
     def _has_begun(self, steps: Iterable[Step]) -> bool:
         return any(self._last_event(step) is not None for step in steps)
 
-    def _last_event(self, step: Step) -> str | None:
+    def _last_event(self, step: Step) -> dict[str, Any] | None:
         events = [event for event in self._ledger.events(step.ref) if event.get("run_id") == self._run_id]
-        return events[-1]["event"] if events else None
+        return events[-1] if events else None
 
 
 def _activity(step: Step) -> str:

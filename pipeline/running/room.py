@@ -5,11 +5,12 @@ may hold the cores that the work of a free GPU needs.  So the driver gives it no
 to which node.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.running.nodes import Node
-from pipeline.running.placement import bundles, holds, request
+from pipeline.running.placement import KINDS, bundles, holds, request
 from pipeline.steps.step import Resources
 
 _ALMOST = 1e-6  # sums of fractions of a GPU
@@ -82,6 +83,15 @@ class Room:
         """Take note of the nodes that there are now."""
         there = {node.node_id: node for node in nodes}
         self._left = {name: self._left.get(name) or _Left.of(node) for name, node in there.items()}
+
+    def num_places(self, resources: Resources) -> float:
+        """How many such batches run at once where nothing else does; at least one."""
+        if self._grows:
+            return math.inf
+        asked = request(resources, self._nodes)
+        if asked.num_nodes > 1:
+            return max(1, sum(node.num_gpus for node in self._nodes) // asked.num_gpus)
+        return max(1, sum(_times(node, asked) for node in self._nodes))
 
     def place(self, resources: Resources) -> Place | None:
         """Take room for a batch; None where there is none now."""
@@ -160,6 +170,12 @@ class Room:
             for node_id, bundle in parts:
                 self._left[node_id].count(bundle, -1)
         return tuple(parts)
+
+
+def _times(node: Node, asked: Resources) -> int:
+    """How often a node has so much of everything."""
+    shares = [(kind.of_node(node) + _ALMOST) / kind.of_step(asked) for kind in KINDS if kind.of_step(asked)]
+    return int(min(shares, default=0))
 
 
 def _is_guest(resources: Resources) -> bool:

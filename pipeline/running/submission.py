@@ -1,6 +1,7 @@
 """The batches of one run on Ray: which wait, which are in flight, and how every step ended."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import FailureClass
-from pipeline.running.batches import Batch
+from pipeline.running.batches import Batch, together
 from pipeline.running.gpu_worker import run_on_gpus
 from pipeline.running.nodes import NODE_DIED, ClusterLostError, Nodes, blamed, this_node
 from pipeline.running.order import Graph, Ready, Seconds, cpus_per_gpu, critical_paths
 from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, Status, upstream_of
 from pipeline.running.placement import Patience, lacking, placement_group_of
 from pipeline.running.room import Place, Room
-from pipeline.running.worker import run_batch
+from pipeline.running.worker import ProcessUsedUpError, run_batch
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
 from stages.errors import one_line
@@ -61,7 +62,9 @@ class Submission:
         self._store = context.store.open()
         self._ledger = self._store.ledger
         self._limit = limit
-        self._batches = batches
+        self._batches = list(batches)
+        self._joined: dict[int, list[int]] = {}  # the others that are part of a batch by now
+        self._num_legs = Counter(batch.resources for batch in batches if batch.steps[0].stage.sessions)
         graph = Graph.of(batches)
         self._num_before, self._behind = graph.num_before, graph.behind
         self._to_come = Counter(batch.resources for batch in batches)  # neither in flight nor done
@@ -98,9 +101,23 @@ class Submission:
         self._room.cpus_per_gpu = cpus_per_gpu(self._to_come)
         for shape in self._ready.shapes():
             if place := self._room.place(shape):
-                return self._ready.pop(shape), place
+                return self._with_family(self._ready.pop(shape)), place
             self._room.close_for(shape)
         return None
+
+    def _with_family(self, index: int) -> int:
+        """Let others of its family that are ready follow the batch in its session.
+
+        Not more than its part of what there is for so many places: a start costs less than a GPU that has nothing to
+        do.  Those that are not ready yet are waited for by nobody.
+        """
+        shape = self._batches[index].resources
+        others = self._ready.pop_family(index, math.ceil(self._num_legs[shape] / self._room.num_places(shape)) - 1)
+        if others:
+            self._to_come[shape] -= len(others)
+            self._batches[index] = together([self._batches[each] for each in (index, *others)])
+            self._joined.setdefault(index, []).extend(others)
+        return index
 
     def _submit(self, index: int, place: Place) -> None:
         batch = self._batches[index]
@@ -189,10 +206,11 @@ class Submission:
 
     def _take_in(self, index: int, done: Sequence[Outcome], on_done: OnBatchDone) -> None:
         self._outcomes |= {outcome.ref: outcome for outcome in done}
-        for behind in self._behind[index]:
-            self._num_before[behind] -= 1
-            if self._num_before[behind] == 0:
-                self._ready.add(behind)
+        for ended in (index, *self._joined.pop(index, ())):
+            for behind in self._behind[ended]:
+                self._num_before[behind] -= 1
+                if self._num_before[behind] == 0:
+                    self._ready.add(behind)
         on_done(done)
 
 
@@ -222,6 +240,7 @@ def _options(batch: Batch, context: RunContext, place: Place, group: Any) -> dic
         "scheduling_strategy": _strategy(place, group),
         # A dead worker is replaced; run_batch counts deaths in the ledger and sets the guilty step aside.
         "max_retries": context.max_attempts * len(batch.steps),
+        "retry_exceptions": [ProcessUsedUpError],
         "runtime_env": {"env_vars": threads},
     }
 

@@ -6,8 +6,11 @@ import math
 import sys
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RETRY, FailureClass, Retry, classify
@@ -20,6 +23,7 @@ from pipeline.running.watchdog import Limits, watched
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.provenance import provenance
 from stages.errors import one_line, redacted
+from stages.gpu import held_gpus
 from stages.gpu_memory import memory_used_mib
 
 LISTING_PATIENCE_S = 10.0
@@ -27,11 +31,15 @@ ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is t
 NUM_ANNOUNCED = 2  # one to fill the tail of a shard, one to be built meanwhile
 
 
+class ProcessUsedUpError(Exception):
+    """The rest of a batch needs a new process; what is done is published."""
+
+
 def run_batch(batch: Batch, context: RunContext, upstream: Iterable[Outcome]) -> list[Outcome]:
     """Run the batch's steps in order; each is published the moment it is done.
 
     Outcomes are values: a step that fails stops only what depends on it.  Runs again harmlessly after a death of the
-    process, when it goes on with what is not published yet.
+    process, or ProcessUsedUpError, when it goes on with what is not published yet.
     """
     return _BatchRun(batch, context, {outcome.ref: outcome for outcome in upstream}).outcomes()
 
@@ -45,9 +53,12 @@ class _BatchRun:
         self._ledger = self._store.ledger
         self._attempts = Attempts(batch, context, self._store, self._ledger)
         self._inputs = Inputs(self._store)
-        self._unopened: list[BaseException] = []  # why the session did not open, since it last did
+        self._unopened: dict[StepRef, list[BaseException]] = defaultdict(list)  # why no session of a checkpoint opened
         self._session: Any = None
         self._sessions = ExitStack()
+        self._checkpoint: StepRef | None = None  # that the session answers from
+        self._opened_with: StepRef | None = None
+        self._num_exchanges = 0
         self._is_smaller = self._attempts.has_run_out_of_memory()
 
     def outcomes(self) -> list[Outcome]:
@@ -67,6 +78,8 @@ class _BatchRun:
         """A store that cannot be read for a moment costs one step, not those behind it."""
         try:
             return self._outcome(step)
+        except ProcessUsedUpError:
+            raise
         except Exception as error:
             return self._attempts.failed(step, classify(error), one_line(error))
 
@@ -92,10 +105,13 @@ class _BatchRun:
 
     def _hopeless(self, step: Step) -> Outcome | None:
         """A session that never opens is not tried for every step: each start takes a minute of the GPUs."""
-        if not step.stage.sessions or len(self._unopened) < max(self._context.max_attempts, ENOUGH_TO_DESPAIR):
+        if not step.stage.sessions:
             return None
-        last = self._unopened[-1]
-        message = f"not tried: what it shares with others did not open {len(self._unopened)} times: {one_line(last)}"
+        unopened = self._unopened[step.inputs["checkpoint"]]
+        if len(unopened) < max(self._context.max_attempts, ENOUGH_TO_DESPAIR):
+            return None
+        last = unopened[-1]
+        message = f"not tried: what it shares with others did not open {len(unopened)} times: {one_line(last)}"
         return self._attempts.failed(step, classify(last), message)
 
     def _tried(self, step: Step) -> Outcome:
@@ -122,6 +138,9 @@ class _BatchRun:
             try:
                 with self._limited(step):
                     self._make(step, started)
+            except ProcessUsedUpError:
+                self._ledger.stopped(step.ref, self._context.run_id)
+                raise
             except Exception as error:
                 print(redacted(traceback.format_exc()), file=sys.stderr)
                 failure_class = classify(error)
@@ -142,9 +161,8 @@ class _BatchRun:
     def _make(self, step: Step, started: float) -> None:
         inputs = self._inputs.of(step)
         config = (step.stage.smaller(step.config) or step.config) if self._is_smaller else step.config
-        if step.stage.sessions and self._session is None:
-            self._session = self._opened(step.stage.open_session(config, inputs))
         if step.stage.sessions:
+            self._turn_to(step, config, inputs)
             self._announce_next(step)
         with self._store.draft(step) as draft:
             memory_before = _gpu_memory_mib(step)
@@ -156,19 +174,55 @@ class _BatchRun:
                 "stage_s": round(time.perf_counter() - called, 4),
                 "run_id": self._context.run_id,
             }
+            held = held_gpus(step.resources.num_gpus)
+            cost = {
+                "num_gpus": step.resources.num_gpus,
+                "held_gpus": None if held is None else [asdict(gpu) for gpu in held],
+                "expected_s": step.expected_s,
+            }
             changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
             memory = {"before": memory_before, "after": _gpu_memory_mib(step)}
             on_gpu = {"gpu_memory_used_mib": memory} if step.resources.num_gpus else {}
-            draft.publish(metrics, {**provenance(), **times, **on_gpu, **changes})
+            draft.publish(metrics, {**provenance(), **times, **cost, **on_gpu, **self._exchanges(), **changes})
 
-    def _opened(self, session: contextlib.AbstractContextManager[Any]) -> Any:
+    def _exchanges(self) -> dict[str, Any]:
+        """What the session was opened with, where that was another checkpoint."""
+        if not self._num_exchanges or self._opened_with is None:
+            return {}
+        return {"session": {"opened_with": self._opened_with.short, "exchanges": self._num_exchanges}}
+
+    def _turn_to(self, step: Step, config: Any, inputs: Mapping[str, Path]) -> None:
+        """Have a session with the step's checkpoint."""
+        checkpoint = step.inputs["checkpoint"]
+        if self._session is not None and self._checkpoint != checkpoint:
+            self._exchange(step, inputs)
+        if self._session is None:
+            self._session = self._opened(checkpoint, step.stage.open_session(config, inputs))
+            self._opened_with, self._num_exchanges = checkpoint, 0
+        self._checkpoint = checkpoint
+
+    def _exchange(self, step: Step, inputs: Mapping[str, Path]) -> None:
+        """Put the step's checkpoint into the open session; whatever is in the way, the session is closed then.
+
+        What an engine leaves of itself on a GPU keeps the next one from opening in the same process.
+        """
+        try:
+            step.stage.exchange(inputs, self._session)
+            self._num_exchanges += 1
+        except Exception as error:
+            print(f"a new session, since the open one took no other checkpoint: {one_line(error)}", file=sys.stderr)
+            self._close_session()
+            if self._context.kills and step.resources.num_gpus:
+                raise ProcessUsedUpError from error
+
+    def _opened(self, checkpoint: StepRef, session: contextlib.AbstractContextManager[Any]) -> Any:
         try:
             opened = self._sessions.enter_context(session)
         except Exception as error:
             if classify(error) is FailureClass.engine:  # anything else may be this step's own fault
-                self._unopened.append(error)
+                self._unopened[checkpoint].append(error)
             raise
-        self._unopened.clear()
+        self._unopened[checkpoint].clear()
         return opened
 
     def _announce_next(self, step: Step) -> None:

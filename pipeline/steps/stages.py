@@ -26,7 +26,8 @@ class Stage:
     """Where a stage's code is (``function`` of ``module``, with ``VERSION`` beside it), and how its steps are treated.
 
     ``sessions`` says that the module has ``session_key(config)`` and ``open_session(config, inputs)``, and perhaps
-    ``announce(config, inputs, session)``.  Any may have ``prepare(config)`` and ``smaller(config)``.
+    ``announce(config, inputs, session)`` and ``exchange(inputs, session)``.  Any may have ``prepare(config)`` and
+    ``smaller(config)``.
     """
 
     name: str
@@ -66,6 +67,10 @@ class Stage:
         begin = getattr(importlib.import_module(self.module), "announce", None)
         if begin is not None:
             begin(config, inputs, session)
+
+    def exchange(self, inputs: Mapping[str, Path], session: Any) -> None:
+        """Give an open session another checkpoint; raises where only a new session will do."""
+        self._load("exchange")(inputs, session)
 
     def session_key(self, config: Any) -> str:
         return cast(str, self._load("session_key")(config))

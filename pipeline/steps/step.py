@@ -1,5 +1,6 @@
 """Steps: the nodes of a plan.  A step names its inputs by fingerprint, so it is small, flat and can go anywhere."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ class Step:
 
     ``inputs`` enter the fingerprint, ``after`` only orders (a gate must pass before an evaluation starts, yet a new
     gate threshold does not make old scores wrong).  ``label`` names the artifact's directory, ``trial`` the row of
-    the progress display; neither is identity.
+    the progress display, ``family`` the steps whose checkpoints may take each other's place in an open session; none of
+    these is identity.
     """
 
     stage: Stage
@@ -45,8 +47,11 @@ class Step:
     inputs: Mapping[str, StepRef] = field(default_factory=dict)
     after: tuple[StepRef, ...] = ()
     trial: str = ""
+    family: str = ""
     resources: Resources = Resources()
     num_documents: int = 0
+    output_tokens: int | None = None  # the most that a document's answer may have, 0 for choices; None: not known
+    expected_s: float | None = None  # what it was estimated to take before the run; None: not known
     payload: list[Any] = field(init=False)
     fingerprint: str = field(init=False)
 
@@ -55,6 +60,12 @@ class Step:
         described = payload(self.stage.name, self.stage.version, self.config, upstream)
         object.__setattr__(self, "payload", described)
         object.__setattr__(self, "fingerprint", fingerprint(described))
+
+    def expecting(self, seconds: float | None) -> "Step":
+        """The same step, of which so much is expected; nothing is hashed again."""
+        found = copy.copy(self)
+        object.__setattr__(found, "expected_s", seconds)
+        return found
 
     @property
     def ref(self) -> StepRef:

@@ -1,11 +1,12 @@
 """What manifests state, remembered between starts, so that a plan of 10,000 steps does not read 10,000 files."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.manifest import environment_of
 from pipeline.store.memory import recall, remember
 from pipeline.store.storage import Storage
+from pipeline.store.timing import Timing, timing_of
 
 
 class Known(NamedTuple):
@@ -14,6 +15,7 @@ class Known(NamedTuple):
     stamp: str
     fingerprint: str
     environment: str
+    timing: Timing | None
 
 
 class Index:
@@ -35,10 +37,15 @@ class Index:
             manifest = self._storage.manifest(stage, name)
             if not manifest:
                 return None
-            known = Known(stamp, manifest["fingerprint"], fingerprint(environment_of(manifest))[:16])
+            environment = fingerprint(environment_of(manifest))[:16]
+            known = Known(stamp, manifest["fingerprint"], environment, timing_of(manifest))
             self._loaded()[f"{stage}/{name}"] = known
             self._is_new = True
         return known
+
+    def remembered(self, stage: str, name: str) -> Known | None:
+        """The same without a look at the artifact."""
+        return self._loaded().get(f"{stage}/{name}")
 
     def save(self) -> None:
         """Write it down if something was added; a store that cannot be written to stays readable."""
@@ -47,5 +54,12 @@ class Index:
 
     def _loaded(self) -> dict[str, Known]:
         if self._known is None:
-            self._known = {name: Known(*known) for name, known in (recall(self._path) or {}).items()}
+            remembered = (recall(self._path) or {}).items()
+            # What an earlier version remembered, which was less, is read again.
+            self._known = {name: _known(*known) for name, known in remembered if len(known) == len(Known._fields)}
         return self._known
+
+
+def _known(stamp: str, fingerprint: str, environment: str, timing: list[Any] | None) -> Known:
+    """JSON has no tuples."""
+    return Known(stamp, fingerprint, environment, None if timing is None else Timing.recalled(timing))

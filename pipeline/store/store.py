@@ -21,6 +21,7 @@ from pipeline.store.index import Index
 from pipeline.store.ledger import Ledger
 from pipeline.store.manifest import artifact_name, environment_of, manifest_of
 from pipeline.store.storage import Records, Storage, Stored
+from pipeline.store.timing import Timing
 
 NUM_READERS, STEPS_A_READER = 16, 256
 
@@ -161,6 +162,18 @@ class Store:
             if (known := self._index.of(stage, name)) is not None:
                 found.setdefault(known.environment, (stage, name))
         return [environment_of(self._storage.manifest(*artifact)) for artifact in found.values()]
+
+    def timings(self, refs: Iterable[StepRef]) -> dict[StepRef, Timing]:
+        """When and where those of the steps ran that ``missing`` found to be there; reads nothing."""
+        listed: dict[str, Mapping[str, str]] = {}
+        found: dict[StepRef, Timing] = {}
+        for ref in refs:
+            if ref.stage not in listed:
+                listed[ref.stage] = self._storage.listing(ref.stage)
+            known = self._index.remembered(ref.stage, listed[ref.stage].get(ref.fingerprint[:12], ""))
+            if known is not None and known.fingerprint == ref.fingerprint and known.timing is not None:
+                found[ref] = known.timing
+        return found
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
         """The steps that are not published: the one list a run works through.

@@ -1,5 +1,6 @@
 """Read what a checkpoint directory holds from its safetensors headers, without torch and without reading weights."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any, NamedTuple
 from stages.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
+_CHUNK_BYTES = 2**24
 
 
 class TensorInfo(NamedTuple):
-    """One stored tensor: its file, its safetensors dtype (``BF16``, ``I8``, ...), its shape and its size in bytes."""
+    """One stored tensor: where it lies, its safetensors dtype (``BF16``, ``I8``, ...), shape and size in bytes."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
+    offset: int  # bytes from the start of its file
 
 
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
@@ -39,6 +42,16 @@ def num_stored_bytes(infos: dict[str, TensorInfo]) -> int:
     return sum(info.num_bytes for info in infos.values())
 
 
+def digest_of(info: TensorInfo) -> str:
+    """Sha256 of a tensor's bytes."""
+    digest = hashlib.sha256()
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        for start in range(0, info.num_bytes, _CHUNK_BYTES):
+            digest.update(stream.read(min(_CHUNK_BYTES, info.num_bytes - start)))
+    return digest.hexdigest()
+
+
 def _read_header(file: Path) -> dict[str, TensorInfo]:
     size = file.stat().st_size
     try:
@@ -48,7 +61,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             raw = stream.read(num_header_bytes) if num_header_bytes <= size - 8 else b""
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        infos = {name: _tensor_info(file, entry) for name, entry in header.items()}
+        infos = {name: _tensor_info(file, entry, 8 + num_header_bytes) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: unreadable safetensors header; fetch the file again") from error
     expected = 8 + num_header_bytes + num_stored_bytes(infos)
@@ -57,9 +70,9 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def _tensor_info(file: Path, entry: dict[str, Any]) -> TensorInfo:
+def _tensor_info(file: Path, entry: dict[str, Any], num_bytes_before: int) -> TensorInfo:
     start, end = entry["data_offsets"]
-    return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start)
+    return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start, num_bytes_before + start)
 
 
 def _check_index(path: Path, infos: dict[str, TensorInfo]) -> None:

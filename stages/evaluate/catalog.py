@@ -19,6 +19,7 @@ from typing import Any
 
 from stages.errors import ConfigError, DataError
 from stages.evaluate.catalog_rows import Rows, hub_ids
+from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES
 from stages.evaluate.task_index import FunctionRef, Index, build_index, expand
 
 _DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
@@ -39,9 +40,10 @@ def describe(
     ``tasks``: names, or by any label a name, settings to lay over each of its leaves, and whether to count documents.
     ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
     fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
-    ``versions``, ``output_type``, ``num_fewshot``, ``metrics``, whether the task ``reports_others`` than these, and
-    ``overrides`` (settings that a group lays over its members); ``weight_by_size`` of a group's mean and its
-    ``group_metric``, null unless the group names one that each of its leaves lists.
+    ``versions``, ``output_type``, ``output_tokens`` (the most of an answer), ``num_fewshot``, ``metrics``, whether the
+    task ``reports_others`` than these, and ``overrides`` (settings that a group lays over its members);
+    ``weight_by_size`` of a group's mean and its ``group_metric``, null unless the group names one that each of its
+    leaves lists.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
@@ -73,6 +75,7 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
         "num_examples": {leaf: rows.num_examples(leaf, config, overrides[leaf]) for leaf, config in configs.items()},
         "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
         "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
+        "output_tokens": {leaf: _output_tokens(config) for leaf, config in configs.items()},
         "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},
         "metrics": metrics,
         "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
@@ -93,6 +96,14 @@ def _num_docs(rows: Rows, leaf: str, config: Mapping[str, Any], overrides: Mappi
 
 def _output_type(config: Mapping[str, Any]) -> str | None:
     return None if "class" in config else config.get("output_type", "generate_until")
+
+
+def _output_tokens(config: Mapping[str, Any]) -> int | None:
+    """The most that an answer may have, 0 where choices are scored; None where whole texts are, or a class knows."""
+    if (kind := _output_type(config)) != "generate_until":
+        return 0 if kind in ("multiple_choice", "loglikelihood") else None
+    asked = config.get("generation_kwargs") or {}
+    return next((int(asked[name]) for name in LENGTH_NAMES if name in asked), DEFAULT_MAX_TOKENS)
 
 
 def _metrics(config: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from stages.evaluate.gen_kwargs import check_gen_kwargs
+from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
 from stages.fields import execution, identity
 
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
@@ -41,6 +41,7 @@ class EngineConfig:
     num_cpus: int = execution(1)
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
+    exchange_weights: bool = execution(True)  # of checkpoints that differ in values only, in an open engine
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
     def __post_init__(self) -> None:
@@ -117,6 +118,12 @@ class PromptConfig:
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
         check_gen_kwargs(self.gen_kwargs)
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The most tokens that an answer may have, where ``gen_kwargs`` says it."""
+        asked = (self.gen_kwargs.get(name) for name in LENGTH_NAMES)
+        return next((value for value in asked if isinstance(value, int)), None)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,7 @@ SAMPLING_NAMES = (
 )  # fmt: skip
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one thing, four names
 OTHER_NAMES = ("do_sample", "until", "num_beams", "use_cache")
+DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
 KNOWN_NAMES = (*SAMPLING_NAMES, *LENGTH_NAMES, *OTHER_NAMES)
 
 

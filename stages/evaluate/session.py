@@ -1,4 +1,6 @@
-"""What the shards of one checkpoint share: the engine with its weights, the tasks built so far, and what is under way.
+"""What shards share: an engine with a checkpoint's weights, the tasks built so far, and what is under way.
+
+The next checkpoint of the same family takes the place of the first in it: tasks and tokens stay what they are.
 
 The next shards are built in a thread of their own while the engine answers this one.  The engine stays in the thread
 that opened it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
@@ -13,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError, DataError, StageError, one_line
-from stages.evaluate.engines.protocol import Generation, Overlapping
+from stages.errors import ConfigError, DataError, EngineError, StageError, one_line
+from stages.evaluate.engines.family import family
+from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
 from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
 from stages.evaluate.scoring import metric_facts
 from stages.evaluate.task_index import task_roots
@@ -54,6 +57,7 @@ class Built:
 class Shard:
     """A shard under way; ``names`` are those of its requests in the engine, once they are there."""
 
+    checkpoint: Path
     built: Future[Built]
     names: list[str] | None = None
 
@@ -65,32 +69,52 @@ class Session:
     still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
     """
 
-    def __init__(self, model: "HarnessModel", engine: "Engine", work_dir: Path, overlaps: bool = False) -> None:
+    def __init__(
+        self, model: "HarnessModel", engine: "Engine", checkpoint: Path, work_dir: Path, overlaps: bool = False
+    ) -> None:
         self.model = model
         self.engine = engine
+        self._checkpoint = checkpoint
         self._work_dir = work_dir
         self._overlaps = overlaps
         self._tasks: dict[str, BuiltTask] = {}
-        self._under_way: dict[str, Shard] = {}
+        self._under_way: dict[tuple[Path, str], Shard] = {}
         self._generations: dict[str, Generation] = {}
         self._switch_interval_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._builder = ThreadPoolExecutor(1, "builder")
 
-    def announce(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> None:
-        """Begin to build a shard that will be asked for."""
-        key = _key(config, data, config.start, config.stop)
+    def announce(self, config: "EvaluateConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
+        """Begin to build a shard that will be asked for, of this checkpoint or of one that takes its place."""
+        key = checkpoint, _key(config, data, config.start, config.stop)
         if key not in self._under_way:
-            self._under_way[key] = Shard(self._builder.submit(self._build, config, data))
+            self._under_way[key] = Shard(checkpoint, self._builder.submit(self._build, config, data))
 
     def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
-        self.announce(config, data)
-        key = _key(config, data, config.start, config.stop)
+        self.announce(config, self._checkpoint, data)
+        key = self._checkpoint, _key(config, data, config.start, config.stop)
         try:
             return self._answer(self._under_way[key])
         finally:
             del self._under_way[key]
+
+    def exchange(self, checkpoint: Path) -> None:
+        """Answer from another checkpoint from now on, as if the session had been opened with it.
+
+        Raises StageError where that cannot be, or went wrong: the session must be closed then.
+        """
+        if not isinstance(self.engine, Replaceable):
+            raise EngineError("this engine keeps the weights it was opened with")
+        if family(checkpoint) != family(self._checkpoint):
+            raise EngineError(
+                f"{checkpoint.name} has another config, tokenizer or tensors than {self._checkpoint.name}"
+            )
+        self._finish_begun()
+        self._generations.clear()
+        self._under_way = {key: shard for key, shard in self._under_way.items() if shard.checkpoint == checkpoint}
+        self.engine.replace(checkpoint)
+        self._checkpoint = checkpoint
 
     def close(self) -> None:
         """Drop what is under way and close the engine."""
@@ -142,9 +166,9 @@ class Session:
             self._generations.update(self.engine.advance())
 
     def _begin(self, engine: Overlapping) -> None:
-        """Put into the engine what is built, up to the first shard that must have it alone."""
+        """Put into the engine what is built, up to the first shard that must have it alone, or other weights."""
         for shard in list(self._under_way.values()):
-            if not shard.built.done():
+            if shard.checkpoint != self._checkpoint or not shard.built.done():
                 return
             if shard.names is not None or shard.built.exception():
                 continue

@@ -67,7 +67,8 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
         model = _open_model(checkpoint, engine, Path(work_dir))
         # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
         build_task(config, _data(inputs), model, Path(work_dir) / "first")
-        session = Session(model, open_engine(checkpoint, engine), Path(work_dir), engine.overlap_shards)
+        opened = open_engine(checkpoint, engine)
+        session = Session(model, opened, checkpoint, Path(work_dir), engine.overlap_shards)
         try:
             yield session
         finally:
@@ -76,7 +77,15 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
 
 def announce(config: EvaluateConfig, inputs: Mapping[str, Path], session: Session) -> None:
     """Begin with a shard while an earlier one is still being scored."""
-    session.announce(config, _data(inputs))
+    session.announce(config, inputs["checkpoint"], _data(inputs))
+
+
+def exchange(inputs: Mapping[str, Path], session: Session) -> None:
+    """Put ``inputs["checkpoint"]`` in the place of the one that the session was opened with.
+
+    Raises StageError where only a new session will do; this one must be closed then.
+    """
+    session.exchange(inputs["checkpoint"])
 
 
 def evaluate(

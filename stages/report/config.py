@@ -32,7 +32,7 @@ class GpuConfig:
     priced_on: str | None = identity(None)  # YYYY-MM-DD
 
 
-def usd_per_hour(gpu: GpuConfig, num_gpus: int) -> float:
+def usd_per_hour(gpu: GpuConfig, num_gpus: float) -> float:
     """The price of ``num_gpus`` GPUs.
 
     A number that is not listed costs its share of the smallest listed machine that has as many, or of the largest:
@@ -117,6 +117,46 @@ class FailureRow:
 
 
 @dataclass(kw_only=True, slots=True)
+class CostRow:
+    """What the published steps of a stage took, from the start to the end of each; None where nobody wrote it down.
+
+    The last three are of the steps whose time was expected before they ran.
+    """
+
+    stage: str = identity()
+    num_steps: int = identity()
+    seconds: float | None = identity(None)
+    gpu_hours: float | None = identity(None)
+    num_expected: int = identity(0)
+    expected_s: float | None = identity(None)
+    expected_took_s: float | None = identity(None)
+
+
+@dataclass(kw_only=True, slots=True)
+class GpuRow:
+    """A GPU in the runs that used it, each from the start of its first step on GPUs to the end of its last.
+
+    ``held``: the share of that time in which a step held it; ``computing``: in which a stage's own function ran there.
+    """
+
+    host: str = identity()
+    gpu: str = identity()
+    product: str | None = identity(None)
+    num_steps: int = identity()
+    run_s: float = identity()
+    held: float = identity()
+    computing: float = identity()
+
+
+@dataclass(kw_only=True, slots=True)
+class CostsConfig:
+    """What a sweep took."""
+
+    stages: list[CostRow] = identity()
+    gpus: list[GpuRow] = identity(factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
 class ReportConfig:
     """What the report shows, in its order."""
 
@@ -126,6 +166,7 @@ class ReportConfig:
     suites: list[SuiteRow] = identity(factory=list)
     failures: list[FailureRow] = identity(factory=list)
     serving: ServingConfig | None = identity(None, neutral=None)  # prices and mixes of the points among the inputs
+    costs: CostsConfig | None = identity(None, neutral=None)
 
     def __post_init__(self) -> None:
         names = [trial.name for trial in self.trials]

@@ -8,6 +8,7 @@ from stages.compare.verdict import LEGEND
 from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
+from stages.report.costs import costs_view
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
 from stages.report.rows import Comparisons, read_comparisons, suite_rows, summary_rows
@@ -78,6 +79,7 @@ def _view(
         "statistics": statistics_facts(comparisons),
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),
+        "costs": costs_view(config.costs),
         "missing": MISSING,
         "legend": LEGEND,
     }

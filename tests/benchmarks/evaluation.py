@@ -223,7 +223,7 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
 
     from stages.evaluate.config import EngineConfig
     from stages.evaluate.engines.simulated import is_simulated, register, write_dense_copy
-    from stages.evaluate.engines.vllm_engine import _llm_arguments
+    from stages.evaluate.engines.vllm_start import Start, llm_arguments
 
     config = (
         EngineConfig(max_model_len=MAX_MODEL_LEN)
@@ -236,7 +236,7 @@ def _adapter(checkpoint: Path, work_dir: Path) -> Any:
         register()
         write_dense_copy(checkpoint, work_dir, config.dtype)
         checkpoint = work_dir
-    arguments = _llm_arguments(checkpoint, config, not on_gpu)
+    arguments = llm_arguments(checkpoint, Start.of(checkpoint, config), not on_gpu)
     return VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
 
 

@@ -125,14 +125,15 @@ class Bench:
 
         on_gpu = torch.cuda.is_available()
         if options.model in SHAPES:
-            arguments = vllm_engine._llm_arguments
-            vllm_engine._llm_arguments = lambda *given: {**arguments(*given), "load_format": "dummy"}
+            arguments = vllm_engine.llm_arguments
+            vllm_engine.llm_arguments = lambda *given: {**arguments(*given), "load_format": "dummy"}
         config = EngineConfig(
             dtype="bfloat16" if on_gpu else "float32",
             max_model_len=options.max_model_len,
             on_gpu=on_gpu,
             kv_cache_gib=None if on_gpu else 4,
         )
+        self._checkpoint = checkpoint
         self.engine = vllm_engine.VllmEngine(checkpoint, config)
         from stages.evaluate.engines.harness_model import HarnessModel
         from stages.evaluate.nltk_data import provide_nltk_data
@@ -235,7 +236,7 @@ class Bench:
         ]
         self.engine.reset()
         shutil.rmtree(self._work_dir / "session", ignore_errors=True)
-        session = Session(self.ours, self.engine, self._work_dir / "session", overlaps=True)
+        session = Session(self.ours, self.engine, self._checkpoint, self._work_dir / "session", overlaps=True)
         for shard in shards[:2]:  # built before the clock starts, as if others were answered before them
             announce(shard, data, session)
         wait(shard.built for shard in session._under_way.values())

@@ -147,19 +147,37 @@ def session_key(config: NoteConfig) -> str:
     return "one"
 
 
+class Served(list[str]):
+    """What was served, and a mark for each opening, exchange and closing."""
+
+    def __init__(self, config: NoteConfig) -> None:
+        super().__init__()
+        self._marks = Path(config.scratch) / "sessions"
+
+    def mark(self, what: str) -> None:
+        with self._marks.open("a") as marks:
+            marks.write(f"{what}\n")
+
+
 @contextmanager
-def open_session(config: NoteConfig, inputs: Mapping[str, Path]) -> Iterator[list[str]]:
-    """A list of what was served, and a mark for each opening and closing."""
-    with (Path(config.scratch) / "sessions").open("a") as marks:
-        marks.write("open\n")
+def open_session(config: NoteConfig, inputs: Mapping[str, Path]) -> Iterator[Served]:
+    """Refused where the step says so."""
+    session = Served(config)
+    session.mark("open")
     if config.behaviour == "no_session":
         raise EngineError("the engine did not start")
-    yield []
-    with (Path(config.scratch) / "sessions").open("a") as marks:
-        marks.write("close\n")
+    yield session
+    session.mark("close")
 
 
-def serve_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path, session: list[str]) -> Mapping[str, float]:
+def exchange(inputs: Mapping[str, Path], session: Served) -> None:
+    """Refused of a checkpoint that calls itself odd."""
+    session.mark("exchange")
+    if "odd" in (inputs["checkpoint"] / "note.txt").read_text():
+        raise EngineError("it is odd")
+
+
+def serve_note(config: NoteConfig, inputs: Mapping[str, Path], out: Path, session: Served) -> Mapping[str, float]:
     """Like ``write_note``, in a session."""
     session.append(config.text)
     write_note(config, inputs, out)
@@ -186,7 +204,15 @@ def note(
     )
 
 
-def serving(text: str, checkpoint: Step, *upstream: Step, **config: Any) -> Step:
+def serving(
+    text: str,
+    checkpoint: Step,
+    *upstream: Step,
+    family: str = "",
+    after: tuple[Step, ...] = (),
+    resources: Resources = ONE_CPU,
+    **config: Any,
+) -> Step:
     """A step of a stage with sessions."""
     inputs = {f"input{index}": step.ref for index, step in enumerate(upstream)}
     return Step(
@@ -194,5 +220,8 @@ def serving(text: str, checkpoint: Step, *upstream: Step, **config: Any) -> Step
         config=NoteConfig(text=text, **config),
         label=text,
         inputs={"checkpoint": checkpoint.ref, **inputs},
+        after=tuple(step.ref for step in after),
+        family=family,
+        resources=resources,
         num_documents=1,
     )

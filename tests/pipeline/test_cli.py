@@ -131,6 +131,11 @@ BAD_INPUT = {
     "a confidence in per cent": (["+sweep=smoke", "compare.confidence=95"], r"compare.confidence must lie between"),
     "an axis without values": (["+sweep=smoke", "sweep.axes.recipe=[]"], r"axis recipe has no values"),
     "a budget of nothing": (["+sweep=smoke", "budget.gpu_hours=-1"], r"budget.gpu_hours must be more than 0"),
+    "a budget of dollars for a GPU nobody named": (
+        ["+sweep=smoke", "budget.usd=5"],
+        r"budget.usd=5 needs the price of a GPU, and gpu=none has none that is paid: say which GPU, gpu=h100",
+    ),
+    "a budget of dollars without a price": (["+sweep=smoke", "gpu=h200", "budget.usd=5"], r"gpu=h200 has none that"),
     "an unknown generation argument": (
         ["+sweep=smoke", "+tasks.tabular.gen_kwargs.max_gen_tok=5"],
         r"gen_kwargs max_gen_tok are unknown; there are .*max_gen_toks",
@@ -217,6 +222,8 @@ BAD_INPUT = {
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
     "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),
+    "dollars that are no number": (["gpu=h100", "budget.usd=nan"], r"budget.usd must be more than 0"),
+    "a cluster without GPUs": (["cluster.num_gpus=0"], r"cluster.num_gpus must be at least 1"),
     "a store that is nowhere": (["+sweep=smoke", "store.root="], r"store\.root is empty \(an unset variable\?\)"),
     "a sweep without a name to collect for": (["+sweep=smoke", "mode=gc", "sweep.name="], r"sweep\.name is empty"),
     "an export to nowhere": (["+sweep=smoke", "mode=status", "failures.export="], r"failures\.export is empty"),
@@ -283,6 +290,29 @@ def test_a_file_of_failures_that_is_damaged_is_named(run, tmp_path: Path, conten
         "error: failures.from=failed.json is not a file that failures.export= of this version wrote, or was changed "
         "since: write it again with mode=status failures.export=FILE\n",
     )
+
+
+@pytest.mark.dear
+def test_a_plan_says_what_it_will_take_and_what_of_that_is_not_known(run) -> None:  # type: ignore[no-untyped-def]
+    """Two H100 that are not here; a GPU nobody has measured; a cluster of a size that nobody said."""
+    gpus = ["+sweep=smoke", "mode=plan", "engine=vllm_gpu", "store.root=nowhere"]
+    _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2")
+    assert re.search(
+        r"^expected: (?:at least )?0\.\d+ GPU-hours, \d+ min on 2 GPUs, \d+\.\d\d \$ for GPUs while steps hold them "
+        r"\(\d+\.\d\d for 2 all the time\), 0\.7 GiB of weights to write$",
+        out,
+        re.MULTILINE,
+    )
+    assert re.search(r"^evaluate +12 +0 +\d+ min +0\.\d+$", out, re.MULTILINE)
+    assert "scaled from 8.03 to 0.135 billion parameters: " in out
+    _, out, _ = run(*gpus, "gpu=h200", "cluster=existing")
+    assert "not known: 12 steps of evaluate on H200; nothing like that was measured" in out
+    assert re.search(r"^evaluate +12 +0 +not known +–$", out, re.MULTILINE)
+    assert "duration not known before the cluster is (say how many GPUs it has, cluster.num_gpus=N)" in out
+    _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2", "engine.tensor_parallel_size=4")
+    assert "duration not known: a step needs 4 GPUs and there are 2" in out
+    assert "ranks share the work of evaluate without loss" in out
+    assert "dollars not known" in run(*gpus, "gpu=h100", "gpu.prices=[]")[1]
 
 
 @pytest.mark.dear
@@ -440,7 +470,7 @@ def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run
 def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ignore[no-untyped-def]
     def to_run(*arguments: str) -> dict[str, int]:
         _, out, _ = run("+sweep=smoke", "mode=plan", *arguments)
-        return {stage: int(number) for stage, number in re.findall(r"^(\w+) +(\d+) +0$", out, re.MULTILINE)}
+        return {stage: int(number) for stage, number in re.findall(r"^(\w+) +(\d+) +0 ", out, re.MULTILINE)}
 
     whole, part = to_run(), to_run("only=[*/bf16,tabular]")
     assert whole["quantize"] == 3

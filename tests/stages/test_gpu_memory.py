@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from stages.errors import ConfigError, EngineError
-from stages.gpu import GpuState
+from stages.gpu import GpuState, HeldGpu, held_gpus, num_visible_gpus
 from stages.gpu_memory import memory_used_mib, utilization
 
 TOTAL_MIB = 80 * 1024
@@ -50,6 +50,8 @@ def driver(monkeypatch):
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetComputeRunningProcesses=lambda handle: processes,
+        nvmlDeviceGetIndex=lambda handle: handle,
+        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}",
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
 
@@ -62,6 +64,15 @@ def test_what_is_in_the_way_is_named(driver):
     assert "in the way: pid 1 " in said
     assert "70.0 GiB, pid 1073741824; end that, or wait" in said
     assert "\n" not in said
+
+
+def test_a_gpu_is_known_by_its_host_s_number_whatever_the_process_sees(driver, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert held_gpus(2) == [HeldGpu(3, "GPU-3"), HeldGpu(5, "GPU-5")]
+    assert held_gpus(0.25) == [HeldGpu(3, "GPU-3")]
+    assert held_gpus(0) == []
+    assert held_gpus(3) is None, "the others are on another host"
+    assert num_visible_gpus() == 2
 
 
 def test_weights_that_an_empty_gpu_would_not_hold_are_nobodys_fault():

@@ -19,9 +19,7 @@ from lm_eval.api.model import TemplateLM  # noqa: TID253
 from stages.checkpoints.chat import DATE
 from stages.errors import ConfigError
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
-from stages.evaluate.gen_kwargs import SAMPLING_NAMES, check_gen_kwargs
-
-_DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
+from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +225,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
         context, arguments = instance.args[:2]
-        options = dict(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS))
+        options = dict(normalize_gen_kwargs(arguments, DEFAULT_MAX_TOKENS))
         stop = tuple(term for term in handle_stop_sequences(options["until"], self._eos_text) if term)
         max_tokens = int(options["max_gen_toks"])
         room = self.max_length - max_tokens

@@ -19,12 +19,15 @@ _ENVIRONMENT = {
 class ProcessState:
     """Sets what vLLM reads at its import; restores that, and what vLLM changes for the whole process."""
 
-    def __init__(self, compile_cache: Path) -> None:
+    def __init__(self, cache: Path | None, keeps_plan: bool) -> None:
+        """``cache`` is for what vLLM makes of a model; ``keeps_plan``: how it laid out memory may be kept there too."""
         self._environment = dict(os.environ)
         set_environment()
-        os.environ.setdefault("VLLM_CACHE_ROOT", str(compile_cache))
-        # What samples and attends is the same in every model: compiled once, not by every engine for 20 s.
-        os.environ.setdefault("TRITON_CACHE_DIR", str(compile_cache.parent / "triton"))
+        if cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
+            os.environ["VLLM_CACHE_ROOT"] = str(cache)
+            os.environ["VLLM_ENABLE_STARTUP_PLAN"] = str(int(keeps_plan))
+            # What samples and attends is the same in every model: compiled once, not by every engine for 20 s.
+            os.environ.setdefault("TRITON_CACHE_DIR", str(cache.parent / "triton"))
         import torch
         import torch._dynamo
 

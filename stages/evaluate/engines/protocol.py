@@ -6,6 +6,7 @@ task), so two engines can differ in arithmetic only.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 FINISHED, CUT_OFF = "stop", "length"  # finish reasons
@@ -73,6 +74,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory, threads and process state, so that another engine can open in this process."""
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """An engine that can be given other weights of the same family, in less time than another one takes to open."""
+
+    def replace(self, checkpoint: Path) -> None:
+        """Answer from the weights of ``checkpoint`` from now on, as an engine that was opened with them would.
+
+        Raises EngineError where that cannot be, or went wrong: the engine must be closed then.
+        """
 
 
 @runtime_checkable

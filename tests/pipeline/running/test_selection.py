@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from pipeline.errors import FailureClass, UserError
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import Batch
-from pipeline.running.control import GpuMeter, budgeted
+from pipeline.running.control import GpuMeter, Limit, budgeted
 from pipeline.running.progress import Progress
+from pipeline.running.schedule import Capacity
 from pipeline.running.selection import chosen, failed, with_needs
+from pipeline.running.time_left import TimeLeft
 from pipeline.steps.step import Resources, Step
 from pipeline.store.ledger import Failure, Ledger
 from pipeline.store.store import open_storage
@@ -97,6 +99,28 @@ def test_gpu_time_is_summed_over_what_is_running_and_what_it_will_take() -> None
     assert meter.sample([], 30) == 35
 
 
+def test_dollars_are_counted_by_the_same_meter() -> None:
+    dear, cheap = (note(name, resources=Resources(num_gpus=1)) for name in ("dear", "cheap"))
+    meter = GpuMeter(lambda step: 3.29 if step is dear else 0.8)
+    assert meter.sample([dear, cheap], 0) == 0
+    assert meter.sample([dear, cheap], 10) == pytest.approx(10 * (3.29 + 0.8))
+    assert meter.sample([cheap], 20) == pytest.approx(10 * (3.29 + 0.8) + 10 * 0.8)
+
+
+def test_the_limit_that_is_reached_first_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.running.control.SAMPLE_EVERY_S", 0.01)
+    reasons, stopped = list[str](), threading.Event()
+
+    def request_stop(reason: str) -> None:
+        reasons.append(reason)
+        stopped.set()
+
+    limits = [Limit("budget.gpu_hours=9", 9), Limit("budget.usd=0.0001", 1e-7, lambda step: 1.0)]
+    with budgeted(limits, lambda: [note("a", resources=Resources(num_gpus=1))], request_stop):
+        assert stopped.wait(5)
+    assert reasons == ["budget.usd=0.0001 is used up"]
+
+
 def _failure(failure_class: FailureClass) -> Failure:
     return Failure(failure_class, "why", None, 1)
 
@@ -112,7 +136,8 @@ def test_a_step_between_two_attempts_is_not_done(tmp_path: Path) -> None:
     """Its second attempt costs GPU time like the first."""
     ledger, step, behind = Ledger(open_storage(tmp_path)), note("a"), note("b")
     plan = Plan("test", {}, {step.ref: step, behind.ref: behind})
-    progress = Progress(plan, [step, behind], [Batch((step, behind), ())], ledger, "run")
+    work = [Batch((step, behind), ())]
+    progress = Progress(plan, work, TimeLeft(work, [0.0], Capacity()), ledger, "run")
     ledger.started(step.ref, "run", None)
     assert progress.running_steps() == [step]
     ledger.failed(step.ref, "run", FailureClass.engine, "died")
@@ -134,5 +159,5 @@ def test_a_budget_outlives_a_store_that_cannot_be_read_for_a_moment(monkeypatch:
             raise trouble
         return [note("a", resources=Resources(num_gpus=8))]
 
-    with budgeted(1e-6, running, lambda reason: stopped.set()):
+    with budgeted([Limit("budget.gpu_hours", 1e-6)], running, lambda reason: stopped.set()):
         assert stopped.wait(5)

@@ -228,3 +228,14 @@ def test_a_store_that_fails_once_costs_one_step(tmp_path: Path, monkeypatch: pyt
     lost = [outcome.ref for outcome in outcomes if outcome.status is not Status.succeeded]
     assert len(lost) == 1
     assert list(Ledger(open_storage(tmp_path / "store")).failures(steps)) == lost
+
+
+def test_an_artifact_says_what_was_expected_of_its_step_and_what_it_held(tmp_path: Path) -> None:
+    steps = [note("a").expecting(7.5), note("b", resources=Resources(num_gpus=2))]
+    for batch in batches(steps):
+        run_batch(batch, RunContext(Address(tmp_path), "run", max_attempts=1), [])
+    said = [(Store(tmp_path).manifest(step.ref) or {})["provenance"] for step in steps]
+    assert [each["expected_s"] for each in said] == [7.5, None]
+    assert [each["num_gpus"] for each in said] == [0, 2]
+    assert said[0]["held_gpus"] == []
+    assert "held_gpus" in said[1]

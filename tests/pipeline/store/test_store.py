@@ -17,7 +17,9 @@ from pipeline.planning.plan import Plan
 from pipeline.results.garbage import collect
 from pipeline.results.record import save
 from pipeline.store.manifest import MANIFEST, file_name
+from pipeline.store.memory import remember
 from pipeline.store.store import Store
+from pipeline.store.timing import Timing
 from tests.pipeline.fakes import note
 
 
@@ -207,6 +209,33 @@ def test_what_is_remembered_of_a_store_never_hides_a_change(tmp_path: Path) -> N
     (tmp_path / "cache" / "index.json").write_text("torn by a ki")
     assert Store(tmp_path).missing(steps) == steps[1:]
     assert Store(tmp_path).find(steps[0].ref) == kept
+
+
+def test_when_and_where_steps_ran_is_remembered_with_them(tmp_path: Path) -> None:
+    said = {"run_id": "r", "host": "h", "started": 1.0, "ended": 5.5, "stage_s": 2.5, "gpus": ["NVIDIA H100, 570"]}
+    held = {"num_gpus": 1, "held_gpus": [{"index": 3, "uuid": "GPU-a"}], "expected_s": 4.0}
+    steps = [note(text) for text in ("all", "older", "silent", "missing")]
+    for step, provenance in zip(steps, ({**said, **held}, said, {}), strict=False):
+        with Store(tmp_path).draft(step) as draft:
+            draft.publish({}, provenance)
+    for _ in ("read", "remembered"):
+        store = Store(tmp_path)
+        assert store.missing(steps) == steps[3:]
+        found = store.timings(step.ref for step in steps)
+        assert found == {
+            steps[0].ref: Timing("r", "h", 1.0, 5.5, 2.5, ("NVIDIA H100, 570",), 1.0, ("3 GPU-a",), 4.0),
+            steps[1].ref: Timing("r", "h", 1.0, 5.5, 2.5, ("NVIDIA H100, 570",)),
+        }
+    assert (found[steps[0].ref].seconds, found[steps[0].ref].before_s) == (4.5, 2.0)
+
+
+def test_a_memory_of_an_earlier_version_is_read_again(tmp_path: Path) -> None:
+    path, step = publish(tmp_path, "a"), note("a")
+    stamp = str((path / MANIFEST).stat().st_mtime_ns)
+    remember(tmp_path / "cache" / "index.json", {f"note/{path.name}": [stamp, step.fingerprint, "digest"]})
+    store = Store(tmp_path)
+    assert store.missing([step]) == []
+    assert store.environments([step.ref]) == [{"packages": None, "git": None}]
 
 
 def test_an_artifact_that_is_made_again_elsewhere_is_known_by_its_new_environment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from stages.errors import ConfigError, DataError, EngineError
 from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
 from stages.evaluate.engines.protocol import Generation, Score
 from stages.evaluate.session import Session
-from stages.evaluate.stage import announce, evaluate, open_session, session_key
+from stages.evaluate.stage import announce, evaluate, exchange, open_session, session_key
+from stages.quantize import Algorithm
 
 pytestmark = pytest.mark.dear
 
@@ -510,16 +512,82 @@ class WritingEngine:
 def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, config_of, inputs, tmp_path):
     """Another driver may have published it meanwhile."""
     data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
-    overlapping = Session(session.model, WritingEngine(), tmp_path, overlaps=True)
+    overlapping = Session(session.model, WritingEngine(), inputs["checkpoint"], tmp_path, overlaps=True)
     first, never, choice = (
         config_of("quiz_write", stop=2),
         config_of("quiz_write", start=2, stop=4),
         config_of("quiz_choice", stop=2),
     )
     for config in (first, never, choice):
-        overlapping.announce(config, data)
+        overlapping.announce(config, inputs["checkpoint"], data)
     for shard in overlapping._under_way.values():
         shard.built.result()
     assert len(overlapping.answered(first, data).answers) == 2
     assert len(overlapping.answered(choice, data).answers) == 2
     overlapping.close()
+
+
+class Exchanging(WritingEngine):
+    """And takes other weights while it has nothing to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def replace(self, checkpoint):
+        self.reset()
+        self.weights.append((checkpoint.name, len(self.begun)))
+
+
+def test_what_follows_with_other_weights_is_built_before_and_begun_after_they_are_there(
+    session, config_of, inputs, tmp_path
+):
+    """And what was begun with the first weights and never asked for does not answer for the second."""
+    data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
+    other = shutil.copytree(inputs["checkpoint"], tmp_path / "other")
+    engine = Exchanging()
+    overlapping = Session(session.model, engine, inputs["checkpoint"], tmp_path, overlaps=True)
+    first, second = config_of("quiz_write", stop=2), config_of("quiz_write", start=2, stop=4)
+    for checkpoint, config in ((inputs["checkpoint"], first), (inputs["checkpoint"], second), (other, second)):
+        overlapping.announce(config, checkpoint, data)
+    built = [shard.built for shard in overlapping._under_way.values()]
+    wait(built)
+    assert len(overlapping.answered(first, data).answers) == 2
+    begun = len(engine.begun)
+    assert begun == 8, "two shards of two documents, each answered twice"
+    exchange({"checkpoint": other}, overlapping)
+    assert engine.weights == [("other", begun)]
+    assert len(overlapping.answered(second, data).answers) == 2
+    assert len(engine.begun) == begun + 4, "asked again, though the first weights had answered it"
+    overlapping.close()
+
+
+def test_a_checkpoint_of_another_family_reaches_no_engine(session, config_of, inputs, tmp_path):
+    other = shutil.copytree(inputs["checkpoint"], tmp_path / "other")
+    (other / "tokenizer_config.json").write_text("{}")
+    engine = Exchanging()
+    kept = Session(session.model, engine, inputs["checkpoint"], tmp_path)
+    with pytest.raises(EngineError, match="another config, tokenizer or tensors"):
+        exchange({"checkpoint": other}, kept)
+    assert engine.weights == []
+    kept.engine = WritingEngine()
+    with pytest.raises(EngineError, match="keeps the weights"):
+        exchange({"checkpoint": inputs["checkpoint"]}, kept)
+    kept.close()
+
+
+def test_transformers_loads_another_checkpoint_in_the_place_of_the_first(
+    session, config_of, inputs, bytes_of, quantize_tiny, tmp_path
+):
+    """As it would have opened it; in a session whose tasks are built."""
+    rounded = [quantize_tiny(algorithm=algorithm, scheme="W8A8") for algorithm in (Algorithm.rtn, Algorithm.gptq)]
+    found = []
+    config = config_of("quiz_choice", stop=4)
+    for checkpoint in rounded:
+        with open_session(config, inputs | {"checkpoint": checkpoint}) as fresh:
+            found.append(bytes_of(config, fresh)["samples.parquet"])
+    with open_session(config, inputs | {"checkpoint": rounded[0]}) as exchanged:
+        assert bytes_of(config, exchanged)["samples.parquet"] == found[0]
+        exchange({"checkpoint": rounded[1]}, exchanged)
+        assert bytes_of(config, exchanged)["samples.parquet"] == found[1]
+    assert found[0] != found[1]

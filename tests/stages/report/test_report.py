@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stages.compare.config import CompareConfig
 from stages.compare.stage import compare
 from stages.errors import DataError
-from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
+from stages.report.config import CostRow, CostsConfig, FailureRow, GpuRow, ReportConfig, SuiteRow, TrialRow
 from stages.report.numbers import decimals, interval, number, p_value, percent
 from stages.report.rows import suite_rows
 from stages.report.stage import report
@@ -329,6 +329,32 @@ def test_a_task_without_a_metric_of_its_own_is_shown_without_a_score(write, writ
     page = write({"compare/m/bf16/arc": tmp_path}, trials=TRIALS[:1], tasks=["arc"], suites=[], failures=[])
     assert [(row["status"], row["score"], row["metric"]) for row in page.rows] == [("incomplete", None, None)]
     assert "report different metrics" in page.html
+
+
+def test_what_it_took_stands_beside_what_was_expected(write, inputs):
+    costs = CostsConfig(
+        stages=[
+            CostRow(
+                stage="evaluate",
+                num_steps=57,
+                seconds=3725.0,
+                gpu_hours=1.035,
+                num_expected=50,
+                expected_s=3000.0,
+                expected_took_s=3600.0,
+            ),
+            CostRow(stage="compare", num_steps=2, seconds=0.25),
+        ],
+        gpus=[GpuRow(host="node", gpu="3", num_steps=57, run_s=5000.0, held=0.745, computing=0.5)],
+    )
+    page = write(inputs, costs=costs)
+    _, evaluate, compare, whole, _, gpu = Tables(page.html).tables["What it took"]
+    assert evaluate == ["evaluate", "57", "1:02:05", "1.035", "0:50:00 50 steps", "1:00:00", "1.20"]
+    assert compare == ["compare", "2", "0.2 s", "–", "–", "–", "–"]
+    assert whole == ["all", "59", "1:02:05", "–", "0:50:00 50 steps", "1:00:00", "1.20"]
+    assert gpu == ["node, 3", "–", "57", "1:23:20", "74 %", "50 %"]
+    assert "| node, 3 | – | 57 | 1:23:20 | 74 % | 50 % |" in page.markdown
+    assert "What it took" not in write(inputs).html
 
 
 def test_a_damaged_comparison_is_named(write, inputs, tmp_path):

@@ -85,18 +85,6 @@ def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_r
     assert computed <= sum(map(len, contexts)) + continuations + again < whole_prompts
 
 
-def test_what_is_compiled_is_never_shared_between_formats(tmp_path, monkeypatch):
-    from stages.evaluate.engines.vllm_engine import _compile_cache
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    caches = []
-    for recipe in ("bf16", "w8a8"):
-        (tmp_path / recipe).mkdir()
-        (tmp_path / recipe / "config.json").write_text(json.dumps({"recipe": recipe}))
-        caches += [_compile_cache(tmp_path / recipe) for _ in range(2)]
-    assert caches[0] == caches[1] != caches[2] == caches[3]
-
-
 def assert_same_scores(found, expected):
     assert [score.is_greedy for score in found] == [score.is_greedy for score in expected]
     assert [score.logprob for score in found] == pytest.approx([score.logprob for score in expected], abs=2e-3)
@@ -212,11 +200,11 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
         return begin(requests)
 
     monkeypatch.setattr(engine, "begin", observed)
-    overlapping = Session(session.model, engine, tmp_path, overlaps=True)
+    overlapping = Session(session.model, engine, inputs["checkpoint"], tmp_path, overlaps=True)
     unknown = config_of("no_such_task", 0, 3)
     refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0, "min_p": 7})
     for shard in (shards[0], unknown, refused, *shards[1:]):
-        overlapping.announce(shard, {})
+        overlapping.announce(shard, inputs["checkpoint"], {})
     wait(shard.built for shard in overlapping._under_way.values())
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
     assert at_once == alone

@@ -1,0 +1,83 @@
+"""What a run is expected to take, in words: hours, money, disk, and what all that rests on."""
+
+from collections.abc import Iterable, Iterator
+
+from pipeline.planning.estimate import Grounds
+from pipeline.running.expectation import Expectation, StageCost
+from stages.units import GIB
+
+NOTHING = "–"
+
+
+def stage_cost_cells(cost: StageCost | None) -> tuple[str, str]:
+    """How long a stage's steps take one after the other, and their GPU-hours."""
+    if cost is None:
+        return NOTHING, NOTHING
+    more = "not known" if not cost.seconds and cost.num_unknown else f"{duration(cost.seconds)}"
+    unknown = f" + {cost.num_unknown:,} steps" if cost.num_unknown and cost.seconds else ""
+    return f"{more}{unknown}", f"{cost.gpu_hours:.3g}" if cost.gpu_hours else NOTHING
+
+
+def expectation_lines(expected: Expectation, num_bytes: int) -> Iterator[str]:
+    """The whole in a line; then what is not known, and what the rest was taken from."""
+    if not expected.batches:
+        return
+    least = "at least " if expected.num_unknown else ""
+    yield f"expected: {least}{', '.join(_parts(expected, num_bytes))}"
+    yield from _grounds(expected.grounds)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _parts(expected: Expectation, num_bytes: int) -> Iterator[str]:
+    if any(batch.resources.num_gpus for batch in expected.batches):
+        yield f"{expected.gpu_hours:.3g} GPU-hours"
+    yield _wall(expected)
+    if (usd := expected.usd) is not None:
+        rented = expected.usd_rented
+        whole = "" if rented is None else f" ({rented:,.2f} for {expected.num_gpus:g} all the time)"
+        yield f"{usd:,.2f} $ for GPUs while steps hold them{whole}"
+    elif expected.gpu_hours:
+        yield "dollars not known (say which GPU, gpu=h100)"
+    yield f"{num_bytes / GIB:.1f} GiB of weights to write"
+
+
+def _wall(expected: Expectation) -> str:
+    needed = max(batch.resources.num_gpus for batch in expected.batches)
+    if (wall_s := expected.wall_s) is not None:
+        gpus = f"{expected.num_gpus:g} GPU{'' if expected.num_gpus == 1 else 's'}"
+        return duration(wall_s) + (f" on {gpus}" if needed else "")
+    if expected.num_gpus is None:
+        return "duration not known before the cluster is (say how many GPUs it has, cluster.num_gpus=N)"
+    return f"duration not known: a step needs {needed:g} GPUs and there are {expected.num_gpus:g} (cluster.num_gpus=N)"
+
+
+def _grounds(grounds: Grounds) -> Iterator[str]:
+    for (stage, device), number in grounds.unknown.items():
+        where = "" if device == "" else f" on {device}" if device else " on a GPU that nobody named (gpu=NAME)"
+        steps = f"{number:,} step{'s' if number > 1 else ''}"
+        yield f"not known: {steps} of {stage}{where}; nothing like that was measured, and no number above holds it"
+    if grounds.corrected:
+        yield f"corrected by what this store has measured: {', '.join(grounds.corrected)}"
+    for stages, (then, now) in _alike(grounds.scaled):
+        yield f"scaled from {_billions(then)} to {_billions(now)} billion parameters: {stages}"
+    if grounds.shared:
+        yield f"assumed, not measured: ranks share the work of {', '.join(grounds.shared)} without loss"
+    if grounds.sources:
+        yield f"measured: {'; '.join(grounds.sources)}"
+
+
+def _alike(scaled: Iterable[tuple[str, float, int]]) -> list[tuple[str, tuple[float, int]]]:
+    stages: dict[tuple[float, int], list[str]] = {}
+    for stage, then, now in scaled:
+        stages.setdefault((then, now), []).append(stage)
+    return [(", ".join(names), sizes) for sizes, names in stages.items()]
+
+
+def _billions(number: float) -> str:
+    return f"{number / 1e9:.3g}"

@@ -1,0 +1,122 @@
+"""Other weights into an open vLLM, and what must hold before and after: a reload that goes wrong raises nothing.
+
+Tried on a CPU: a checkpoint that lacked half its layers loaded without an error and answered from a mixture.  So the
+caller compares the tensors' headers first (``family``); here every parameter is spoiled before the reload, and none
+may be found so behind it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stages.checkpoints.headers import read_tensor_infos
+from stages.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class Support(NamedTuple):
+    """From which version of vLLM weights behind a kernel can be exchanged, and why."""
+
+    since: tuple[int, ...]
+    reason: str
+
+
+_PARAMETERS = "all it reads are parameters, which vLLM copies into the memory that CUDA graphs know"
+_WORKSPACE = "its locks moved at each reload before, while graphs kept their old address"
+_EAGER = "runs without graphs, tried on a CPU: every log-probability a fresh engine's"
+# By class of kernel.  What is not listed is opened anew: nobody has read or tried it.
+KERNELS: Mapping[str, Support] = {
+    "CutlassFP8ScaledMMLinearKernel": Support((0, 26), _PARAMETERS),
+    "CutlassInt8ScaledMMLinearKernel": Support((0, 26), _PARAMETERS),
+    "MacheteLinearKernel": Support((0, 26), f"{_PARAMETERS}, unless columns are reordered, which no family may do"),
+    "MarlinLinearKernel": Support((0, 27, 1), _WORKSPACE),
+    "MarlinFP8ScaledMMLinearKernel": Support((0, 27, 1), _WORKSPACE),
+    "MarlinNvFp4LinearKernel": Support((0, 27, 1), _WORKSPACE),
+    "MarlinMxFp4LinearKernel": Support((0, 27, 1), _WORKSPACE),
+    "CPUWNA16LinearKernel": Support((0, 32), _EAGER),
+}
+UNQUANTIZED = Support((0, 26), f"{_PARAMETERS}; {_EAGER}")
+# Dense decoders of vLLM's ordinary layers.  Experts, state spaces and latent attention keep more than parameters.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_REORDERED = "_g_idx"  # an order of columns, which some kernels keep where no reload reaches it
+
+
+def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: str) -> None:
+    """Raise EngineError, saying why, unless vLLM of that version can give a model that computes so other weights."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    if unknown := [name for name in config["architectures"] if name not in ARCHITECTURES]:
+        raise EngineError(f"nobody has tried to exchange weights of {unknown[0]}")
+    if any(name.endswith(_REORDERED) for name in read_tensor_infos(checkpoint)):
+        raise EngineError("the order of its columns is kept where a reload does not reach it")
+    for kernel, support in _supports(arithmetic):
+        if support is None:
+            raise EngineError(f"nobody has tried to exchange weights behind {kernel}")
+        if _parsed(version) < support.since:
+            since = ".".join(map(str, support.since))
+            raise EngineError(f"{kernel} needs vLLM {since} for it, and this is {version}: {support.reason}")
+
+
+def reload(llm: Any, directory: Path) -> None:
+    """Replace the weights of an idle engine by those in ``directory``, which has their headers.
+
+    Raises EngineError, or whatever vLLM does, where they did not all arrive: that engine is of no more use.
+    """
+    llm.apply_model(spoil)
+    llm.collective_rpc(_reload_in_worker, args=(str(directory),))
+    if left := sorted({name for names in llm.apply_model(spoiled) for name in names}):
+        raise EngineError(f"{len(left)} parameters did not get new weights, first {left[0]}")
+
+
+def spoil(model: "Module") -> int:
+    """Fill every parameter with what no checkpoint holds; how many there were."""
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.data.fill_(_spoiled_value(parameter))
+    return len(parameters)
+
+
+def spoiled(model: "Module") -> list[str]:
+    """Names of the parameters that are as ``spoil`` left them, by their first values."""
+    return [name for name, parameter in model.named_parameters() if _is_spoiled(parameter)]
+
+
+def _is_spoiled(parameter: "Tensor") -> bool:
+    if parameter.numel() == 0:
+        return False
+    corner = parameter.data[(slice(0, 8),) * parameter.ndim]
+    if corner.is_floating_point():
+        return bool(corner.float().isnan().all())
+    return bool((corner == _spoiled_value(parameter)).all())
+
+
+def _spoiled_value(parameter: "Tensor") -> float:
+    import torch
+
+    if parameter.is_floating_point():
+        return float("nan")
+    return False if parameter.dtype == torch.bool else torch.iinfo(parameter.dtype).min
+
+
+def _reload_in_worker(worker: Any, directory: str) -> None:
+    """In the process of a model's rank.  vLLM 0.26 sets neither its config nor the model's type around a reload."""
+    from vllm.config import set_current_vllm_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    with set_current_vllm_config(worker.vllm_config), set_default_torch_dtype(worker.model_config.dtype):
+        worker.reload_weights(weights_path=directory)
+
+
+def _supports(arithmetic: Mapping[str, Any]) -> list[tuple[str, Support | None]]:
+    if arithmetic["method"] != "native":
+        return [("the dense product", UNQUANTIZED)]
+    names = arithmetic["kernels"] or ["a kernel that vLLM does not show"]
+    return [(name, KERNELS.get(name)) for name in names]
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))
