@@ -97,10 +97,9 @@ class Attempts:
         """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
         if self._kills(history.deaths):
             return True
-        beside = self.batch.leg(step)
-        if not step.stage.sessions or any(self.store.has(other.ref) for other in beside):
+        if not step.stage.sessions or any(self.store.has(other.ref) for other in self.batch.leg(step)):
             return False
-        return self._kills([node for other in beside for node in self._history(other).deaths])
+        return self._kills([node for other in self.batch.leg(step) for node in self._history(other).deaths])
 
     def _kills(self, deaths: Sequence[str | None]) -> bool:
         limit = self.context.max_attempts
