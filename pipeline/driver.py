@@ -25,7 +25,6 @@ from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
 from pipeline.running.control import BY_USER, Limit, budgeted, gpus_held, interruptible, terminable
 from pipeline.running.expectation import expect, over_budget
-from pipeline.running.order import by_size
 from pipeline.running.outcome import Outcome, Outcomes, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import make_runner
@@ -199,7 +198,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         back_off_s=cluster.back_off_s,
         changes=changes,
     )
-    runner = make_runner(cluster, sweep.config.max_parallel, tell, by_size(sweep.plan))
+    runner = make_runner(cluster, sweep.config.max_parallel, tell, expected.urgency)
     try:
         with sweep.store.ledger.alive(run_id), progress.shown(), interruptible(request_stop):
             with budgeted(limits, progress.running_steps, request_stop):

@@ -100,9 +100,10 @@ def test_every_mode_goes_on_without_what_it_can_do_without(store: Path, call: Ca
     assert all(path.exists() for path in bad), "no manifest proves that they are the store's"
     assert table(call("run")) == before
     assert "gremlins" not in call("status")
+    told = call("gc")
+    # The report is another one now, since what was made again took another time: nobody moved the old one aside.
     assert (
-        len(re.findall(r"^left alone: .*/\.damaged-.* no manifest that proves .* remove it$", call("gc"), re.MULTILINE))
-        == 4
+        len(re.findall(r"^left alone: .*/\.damaged-.* no manifest that proves .* remove it$", told, re.MULTILINE)) == 3
     )
 
 

@@ -36,7 +36,7 @@ def test_a_worker_is_installed_from_a_wheel_and_makes_the_driver_s_plan(tmp_path
     _run(install, worker)
     found = _run('python -c "import vllm, llmcompressor, compressed_tensors as it; print(it.__version__)"', worker)
     assert found.split()[-1] == "0.19.0"
-    assert "4 trials, 28 steps" in _run("quantsweep +sweep=smoke mode=plan", worker)
+    assert "4 trials, 29 steps" in _run("quantsweep +sweep=smoke mode=plan", worker)
 
 
 def _run(command: str, directory: Path) -> str:

@@ -25,12 +25,16 @@ class Attempts:
     store: Store
     ledger: Ledger
 
+    @property
+    def _node_id(self) -> str | None:
+        return self.context.node_id or this_node()
+
     def log_path(self, step: Step) -> Path:
         return log_path(self.store.local, step)
 
     def started(self, step: Step) -> None:
         log = self.store.log_place(self.log_path(step))
-        self.ledger.started(step.ref, self.context.run_id, log, this_node())
+        self.ledger.started(step.ref, self.context.run_id, log, self._node_id)
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)
@@ -69,7 +73,7 @@ class Attempts:
                 self.ledger.request_stop(self.context.run_id, f"{failure_class.value}: {message}")
         if retry is Retry.smaller:
             return history.num_oom == 1 and step.stage.smaller(step.config) is not None
-        num_tries = history.num_started - history.num_deaths + blamed(history.deaths, within_s=0)
+        num_tries = history.num_started - history.num_deaths + blamed(history.deaths, self._node_id, within_s=0)
         return retry is Retry.again and num_tries < self.context.max_attempts
 
     def pause_s(self, step: Step) -> float:
@@ -99,7 +103,7 @@ class Attempts:
 
     def _kills(self, deaths: Sequence[str | None]) -> bool:
         limit = self.context.max_attempts
-        return len(deaths) >= limit and blamed(deaths) >= limit
+        return len(deaths) >= limit and blamed(deaths, self._node_id) >= limit
 
     def _history(self, step: Step) -> History:
         return self.ledger.history(step.ref, self.context.run_id)

@@ -12,6 +12,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.prices import usd_an_hour
 from pipeline.running.batches import Batch, batches, in_families
 from pipeline.running.control import Limit
+from pipeline.running.order import Seconds, by_size
 from pipeline.running.schedule import Capacity, makespan_s
 from pipeline.steps.step import Step
 from pipeline.store.store import Store
@@ -81,6 +82,13 @@ class Expectation:
             return None
         return self.wall_s / 3600 * usd_per_hour(next(iter(gpus.values())), self.num_gpus)
 
+    @property
+    def urgency(self) -> Seconds:
+        """What batches are compared by: what is expected of them, or their size where evaluations are not known."""
+        steps = [step for batch in self.batches for step in batch.steps]
+        is_known = all(step.expected_s is not None for step in steps if step.num_documents)
+        return _seconds if is_known else by_size(self.plan)
+
     def stages(self) -> list[StageCost]:
         """By stage, in the order of the batches."""
         found: dict[str, list[Step]] = {}
@@ -93,15 +101,12 @@ def expect(plan: Plan, steps: Sequence[Step], store: Store, cluster: ClusterConf
     """What making the missing ``steps`` is expected to take, by the table and by what the store has measured."""
     devices = _devices([(name, trial.trial.config) for name, trial in plan.trials.items()])
     estimator = Estimator(plan, devices, store.timings(plan.steps))
-    work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in _batches(steps, cluster)]
+    found = batches(steps, cluster.replicas)
+    if cluster.runner is RunnerKind.inline:  # elsewhere a family shares a session if its legs happen to be ready
+        found = in_families(found)
+    work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in found]
     end_s = [estimator.end_s(batch.steps[-1]) for batch in work]
     return Expectation(plan, work, end_s, capacity_of(cluster), estimator.grounds)
-
-
-def _batches(steps: Sequence[Step], cluster: ClusterConfig) -> list[Batch]:
-    """As they are run, as far as that is known: on Ray what is ready together decides which families are one batch."""
-    found = batches(steps, cluster.replicas)
-    return in_families(found) if cluster.runner is RunnerKind.inline else found
 
 
 def over_budget(expected: Expectation, limits: Sequence[Limit]) -> list[str]:

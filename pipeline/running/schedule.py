@@ -3,10 +3,11 @@
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.running.batches import Batch, needs
+from pipeline.running.batches import Batch
+from pipeline.running.order import Graph, critical_paths
 
 Amounts = tuple[float, float]  # of GPUs and processors
 
@@ -47,10 +48,10 @@ class _Schedule:
         self._seconds = seconds
         self._takes = [capacity.taken_by(batch) for batch in batches]
         self._free = capacity.room()
-        before = needs(batches)
-        self._behind = _reversed(before)
-        self._num_before = [len(before[index]) for index in range(len(batches))]
-        self._chain_s = _chains(self._behind, seconds)
+        graph = Graph.of(batches)
+        self._num_before, self._behind = graph.num_before, graph.behind
+        own_s = {batch.steps[0].ref: each for batch, each in zip(batches, seconds, strict=True)}
+        self._chain_s = critical_paths(batches, graph, lambda batch: own_s[batch.steps[0].ref])
         self._ready: dict[Amounts, list[tuple[float, int]]] = defaultdict(list)
         self._running: list[tuple[float, int]] = []
 
@@ -88,19 +89,3 @@ class _Schedule:
 
 def _sum(free: Amounts, taken: Amounts, sign: int) -> Amounts:
     return free[0] + sign * taken[0], free[1] + sign * taken[1]
-
-
-def _reversed(before: Mapping[int, set[int]]) -> dict[int, list[int]]:
-    behind: dict[int, list[int]] = defaultdict(list)
-    for index, upstreams in before.items():
-        for upstream in upstreams:
-            behind[upstream].append(index)
-    return behind
-
-
-def _chains(behind: Mapping[int, list[int]], seconds: Sequence[float]) -> list[float]:
-    """For each batch the seconds from its start to the end of the longest chain of those behind it."""
-    found = [0.0] * len(seconds)
-    for index in reversed(range(len(seconds))):  # each stands before those that need it
-        found[index] = seconds[index] + max((found[each] for each in behind.get(index, ())), default=0.0)
-    return found

@@ -74,3 +74,27 @@ def test_a_budget_that_will_not_do_is_said_once_each(plan: Plan, tmp_path: Path)
 def test_what_a_cluster_elsewhere_has_is_what_somebody_says() -> None:
     assert capacity_of(ClusterConfig(address="auto")).num_gpus is None
     assert capacity_of(ClusterConfig(address="auto", num_gpus=16)).num_gpus == 16
+
+
+def test_batches_are_compared_by_what_is_expected_or_else_by_size(plan: Plan, tmp_path: Path) -> None:
+    known, unknown = (expected_of(plan, tmp_path, hours) for hours in (1.0, None))
+    (quantize, *_) = (batch for batch in known.batches if batch.steps[0].stage.name == "quantize")
+    assert known.urgency(quantize) == 3600
+    (evaluate, *_) = (batch for batch in unknown.batches if batch.steps[0].stage.name == "evaluate")
+    assert unknown.urgency(evaluate) > unknown.urgency(quantize) > 0
+
+
+def test_without_ray_a_family_opens_one_engine(plan: Plan, tmp_path: Path) -> None:
+    """Two recipes of one format that differ in a value: the second waits for its weights only."""
+    axes = ["sweep.axes.recipe=[w8a8_int]", "+sweep.axes.seed=[0,1]"]
+    twins = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", "gpu=h100", *axes)
+    inline, ray = (
+        expect(twins, list(twins.steps.values()), Store(tmp_path), cluster)
+        for cluster in (ClusterConfig(runner=RunnerKind.inline), TWO_GPUS)
+    )
+    evaluations = [
+        [batch for batch in each.batches if batch.steps[0].stage.name == "evaluate"] for each in (inline, ray)
+    ]
+    assert [len(each) for each in evaluations] == [2, 3], "the base's, and one or two of its twins"
+    hours = [next(stage.gpu_hours for stage in each.stages() if stage.name == "evaluate") for each in (inline, ray)]
+    assert 80 < 3600 * (hours[1] - hours[0]) < 100

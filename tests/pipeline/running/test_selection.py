@@ -40,6 +40,7 @@ def test_only_takes_a_trial_with_what_it_needs(smoke: Plan) -> None:
         "fetch_model smollm2_135m/bf16",
         "evaluate smollm2_135m/bf16",  # the comparison is with the base
         "quantize smollm2_135m/w8a8_fp",
+        "observe smollm2_135m/w8a8_fp",
         "gate smollm2_135m/w8a8_fp",
         "evaluate smollm2_135m/w8a8_fp",
         "compare smollm2_135m/w8a8_fp",
