@@ -46,17 +46,6 @@ def test_hours_and_dollars_are_those_of_the_gpus_that_steps_hold(plan: Plan, tmp
     assert (without.wall_s, without.num_gpus) == (num_steps * 3600, 1)
 
 
-def test_without_ray_an_engine_is_expected_to_open_once_for_a_format(tmp_path: Path) -> None:
-    grid = planned(tmp_path, "+sweep=smoke", "++sweep.axes={recipe: [w4a16_int], calibration.seed: [0, 1, 2]}")
-    steps = list(grid.steps.values())
-    inline, on_ray = (
-        [batch for batch in expect(grid, steps, Store(tmp_path), cluster).batches if batch.label.startswith("evaluate")]
-        for cluster in (ClusterConfig(runner=RunnerKind.inline), TWO_GPUS)
-    )
-    assert len(inline) == 2, "the base, and three checkpoints in one engine"
-    assert len(on_ray) == 4
-
-
 def test_a_gpu_without_a_price_has_no_dollars(tmp_path: Path) -> None:
     unpriced = planned(tmp_path, "recipe=bf16", "engine=vllm_gpu", "gpu=h200")
     assert expected_of(unpriced, tmp_path).usd is None
