@@ -41,7 +41,8 @@ KERNELS: Mapping[str, Support] = {
     "CPUWNA16LinearKernel": Support((0, 32), _EAGER),
 }
 UNQUANTIZED = Support((0, 26), f"{_PARAMETERS}; {_EAGER}")
-# Dense decoders of vLLM's ordinary layers.  Experts, state spaces and latent attention keep more than parameters.
+# Dense decoders of vLLM's ordinary layers, each tried on a CPU.  Experts, state spaces and latent attention keep more
+# than parameters.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _REORDERED = "_g_idx"  # an order of columns, which some kernels keep where no reload reaches it
 
