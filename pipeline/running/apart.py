@@ -57,12 +57,12 @@ class GpuLane:
             if child is not None:
                 child.end()
 
-    def begin(self, batch: Batch, upstream: Sequence[Outcome], expected: Batch | None) -> None:
-        """Hand over a batch; ``expected`` will probably follow it."""
+    def begin(self, batch: Batch, upstream: Sequence[Outcome], expected: Step | None) -> None:
+        """Hand over a batch; that of the step ``expected`` will probably follow it."""
         self._under_way = _UnderWay(batch, upstream)
         self._give(self._under_way)
         if expected is not None:
-            self._next = _Child(expected.steps[0])
+            self._next = _Child(expected)
 
     def outcomes(self, wait_s: float) -> list[Outcome] | str | None:
         """How the batch ended, or a line that says why nobody knows; None while it is under way, after ``wait_s``."""
@@ -78,7 +78,13 @@ class GpuLane:
         return cast(list[Outcome] | str, what)
 
     def _give(self, work: _UnderWay) -> None:
-        """The process that was started ahead takes it, wherever that is with its imports."""
+        """The process that was started ahead takes it, wherever that is with its imports.
+
+        Not one of other GPUs: which of them a process sees is settled when CUDA is first asked.
+        """
+        if self._next is not None and self._next.gpus != _visible_gpus():
+            self._next.end()
+            self._next = None
         self._child, self._next = self._next or _Child(work.batch.steps[0]), None
         self._child.give(work.batch, self._context, work.upstream)
 
@@ -109,6 +115,7 @@ class _Child:
         arguments = (other, os.getpid(), step.stage, step.config)
         self._process = SPAWN.Process(target=_work, args=arguments, name=step.stage.name)
         self._started: set[psutil.Process] = set()
+        self.gpus = _visible_gpus()
         self.was_ready = False
         # Ctrl-C is this process's alone, also while the child is still importing: it never sees the signal.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -156,6 +163,10 @@ class _Child:
     def _note_started(self) -> None:
         with suppress(psutil.Error):
             self._started.update(psutil.Process(self._process.pid).children(recursive=True))
+
+
+def _visible_gpus() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def _work(connection: Connection, parent: int, stage: Stage, config: Any) -> None:

@@ -25,12 +25,16 @@ class Attempts:
     store: Store
     ledger: Ledger
 
+    @property
+    def _node_id(self) -> str | None:
+        return self.context.node_id or this_node()
+
     def log_path(self, step: Step) -> Path:
         return log_path(self.store.local, step)
 
     def started(self, step: Step) -> None:
         log = self.store.log_place(self.log_path(step))
-        self.ledger.started(step.ref, self.context.run_id, log, this_node())
+        self.ledger.started(step.ref, self.context.run_id, log, self._node_id)
 
     def succeeded(self, step: Step, seconds: float) -> Outcome:
         self.ledger.succeeded(step.ref, self.context.run_id, seconds)
@@ -69,7 +73,7 @@ class Attempts:
                 self.ledger.request_stop(self.context.run_id, f"{failure_class.value}: {message}")
         if retry is Retry.smaller:
             return history.num_oom == 1 and step.stage.smaller(step.config) is not None
-        num_tries = history.num_started - history.num_deaths + blamed(history.deaths, within_s=0)
+        num_tries = history.num_started - history.num_deaths + blamed(history.deaths, self._node_id, within_s=0)
         return retry is Retry.again and num_tries < self.context.max_attempts
 
     def pause_s(self, step: Step) -> float:
@@ -93,14 +97,13 @@ class Attempts:
         """A step that keeps killing its worker, or a session that never lived long enough to publish anything."""
         if self._kills(history.deaths):
             return True
-        beside = self.batch.leg(step)
-        if not step.stage.sessions or any(self.store.has(other.ref) for other in beside):
+        if not step.stage.sessions or any(self.store.has(other.ref) for other in self.batch.leg(step)):
             return False
-        return self._kills([node for other in beside for node in self._history(other).deaths])
+        return self._kills([node for other in self.batch.leg(step) for node in self._history(other).deaths])
 
     def _kills(self, deaths: Sequence[str | None]) -> bool:
         limit = self.context.max_attempts
-        return len(deaths) >= limit and blamed(deaths) >= limit
+        return len(deaths) >= limit and blamed(deaths, self._node_id) >= limit
 
     def _history(self, step: Step) -> History:
         return self.ledger.history(step.ref, self.context.run_id)

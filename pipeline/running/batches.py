@@ -1,7 +1,7 @@
 """Batches: the steps of a plan that one process runs, because they share a session that is dear to open."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -31,9 +31,10 @@ class Batch:
             return None
         return first.stage.name, first.stage.session_key(first.config), first.family, first.resources
 
-    def leg(self, step: Step) -> list[Step]:
+    def leg(self, step: Step) -> Iterator[Step]:
         """The steps that share the step's checkpoint."""
-        return [each for each in self.steps if each.inputs.get("checkpoint") == step.inputs.get("checkpoint")]
+        checkpoint = step.inputs.get("checkpoint")
+        return (each for each in self.steps if each.inputs.get("checkpoint") == checkpoint)
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from pipeline.running.batches import Batch, in_families, needs
 from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, upstream_of
 from pipeline.running.submission import without_word
 from pipeline.running.worker import run_batch
+from pipeline.steps.step import Step
 
 POLL_S = 1.0  # how soon a request to stop is seen
 
@@ -64,10 +65,10 @@ class _Run:
             self._begun.add(self._in_lane)
             self._lane.begin(self._batches[self._in_lane], self._upstream(self._in_lane), self._expected())
 
-    def _expected(self) -> Batch | None:
-        """The batch that will probably follow: what it needs may be what is under way."""
+    def _expected(self) -> Step | None:
+        """The first step of the batch that will probably follow: what it needs may be what is under way."""
         later = (index for index, batch in enumerate(self._batches) if batch.resources.num_gpus)
-        return next((self._batches[index] for index in later if index not in self._begun), None)
+        return next((self._batches[index].steps[0] for index in later if index not in self._begun), None)
 
     def _look_into_lane(self, wait_s: float) -> None:
         if self._in_lane is None:

@@ -68,19 +68,22 @@ def head_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def blamed(deaths: Sequence[str | None], within_s: float = LOSS_IS_KNOWN_AFTER_S) -> int:
+def blamed(deaths: Sequence[str | None], here: str | None, within_s: float = LOSS_IS_KNOWN_AFTER_S) -> int:
     """How many of the workers that died on these nodes died alone: what went down with its node is not to blame.
 
-    Other nodes than this one are watched for ``within_s`` before they are taken to be well.
+    Other nodes than this one are watched for ``within_s`` before they are taken to be well; by a process that Ray does
+    not know of they are not seen at all, and what died there is not counted.
     """
-    deadline_s, places = time.monotonic() + within_s, {node for node in deaths if node}
+    deadline_s, others = time.monotonic() + within_s, {node for node in deaths if node and node != here}
+    if this_node() is None:
+        return sum(node not in others for node in deaths)
     gone = set[str]()
-    while places:
+    while others:
         try:
-            gone = places - {node.node_id for node in cluster_nodes()}
+            gone = others - {node.node_id for node in cluster_nodes()}
         except ConnectionError:  # the cluster itself is going: nobody can be blamed
             return 0
-        if not places - gone - {this_node()} or time.monotonic() > deadline_s:
+        if not others - gone or time.monotonic() > deadline_s:
             break
         time.sleep(1)
     return sum(node not in gone for node in deaths)

@@ -72,6 +72,10 @@ class Ready:
         """What the batches take, that of the most urgent one first."""
         return sorted(self._queues, key=lambda shape: self._queues[shape][0])
 
+    def peek(self, shape: Resources) -> int:
+        """The most urgent batch of the shape, which stays."""
+        return self._queues[shape][0][1]
+
     def pop(self, shape: Resources) -> int:
         """The most urgent batch of the shape."""
         _, index = heapq.heappop(self._queues[shape])

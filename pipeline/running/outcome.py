@@ -44,6 +44,7 @@ class RunContext:
 
     ``timeout_s`` holds limits by stage.  They are enforced by ending the process, so only where it is a worker's
     (``kills``).  ``changes`` say in which ways this environment is not the one that the sweep was begun in.
+    ``node_id``: where a process is that Ray does not know of.
     """
 
     store: Address
@@ -53,6 +54,7 @@ class RunContext:
     back_off_s: float = 0
     kills: bool = False
     changes: tuple[str, ...] = ()
+    node_id: str | None = None
 
     def limit_s(self, stage: str) -> float | None:
         """Seconds that a step of the stage may take here."""

@@ -10,13 +10,14 @@ from typing import Any
 
 from pipeline.errors import FailureClass
 from pipeline.running.batches import Batch, together
-from pipeline.running.nodes import NODE_DIED, ClusterLostError, Nodes, blamed
+from pipeline.running.gpu_worker import run_on_gpus
+from pipeline.running.nodes import NODE_DIED, ClusterLostError, Nodes, blamed, this_node
 from pipeline.running.order import Graph, Ready, Seconds, cpus_per_gpu, critical_paths
 from pipeline.running.outcome import OnBatchDone, Outcome, Outcomes, RunContext, Status, upstream_of
 from pipeline.running.placement import Patience, lacking, placement_group_of
 from pipeline.running.room import Place, Room
 from pipeline.running.worker import ProcessUsedUpError, run_batch
-from pipeline.steps.step import StepRef
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
 from stages.errors import one_line
 from stages.units import GIB
@@ -54,9 +55,10 @@ class Submission:
         import ray
 
         self._context, self._nodes, self._room, self._patience = context, nodes, room, patience
-        # Made once: each is sent to the head, for which Ray waits however long it is silent.  The end of its process
-        # gives back a GPU's memory; without GPUs a process takes the next batch.
-        self._on_gpus, self._elsewhere = ray.remote(max_calls=1)(run_batch), ray.remote(run_batch)
+        # Made once: each is sent to the head, for which Ray waits however long it is silent.  An engine that is spread
+        # over nodes is driven from Ray's own process, whose end gives back the GPUs' memory.
+        self._on_gpus, self._elsewhere = ray.remote(run_on_gpus), ray.remote(run_batch)
+        self._over_nodes = ray.remote(max_calls=1)(run_batch)
         self._store = context.store.open()
         self._ledger = self._store.ledger
         self._limit = limit
@@ -121,10 +123,23 @@ class Submission:
         batch = self._batches[index]
         self._to_come[batch.resources] -= 1
         group = placement_group_of(place.asked) if place.asked.num_nodes > 1 else None
-        function = self._on_gpus if batch.resources.num_gpus else self._elsewhere
-        task = function.options(**_options(batch, self._context, place, group))
-        ref = task.remote(batch, self._context, upstream_of(batch.upstream, self._outcomes))
+        work = (batch, self._context, upstream_of(batch.upstream, self._outcomes))
+        options = _options(batch, self._context, place, group)
+        if group is not None:
+            ref = self._over_nodes.options(**options).remote(*work)
+        elif batch.resources.num_gpus:
+            ref = self._on_gpus.options(**options).remote(*work, self._expected())
+        else:
+            ref = self._elsewhere.options(**options).remote(*work)
         self._in_flight[ref] = _Sent(index, place, group)
+
+    def _expected(self) -> Step | None:
+        """A step of the GPU batch that will probably be next: the most urgent one of those that are still to come."""
+        to_come = (shape for shape in self._ready.shapes() if shape.num_gpus)
+        if (shape := next(to_come, None)) is not None:
+            return self._batches[self._ready.peek(shape)].steps[0]
+        waiting = (batch for batch, number in zip(self._batches, self._num_before, strict=True) if number)
+        return next((batch.steps[0] for batch in waiting if batch.resources.num_gpus), None)
 
     def _leave(self, indices: Iterable[int], reason: str, on_done: OnBatchDone) -> None:
         """End ready batches without running them."""
@@ -246,8 +261,8 @@ def _outcomes_of(ref: Any, batch: Batch, context: RunContext) -> list[Outcome]:
     import ray
 
     try:
-        done: list[Outcome] = ray.get(ref)
-        return done
+        done: list[Outcome] | str = ray.get(ref)
+        return without_word(batch, context, done) if isinstance(done, str) else done
     except ray.exceptions.LocalRayletDiedError:
         raise ClusterLostError(NODE_DIED) from None
     except ray.exceptions.RayError as error:
@@ -266,7 +281,7 @@ def _last_known(ref: StepRef, store: Store, run_id: str, message: str) -> Outcom
     history = store.ledger.history(ref, run_id)
     if history.failure is not None:
         return Outcome(ref, Status.failed, *history.failure)
-    if not blamed(history.deaths):
+    if not blamed(history.deaths, this_node()):
         return Outcome(ref, Status.not_run, message=message)
     with contextlib.suppress(OSError):
         store.ledger.failed(ref, run_id, FailureClass.crash, message)

@@ -58,7 +58,7 @@ class _BatchRun:
         self._sessions = ExitStack()
         self._checkpoint: StepRef | None = None  # that the session answers from
         self._opened_with: StepRef | None = None
-        self._num_exchanges = 0
+        self._num_exchanges, self._exchange_s = 0, 0.0
         self._is_smaller = self._attempts.has_run_out_of_memory()
 
     def outcomes(self) -> list[Outcome]:
@@ -183,7 +183,8 @@ class _BatchRun:
         """What the session was opened with, where that was another checkpoint."""
         if not self._num_exchanges or self._opened_with is None:
             return {}
-        return {"session": {"opened_with": self._opened_with.short, "exchanges": self._num_exchanges}}
+        exchanged = {"exchanges": self._num_exchanges, "exchange_s": round(self._exchange_s, 3)}
+        return {"session": {"opened_with": self._opened_with.short, **exchanged}}
 
     def _turn_to(self, step: Step, config: Any, inputs: Mapping[str, Path]) -> None:
         """Have a session with the step's checkpoint."""
@@ -200,9 +201,10 @@ class _BatchRun:
 
         What an engine leaves of itself on a GPU keeps the next one from opening in the same process.
         """
+        began = time.perf_counter()
         try:
             step.stage.exchange(inputs, self._session)
-            self._num_exchanges += 1
+            self._num_exchanges, self._exchange_s = self._num_exchanges + 1, time.perf_counter() - began
         except Exception as error:
             print(f"a new session, since the open one took no other checkpoint: {one_line(error)}", file=sys.stderr)
             self._close_session()

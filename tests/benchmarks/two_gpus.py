@@ -403,26 +403,33 @@ def _memory_left() -> list[int] | None:
 
 
 def _answering(bench: Bench, part: str, store: str) -> dict[str, Any]:
-    """From the first answer to the last: how long that was, and the share of seconds in which each GPU was busy."""
-    times = [_times(path) for path in bench.store(store).glob("evaluate/*/manifest.json")]
-    if not times:
-        return {"answering_s": None, "busy": None}
-    first, last = min(start for start, _ in times), max(end for _, end in times)
-    by_gpu: dict[str, list[bool]] = {}
-    samples = bench.out / f"{part}.smi.csv"
+    """From the first answer to the last: how long that was, and the share of seconds in which each GPU was busy.
+
+    For each GPU from its own first answer to its own last.
+    """
+    spans: dict[str, list[tuple[float, float]]] = {"all": []}
+    for manifest in bench.store(store).glob("evaluate/*/manifest.json"):
+        made = json.loads(manifest.read_text())["provenance"]
+        span = made["ended"] - made["stage_s"], made["ended"]
+        for gpu in ("all", *(str(each["index"]) for each in made.get("held_gpus") or ())):
+            spans.setdefault(gpu, []).append(span)
+    between = {
+        gpu: (min(start for start, _ in found), max(end for _, end in found)) for gpu, found in spans.items() if found
+    }
+    seconds = {gpu: round(end - start, 1) for gpu, (start, end) in between.items()}
+    return {"answering_s": seconds, "busy": _busy(bench.out / f"{part}.smi.csv", between)}
+
+
+def _busy(samples: Path, between: Mapping[str, tuple[float, float]]) -> dict[str, float] | None:
+    found: dict[str, list[bool]] = {}
     for line in samples.read_text().splitlines() if samples.exists() else []:
         fields = [field.strip() for field in line.split(",")]
         with suppress(ValueError, IndexError):
             moment = datetime.strptime(fields[0], "%Y/%m/%d %H:%M:%S.%f").timestamp()
-            if first <= moment <= last:
-                by_gpu.setdefault(fields[1], []).append(int(fields[2]) > 0)
-    busy = {gpu: round(sum(found) / len(found), 3) for gpu, found in sorted(by_gpu.items())}
-    return {"answering_s": round(last - first, 1), "busy": busy or None}
-
-
-def _times(manifest: Path) -> tuple[float, float]:
-    made = json.loads(manifest.read_text())["provenance"]
-    return made["ended"] - made["stage_s"], made["ended"]
+            start, end = between.get(fields[1], (0.0, 0.0))
+            if start <= moment <= end:
+                found.setdefault(fields[1], []).append(int(fields[2]) > 0)
+    return {gpu: round(sum(each) / len(each), 3) for gpu, each in sorted(found.items())} or None
 
 
 def _tried_again(store: Path) -> list[str]:

@@ -79,6 +79,10 @@ def _behave(config: NoteConfig) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "die_once" if _first_time(config):
             os.kill(os.getpid(), signal.SIGKILL)
+        case "lose_parent_once" if _first_time(config):
+            _tell_pid(config, os.getpid())
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
         case "segfault":
             ctypes.string_at(0)
         case "memory_bomb":

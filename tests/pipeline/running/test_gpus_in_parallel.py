@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.config.execution import ClusterConfig, RunnerKind
@@ -64,3 +65,29 @@ def test_no_gpu_waits_while_a_batch_could_run(tmp_path: Path) -> None:
         assert start - max(end for end in ended if end <= start) < limit_s, "a free GPU takes the next batch"
     first_compared = min(start for start, _ in spans(tmp_path / "store", compared))
     assert first_compared < ended[-1], "what needs no GPU goes on beside them"
+
+
+def test_each_batch_has_a_process_and_that_of_the_next_starts_ahead(tmp_path: Path) -> None:
+    """One GPU: the second's process has prepared itself before the first has ended, on the same worker of Ray's.
+
+    The third's loses that worker, as to a lack of memory, and ends with it; another tries again.
+    """
+    from ray.cluster_utils import Cluster
+
+    scratch, one = str(tmp_path), Resources(num_cpus=1, num_gpus=1)
+    first = note("a", behaviour="await prepared-b", scratch=scratch, resources=one)
+    second = note("b", first, behaviour="tell_pid", scratch=scratch, resources=one)
+    third = note("c", second, behaviour="lose_parent_once", scratch=scratch, resources=one)
+    node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+    try:
+        cluster = ClusterConfig(runner=RunnerKind.ray, address=node.address, back_off_s=0)
+        context = RunContext(Address(tmp_path / "store"), "run", max_attempts=2)
+        outcomes = make_runner(cluster).run(batches([first, second, third]), context, lambda _: None)
+        pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+        assert not any(map(psutil.pid_exists, pids)), "a GPU is given back before the next has it"
+    finally:
+        node.shutdown()
+    assert {outcome.message for outcome in outcomes.values()} == {""}, "none waited in vain for another"
+    assert len(set(pids)) == 2
+    started = Ledger(open_storage(tmp_path / "store")).events(second.ref)[0]
+    assert started["node"], "what a lost node takes with it is known"
