@@ -14,7 +14,6 @@ from pipeline.config.machine import check_home
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, PlannedSweep
 from pipeline.errors import FailureClass, UserError
 from pipeline.planning.memory import bytes_to_write
-from pipeline.planning.prices import usd_an_hour
 from pipeline.results import record, terminal
 from pipeline.results.console import say
 from pipeline.results.environment import check_unchanged, environment
@@ -23,8 +22,8 @@ from pipeline.results.mlflow_place import review_line
 from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import read, recreated
 from pipeline.running.batches import Batch, batches
-from pipeline.running.control import BY_USER, Limit, budgeted, gpus_held, interruptible, terminable
-from pipeline.running.expectation import expect, over_budget
+from pipeline.running.control import BY_USER, budgeted, interruptible, terminable
+from pipeline.running.expectation import expect, limits_of, over_budget
 from pipeline.running.outcome import Outcome, Outcomes, RunContext, Status
 from pipeline.running.progress import Progress
 from pipeline.running.runner import make_runner
@@ -165,7 +164,7 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     cluster = sweep.config.cluster
     expected = expect(sweep.plan, steps, sweep.store, cluster)
-    work, limits = expected.batches, _limits(sweep)
+    work, limits = expected.batches, limits_of(sweep.config.budget, sweep.plan)
     time_left = TimeLeft(work, expected.end_s, expected.capacity)
     progress = Progress(sweep.plan, work, time_left, sweep.store.ledger, run_id)
 
@@ -214,17 +213,6 @@ def _make(sweep: PlannedSweep, steps: Sequence[Step], changes: tuple[str, ...], 
         raise
     finally:
         sweep.store.ledger.clear_stop(run_id)
-
-
-def _limits(sweep: PlannedSweep) -> list[Limit]:
-    """What the run may spend."""
-    budget = sweep.config.budget
-    limits = []
-    if budget.gpu_hours is not None:
-        limits.append(Limit(f"budget.gpu_hours={budget.gpu_hours:g}", budget.gpu_hours, gpus_held))
-    if budget.usd is not None:
-        limits.append(Limit(f"budget.usd={budget.usd:g}", budget.usd, lambda step: usd_an_hour(sweep.plan, step) or 0))
-    return limits
 
 
 def _timeouts_s(work: Sequence[Batch], limits: dict[str, float]) -> dict[str, float]:

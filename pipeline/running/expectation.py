@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.config.execution import ClusterConfig, RunnerKind
+from pipeline.config.execution import BudgetConfig, ClusterConfig, RunnerKind
 from pipeline.config.schema import Config
 from pipeline.planning.devices import compute_device
 from pipeline.planning.estimate import Estimator, Grounds
@@ -107,6 +107,16 @@ def expect(plan: Plan, steps: Sequence[Step], store: Store, cluster: ClusterConf
     work = [_expecting(batch, estimator.batch_s(batch.steps)) for batch in found]
     end_s = [estimator.end_s(batch.steps[-1]) for batch in work]
     return Expectation(plan, work, end_s, capacity_of(cluster), estimator.grounds)
+
+
+def limits_of(budget: BudgetConfig, plan: Plan) -> list[Limit]:
+    """What a run may spend."""
+    limits = []
+    if budget.gpu_hours is not None:
+        limits.append(Limit(f"budget.gpu_hours={budget.gpu_hours:g}", budget.gpu_hours))
+    if budget.usd is not None:
+        limits.append(Limit(f"budget.usd={budget.usd:g}", budget.usd, lambda step: usd_an_hour(plan, step) or 0.0))
+    return limits
 
 
 def over_budget(expected: Expectation, limits: Sequence[Limit]) -> list[str]:

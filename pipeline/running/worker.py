@@ -174,16 +174,10 @@ class _BatchRun:
                 "stage_s": round(time.perf_counter() - called, 4),
                 "run_id": self._context.run_id,
             }
-            held = held_gpus(step.resources.num_gpus)
-            cost = {
-                "num_gpus": step.resources.num_gpus,
-                "held_gpus": None if held is None else [asdict(gpu) for gpu in held],
-                "expected_s": step.expected_s,
-            }
             changes = {"environment_changes": list(self._context.changes)} if self._context.changes else {}
             memory = {"before": memory_before, "after": _gpu_memory_mib(step)}
             on_gpu = {"gpu_memory_used_mib": memory} if step.resources.num_gpus else {}
-            draft.publish(metrics, {**provenance(), **times, **cost, **on_gpu, **self._exchanges(), **changes})
+            draft.publish(metrics, {**provenance(), **times, **_cost(step), **on_gpu, **self._exchanges(), **changes})
 
     def _exchanges(self) -> dict[str, Any]:
         """What the session was opened with, where that was another checkpoint."""
@@ -252,6 +246,16 @@ class _BatchRun:
                 yield
         finally:
             self._store.keep_log(log)
+
+
+def _cost(step: Step) -> dict[str, Any]:
+    """What the step holds, and what it was expected to take."""
+    held = held_gpus(step.resources.num_gpus)
+    return {
+        "num_gpus": step.resources.num_gpus,
+        "held_gpus": None if held is None else [asdict(gpu) for gpu in held],
+        "expected_s": step.expected_s,
+    }
 
 
 def _gpu_memory_mib(step: Step) -> list[int] | None:

@@ -114,6 +114,7 @@ def test_a_gpu_of_which_the_table_knows_nothing_becomes_known_by_the_store(plan:
     assert estimator(plan, H100, measured).batch_s(gates[:1]) == (20.0,), "another GPU corrects nothing"
 
 
+@pytest.mark.dear
 def test_an_answer_s_length_is_the_sweep_s_or_the_task_s_own(tmp_path: Path) -> None:
     def tokens(*cli: str) -> set[int | None]:
         steps = by_stage(planned(tmp_path, "recipe=bf16", "suite=none", *cli), "evaluate")

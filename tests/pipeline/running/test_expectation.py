@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.execution import ClusterConfig, RunnerKind
+from pipeline.config.execution import BudgetConfig, ClusterConfig, RunnerKind
 from pipeline.planning.plan import Plan
 from pipeline.planning.prices import usd_an_hour
-from pipeline.running.control import Limit
-from pipeline.running.expectation import Expectation, capacity_of, expect, over_budget
+from pipeline.running.expectation import Expectation, capacity_of, expect, limits_of, over_budget
 from pipeline.store.store import Store
 from tests.pipeline.planning.test_plan import by_stage, planned
 
@@ -54,7 +53,9 @@ def test_a_gpu_without_a_price_has_no_dollars(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_will_not_do_is_said_once_each(plan: Plan, tmp_path: Path) -> None:
-    limits = [Limit("budget.gpu_hours=3", 3), Limit("budget.usd=1000", 1000, lambda step: 3.29)]
+    limits = limits_of(BudgetConfig(gpu_hours=3, usd=1000), plan)
+    assert over_budget(expected_of(plan, tmp_path), limits_of(BudgetConfig(usd=62.6), plan)) == []
+    assert len(over_budget(expected_of(plan, tmp_path), limits_of(BudgetConfig(usd=62.4), plan))) == 1, "19 at 3.29"
     (line,) = over_budget(expected_of(plan, tmp_path), limits)
     assert line.startswith("budget.gpu_hours=3 will not do: this run is expected to take 19; it stops before")
     assert over_budget(expected_of(plan, tmp_path, None), limits) == [], "nothing is known"
