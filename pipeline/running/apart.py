@@ -6,6 +6,7 @@ started while the batch before it computes, and imports what its own will need: 
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from stages.errors import one_line
 from stages.processes import end_with_parent
 
 SPAWN = get_context("spawn")  # a fork would share what this process holds
+ENDED_S = 2.0  # until what was killed has ended
 READY, DONE, REFUSED = "ready", "done", "refused"  # what a child says, before outcomes or a line that says why not
 
 
@@ -57,12 +59,16 @@ class GpuLane:
             if child is not None:
                 child.end()
 
+    def expect(self, step: Step) -> None:
+        """Start the process for the batch of this step ahead."""
+        self._next = _Child(step)
+
     def begin(self, batch: Batch, upstream: Sequence[Outcome], expected: Step | None) -> None:
         """Hand over a batch; that of the step ``expected`` will probably follow it."""
         self._under_way = _UnderWay(batch, upstream)
         self._give(self._under_way)
         if expected is not None:
-            self._next = _Child(expected)
+            self.expect(expected)
 
     def outcomes(self, wait_s: float) -> list[Outcome] | str | None:
         """How the batch ended, or a line that says why nobody knows; None while it is under way, after ``wait_s``."""
@@ -158,11 +164,21 @@ class _Child:
         for process in self._started:  # with groups of their own
             with suppress(psutil.Error):
                 process.kill()
+        _wait_for_group(cast(int, self._process.pid))
         self._connection.close()
 
     def _note_started(self) -> None:
         with suppress(psutil.Error):
             self._started.update(psutil.Process(self._process.pid).children(recursive=True))
+
+
+def _wait_for_group(leader: int) -> None:
+    """What a killed process holds is free when it has ended; one that nobody collects stays in its group, dead."""
+    deadline = time.monotonic() + ENDED_S
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(0.02)
 
 
 def _visible_gpus() -> str | None:

@@ -42,6 +42,8 @@ class _Run:
         self._begun: set[int] = set()
 
     def outcomes(self) -> Outcomes:
+        if (first := self._expected()) is not None:
+            self._lane.expect(first)
         while self._sorter.is_active():
             self._note_ready()
             self._fill_lane()
