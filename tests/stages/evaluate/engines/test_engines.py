@@ -182,13 +182,14 @@ def test_generation_arguments_that_cannot_be_met_are_refused_by_name(model, argu
         model.encode(writing("a prompt", **arguments))
 
 
-def test_a_chat_template_without_system_role_gets_no_system_message(model, monkeypatch):
+def test_a_chat_template_without_system_role_gets_no_system_message_in_lm_eval(model, monkeypatch):
     template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
     )
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
-    assert model.apply_chat_template(messages) == "hello"
+    assert model.harness_chat_template(messages) == "hello"
+    assert type(model)(model.tokenizer, 64).apply_chat_template(messages) == "be kind\n\nhello"
 
 
 def test_a_directory_without_weights_is_an_engine_error_on_one_line(tmp_path):
