@@ -77,7 +77,8 @@ def test_batches_are_compared_by_what_is_expected_or_else_by_size(plan: Plan, tm
 def test_without_ray_a_family_opens_one_engine(plan: Plan, tmp_path: Path) -> None:
     """Two recipes of one format that differ in a value: the second waits for its weights only."""
     axes = ["sweep.axes.recipe=[w8a8_int]", "+sweep.axes.seed=[0,1]"]
-    twins = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", "gpu=h100", *axes)
+    on_gpu = ["engine=vllm_gpu", "engine.exchange_weights=true", "gpu=h100"]
+    twins = planned(tmp_path, "+sweep=smoke", *on_gpu, *axes)
     inline, ray = (
         expect(twins, list(twins.steps.values()), Store(tmp_path), cluster)
         for cluster in (ClusterConfig(runner=RunnerKind.inline), TWO_GPUS)
