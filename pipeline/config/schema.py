@@ -70,7 +70,10 @@ class TaskConfig(PromptConfig):
     shard_size: int = execution(1000)
 
     def __post_init__(self) -> None:
-        PromptConfig.__post_init__(self)
+        try:
+            PromptConfig.__post_init__(self)
+        except ValueError as error:
+            raise ValueError(f"task {self.task}: {error}") from None
         check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
         for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
             if value is not None and value < 1:

@@ -23,7 +23,8 @@ def expectation_lines(expected: Expectation, num_bytes: int) -> Iterator[str]:
     if not expected.batches:
         return
     least = "at least " if expected.num_unknown else ""
-    yield f"expected: {least}{', '.join(_parts(expected, num_bytes))}"
+    known = ", ".join(f"{least}{part}" if part[0].isdigit() else part for part in _parts(expected))
+    yield f"expected: {known}, {num_bytes / GIB:.1f} GiB of weights to write"
     yield from _grounds(expected.grounds)
 
 
@@ -34,7 +35,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _parts(expected: Expectation, num_bytes: int) -> Iterator[str]:
+def _parts(expected: Expectation) -> Iterator[str]:
     if any(batch.resources.num_gpus for batch in expected.batches):
         yield f"{expected.gpu_hours:.3g} GPU-hours"
     yield _wall(expected)
@@ -44,7 +45,6 @@ def _parts(expected: Expectation, num_bytes: int) -> Iterator[str]:
         yield f"{usd:,.2f} $ for GPUs while steps hold them{whole}"
     elif expected.gpu_hours:
         yield "dollars not known (say which GPU, gpu=h100)"
-    yield f"{num_bytes / GIB:.1f} GiB of weights to write"
 
 
 def _wall(expected: Expectation) -> str:

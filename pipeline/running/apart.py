@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -29,7 +30,8 @@ from stages.processes import end_with_parent
 
 SPAWN = get_context("spawn")  # a fork would share what this process holds
 ENDED_S = 2.0  # until what was killed has ended
-READY, DONE, REFUSED = "ready", "done", "refused"  # what a child says, before outcomes or a line that says why not
+# What a child says, before outcomes or a line that says why not.
+READY, PREPARED, DONE, REFUSED = "ready", "prepared", "done", "refused"
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class _UnderWay:
     batch: Batch
     upstream: Sequence[Outcome]
     num_deaths: int = 0
+    num_unprepared: int = 0  # of them before the batch was looked at
 
 
 class GpuLane:
@@ -67,7 +70,7 @@ class GpuLane:
         """Hand over a batch; that of the step ``expected`` will probably follow it."""
         self._under_way = _UnderWay(batch, upstream)
         self._give(self._under_way)
-        if expected is not None:
+        if expected is not None and not batch.resources.is_alone:  # its imports would be measured along
             self.expect(expected)
 
     def outcomes(self, wait_s: float) -> list[Outcome] | str | None:
@@ -78,7 +81,7 @@ class GpuLane:
                 return None
             return self._replaced(self._under_way)
         kind, what = said
-        if kind == READY:
+        if kind in (READY, PREPARED):
             return None
         self._ended()
         return cast(list[Outcome] | str, what)
@@ -99,11 +102,15 @@ class GpuLane:
         if not self._child.was_ready:
             self._ended()
             return "a process of its own did not start for it; the terminal shows why"
-        self._child.end()
         work.num_deaths += 1
+        work.num_unprepared += not self._child.was_prepared
+        if work.num_unprepared > self._context.max_attempts:
+            self._ended()
+            return f"the process for it died at its imports {work.num_unprepared} times; the terminal may show why"
         if work.num_deaths > self._context.max_attempts * len(work.batch.steps):
             self._ended()
             return "the process that ran it died again and again"
+        self._child.end()
         self._give(work)
         return None
 
@@ -122,7 +129,8 @@ class _Child:
         self._process = SPAWN.Process(target=_work, args=arguments, name=step.stage.name)
         self._started: set[psutil.Process] = set()
         self.gpus = _visible_gpus()
-        self.was_ready = False
+        self.was_ready = self.was_prepared = False
+        ensure_running()  # which lets signals in again when it starts with the first process
         # Ctrl-C is this process's alone, also while the child is still importing: it never sees the signal.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -147,6 +155,7 @@ class _Child:
             with suppress(EOFError, OSError):
                 said = self._connection.recv()
                 self.was_ready |= said[0] == READY
+                self.was_prepared |= said[0] == PREPARED
                 return said
         return None
 
@@ -195,6 +204,7 @@ def _work(connection: Connection, parent: int, stage: Stage, config: Any) -> Non
     # What fails here fails again in the step, where somebody looks for it.
     with suppress(Exception), captured(Path(os.devnull)):
         stage.prepare(config)
+    connection.send((PREPARED, None))
     try:
         connection.send((DONE, run_batch(*connection.recv())))
     except ProcessUsedUpError:

@@ -137,7 +137,8 @@ def capacity_of(cluster: ClusterConfig) -> Capacity:
     if cluster.address is not None:
         return Capacity(num_gpus=cluster.num_gpus)
     num_gpus = num_visible_gpus() if cluster.num_gpus is None else cluster.num_gpus
-    return Capacity(num_gpus, cluster.num_cpus or os.cpu_count())
+    # GPUs that are said to be elsewhere have cores there, not this machine's.
+    return Capacity(num_gpus, cluster.num_cpus or (os.cpu_count() if cluster.num_gpus is None else None))
 
 
 def _devices(trials: Sequence[tuple[str, Config]]) -> dict[str, str | None]:

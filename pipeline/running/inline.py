@@ -15,7 +15,10 @@ POLL_S = 1.0  # how soon a request to stop is seen
 
 
 class InlineRunner:
-    """What needs no GPU runs in this process, one batch after the other; GPUs need not wait for it, nor it for them."""
+    """What needs no GPU runs in this process, one batch after the other, and beside it one batch on GPUs.
+
+    While a batch runs that must be alone, nothing else does.
+    """
 
     def run(
         self,
@@ -47,11 +50,15 @@ class _Run:
         while self._sorter.is_active():
             self._note_ready()
             self._fill_lane()
-            if self._here:
+            if self._here and not self._is_lane_alone:
                 index = heapq.heappop(self._here)
                 self._done(index, run_batch(self._batches[index], self._context, self._upstream(index)))
-            self._look_into_lane(wait_s=0 if self._here else POLL_S)
+            self._look_into_lane(wait_s=0 if self._here and not self._is_lane_alone else POLL_S)
         return self._outcomes
+
+    @property
+    def _is_lane_alone(self) -> bool:
+        return self._in_lane is not None and self._batches[self._in_lane].resources.is_alone
 
     def _note_ready(self) -> None:
         for index in self._sorter.get_ready():

@@ -112,7 +112,8 @@ class Submission:
         do.  Those that are not ready yet are waited for by nobody.
         """
         shape = self._batches[index].resources
-        others = self._ready.pop_family(index, math.ceil(self._num_legs[shape] / self._room.num_places(shape)) - 1)
+        its_part = math.ceil(self._num_legs[shape] / self._room.num_places(shape))
+        others = self._ready.pop_family(index, max(0, its_part - 1))
         if others:
             self._to_come[shape] -= len(others)
             self._batches[index] = together([self._batches[each] for each in (index, *others)])

@@ -41,7 +41,7 @@ class EngineConfig:
     num_cpus: int = execution(1)
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
-    exchange_weights: bool = execution(True)  # of checkpoints that differ in values only, in an open engine
+    exchange_weights: bool = execution(False)  # of checkpoints that differ in values only, in an open engine
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
     def __post_init__(self) -> None:
@@ -116,8 +116,9 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"prompt.num_fewshot must not be negative; got {self.num_fewshot}")
+            raise ValueError(f"num_fewshot must not be negative; got {self.num_fewshot}")
         check_gen_kwargs(self.gen_kwargs)
+        self.gen_kwargs = {name: value for name, value in self.gen_kwargs.items() if value is not None}
 
     @property
     def asked_tokens(self) -> int | None:

@@ -223,7 +223,9 @@ def _check_supported(name: str, task: Any) -> None:
 def _set_num_fewshot(task: Any, wanted: int | None) -> int:
     own = task.get_config("num_fewshot")
     if wanted is not None and own == 0 and wanted != 0:
-        raise ConfigError(f"task {task.task_name} is fixed at 0 examples by lm-eval; leave prompt.num_fewshot at null")
+        raise ConfigError(
+            f"task {task.task_name} is fixed at 0 examples by lm-eval; leave num_fewshot out of its task slot"
+        )
     num_fewshot = int(own or 0) if wanted is None else wanted
     task.set_config(key="num_fewshot", value=num_fewshot)
     pool = num_examples(task) if num_fewshot > 0 else None

@@ -202,7 +202,7 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
     except ValueError as error:
         raise ConfigError(
             f"the checkpoint's tokenizer has no chat template to use ({one_line(error)}); set "
-            "prompt.apply_chat_template=false"
+            "apply_chat_template: false on its task slot"
         ) from error
     return model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
 

@@ -38,13 +38,14 @@ class Behaviour(NamedTuple):
 
     ``logits``: (num_tokens, vocabulary) on the CPU, in the dtype that the model computes in; ``loss``: nats per token;
     ``answers``: token ids; ``noise_kl``: nats per token from itself when its embeddings are disturbed, None of a model
-    that rounds no inputs.
+    that rounds no inputs; ``device``: what it computed on, whose last bits are in all of it.
     """
 
     logits: "Tensor"
     loss: float
     answers: list[list[int]]
     noise_kl: float | None = None
+    device: str = ""
 
     @property
     def log_probs(self) -> "Tensor":
@@ -63,6 +64,7 @@ class _Facts:
     loss: float | None
     answers: list[list[int]]
     noise_kl: float | None
+    device: str
 
 
 def write_behaviour(out: Path, behaviour: Behaviour) -> None:
@@ -70,7 +72,9 @@ def write_behaviour(out: Path, behaviour: Behaviour) -> None:
     from safetensors.torch import save_file
 
     save_file({"logits": behaviour.logits.contiguous()}, out / _LOGITS)
-    write_json(out / _FACTS, asdict(_Facts(behaviour.finite_loss, behaviour.answers, behaviour.noise_kl)))
+    write_json(
+        out / _FACTS, asdict(_Facts(behaviour.finite_loss, behaviour.answers, behaviour.noise_kl, behaviour.device))
+    )
 
 
 def read_behaviour(directory: Path) -> Behaviour:
@@ -79,7 +83,7 @@ def read_behaviour(directory: Path) -> Behaviour:
 
     facts = read_json(directory / _FACTS, _Facts)
     loss = math.nan if facts.loss is None else facts.loss
-    return Behaviour(load_file(directory / _LOGITS)["logits"], loss, facts.answers, facts.noise_kl)
+    return Behaviour(load_file(directory / _LOGITS)["logits"], loss, facts.answers, facts.noise_kl, facts.device)
 
 
 def observed(model_dir: Path, num_probe_tokens: int) -> Behaviour:
@@ -90,9 +94,16 @@ def observed(model_dir: Path, num_probe_tokens: int) -> Behaviour:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
         logits, loss = _read_held_out(model, tokenizer)
         answers = _answer_probes(model, tokenizer, num_probe_tokens)
-        behaviour = Behaviour(logits, loss, answers, _noise(model, tokenizer, logits))
+        behaviour = Behaviour(logits, loss, answers, _noise(model, tokenizer, logits), device())
         del model
     return behaviour
+
+
+def device() -> str:
+    """What models are looked at on here."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def check_logits(checkpoint: Behaviour) -> Check:

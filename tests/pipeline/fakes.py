@@ -51,6 +51,9 @@ def prepare(config: NoteConfig) -> None:
     """Leave a mark."""
     if config.scratch:
         (Path(config.scratch) / f"prepared-{config.text}").touch()
+    if config.behaviour == "die_at_imports":
+        _tell_pid(config, os.getpid())
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def smaller(config: NoteConfig) -> NoteConfig | None:

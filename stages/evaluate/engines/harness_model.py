@@ -232,7 +232,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if room < 1:
             raise ConfigError(
                 f"task {instance.task_name} may write {max_tokens} tokens, but engine.max_model_len={self.max_length} "
-                f"leaves no room for a prompt; raise it or lower prompt.gen_kwargs.max_gen_toks"
+                f"leaves no room for a prompt; raise it or lower gen_kwargs.max_gen_toks of its task slot"
             )
         tokens = self.tok_encode(context)
         if not tokens:

@@ -1,5 +1,6 @@
 """Batches that compute on GPUs, without Ray: each in a process of its own, which ends with it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import Outcomes, make_runner
 from pipeline.steps.step import Resources, Step
 from pipeline.store.store import Address, Store
-from tests.pipeline.fakes import NoteConfig, note
+from tests.pipeline.fakes import NoteConfig, note, serving
 from tests.sweeping import ROOT, wait_for
 
 pytestmark = pytest.mark.dear
@@ -69,6 +70,29 @@ def test_what_needs_no_gpu_runs_beside_what_does_and_the_next_process_starts_ahe
     outcomes = run(tmp_path / "store", [first, second, third, beside])
     assert {outcome.message for outcome in outcomes.values()} == {""}, "none waited in vain for another"
     assert not workers(os.getpid()), "nor is a process left that was started for nothing"
+
+
+def test_nothing_runs_beside_what_must_be_alone(tmp_path: Path) -> None:
+    scratch, alone = str(tmp_path), Resources(num_cpus=1, num_gpus=1, is_alone=True)
+    first = note("a", behaviour="slow", scratch=scratch, resources=alone)
+    second = note("b", first, scratch=scratch, resources=ONE_GPU)
+    beside = note("c", behaviour="slow", scratch=scratch)
+    run(tmp_path / "store", [first, second, beside])
+    store = Store(tmp_path / "store")
+    times = [json.loads((store.path(each.ref) / "manifest.json").read_text())["provenance"] for each in (first, beside)]
+    assert times[0]["started"] >= times[1]["ended"] or times[1]["started"] >= times[0]["ended"]
+    assert (tmp_path / "prepared-b").stat().st_mtime > times[0]["ended"]
+
+
+def test_a_process_that_dies_at_its_imports_is_not_started_for_every_step(tmp_path: Path) -> None:
+    steps = [
+        serving(text, note("model"), behaviour="die_at_imports", scratch=str(tmp_path), resources=ONE_GPU)
+        for text in "abcdef"
+    ]
+    outcomes = run(tmp_path / "store", [note("model"), *steps])
+    assert {outcomes[step.ref].status for step in steps} == {Status.not_run}
+    assert "died at its imports 3 times" in outcomes[steps[0].ref].message
+    assert len(pids(tmp_path)) == 3, "twice is max_attempts"
 
 
 def test_a_stop_starts_no_more_processes(tmp_path: Path) -> None:

@@ -198,7 +198,10 @@ def test_a_generation_argument_that_cannot_be_is_refused_at_the_door(name, value
 
 def test_arguments_that_can_be_are_taken():
     given = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0.1, "until": "a", "max_tokens": 3, "do_sample": None}
-    assert PromptConfig(gen_kwargs=given).gen_kwargs == given
+    assert PromptConfig(gen_kwargs=given).gen_kwargs == {
+        name: value for name, value in given.items() if value is not None
+    }
+    assert PromptConfig(gen_kwargs={"max_gen_toks": None}) == PromptConfig(), "null is the task's own"
 
 
 def answered(text):

@@ -107,6 +107,16 @@ def test_divergence_of_a_model_from_itself_would_be_zero_also_from_what_was_writ
     assert base.loss == pytest.approx(math.log(384), abs=0.1)  # random weights guess nearly uniformly
 
 
+def test_a_base_that_was_observed_on_another_device_is_looked_at_again(run, quantize_tiny, tiny_observed):
+    facts = json.loads((tiny_observed / "behaviour.json").read_text())
+    try:
+        (tiny_observed / "behaviour.json").write_text(json.dumps(facts | {"device": "another", "loss": -99.0}))
+        _, failed, report = run(quantize_tiny(**RECIPES["fp8"]))
+    finally:
+        (tiny_observed / "behaviour.json").write_text(json.dumps(facts))
+    assert not failed and f"the base has {facts['loss']:.3f}" in report["held_out_loss"]["detail"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
 def test_bad_scale_is_found(run, damaged, value):
     _, failed, report = run(damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"][3].fill_(value)))
