@@ -177,7 +177,7 @@ def test_a_checkpoint_that_kills_its_engines_is_set_aside_and_the_next_is_served
 
 
 def test_the_recipes_of_a_grid_are_grouped_by_format_and_no_fingerprint_knows(tmp_path: Path) -> None:
-    adjust = "++sweep.adjust=[{when: {recipe: w4a16_int}, set: [recipe.group_size=64]}]"  # GPTQ, which calibrates
+    adjust = "++sweep.adjust=[{when: {recipe: w4a16_int}, set: ['recipe.group_size=64']}]"  # GPTQ, which calibrates
     grid = ["+sweep=smoke", "++sweep.axes={recipe: [w4a16_int, w8a8_int], calibration.seed: [0, 1]}", adjust]
     plan = planned(tmp_path, *grid)
     alone = planned(tmp_path, *grid, "engine.exchange_weights=false")
