@@ -407,7 +407,7 @@ def test_another_size_than_planned_is_refused(run, config_of):
 
 def test_a_tokenizer_without_chat_template_is_refused(run, config_of, session, monkeypatch):
     monkeypatch.setattr(session.model.tokenizer, "chat_template", None)
-    with pytest.raises(ConfigError, match="apply_chat_template=false"):
+    with pytest.raises(ConfigError, match="apply_chat_template: false"):
         run(config_of("quiz_choice", system_instruction="not built before"))
 
 
