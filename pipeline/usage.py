@@ -13,7 +13,7 @@ from pipeline.modes import MODES
 NAME = "quantsweep"
 WIDTH = 110
 _EXAMPLES = (
-    ("+sweep=smoke", "the whole path on a CPU, 6 to 12 minutes"),
+    ("+sweep=smoke", "the whole path on a CPU, 4 to 7 minutes"),
     ("+sweep=smoke mode=plan", "what that would run; touches nothing"),
     ("+sweep=smoke recipe.group_size=32 mode=why", "which field makes a step missing"),
     ("+sweep=llama31 store.root=/shared/store", "the study's models, on GPUs"),
