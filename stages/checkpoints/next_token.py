@@ -30,14 +30,17 @@ def open_model(model_dir: Path) -> Iterator[Any]:
 
 def next_token_logits(model: Any, input_ids: "Tensor") -> "Tensor":
     """(T, V) on the CPU, in the model's dtype: what it expects after each of ``input_ids`` (T)."""
-    logits: Tensor = model(input_ids[None].to(model.device)).logits[0]
-    return logits.cpu()
+    return _logits(model, input_ids).cpu()
 
 
 def next_token_log_probs(model: Any, input_ids: "Tensor") -> "Tensor":
     """Float32 (T, V) on the CPU, in nats: what the model expects after each of ``input_ids`` (T)."""
+    return log_probs_of(_logits(model, input_ids)).cpu()
+
+
+def _logits(model: Any, input_ids: "Tensor") -> "Tensor":
     logits: Tensor = model(input_ids[None].to(model.device)).logits[0]
-    return log_probs_of(logits).cpu()
+    return logits
 
 
 def log_probs_of(logits: "Tensor") -> "Tensor":
