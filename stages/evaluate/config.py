@@ -1,25 +1,34 @@
 """What an evaluation is asked: one shard of one task, its prompts, and the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
+from stages.evaluate.endpoint_config import EndpointSettings
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
 from stages.fields import execution, identity
 
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
+SERVED = "served"  # a dtype, and whatever else a server somewhere else decides
+_SERVERS_OWN = ("tensor_parallel_size", "pipeline_parallel_size", "on_gpu", "kv_cache_gib", "gpu_memory_gib")
 
 
 class EngineKind(Enum):
-    """What runs the model: vLLM, or plain transformers for formats vLLM has no kernel for and for tiny models."""
+    """What runs the model: vLLM, or plain transformers for formats vLLM has no kernel for and for tiny models.
+
+    An endpoint is a server that somebody else runs.
+    """
 
     vllm = "vllm"
     transformers = "transformers"
+    endpoint = "endpoint"
 
 
 @dataclass(kw_only=True, slots=True)
-class EngineConfig:
+class EngineConfig(EndpointSettings):
     """One open engine.  ``batch_size`` is read by the transformers engine, ``kv_cache_gib`` by vLLM.
+
+    ``max_num_seqs`` are those that are written at once; of an endpoint the requests that wait for an answer.
 
     Without ``kv_cache_gib`` vLLM takes what it finds free up to ``gpu_memory_utilization``, which is only right for an
     engine that has its GPU alone.  With ``gpus_per_rank`` below 1 several share one, and each may take that part of
@@ -45,8 +54,7 @@ class EngineConfig:
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
+        self._check_kind()
         counted = ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "batch_size", "num_cpus")
         for name in (*counted, "max_num_seqs"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -60,6 +68,24 @@ class EngineConfig:
             )
 
         self._check_share()
+
+    def _check_kind(self) -> None:
+        if self.is_endpoint:
+            self.check_endpoint()
+            usual = {each.name: each.default for each in fields(self)}
+            said = [name for name in _SERVERS_OWN if getattr(self, name) != usual[name]]
+            if self.dtype != SERVED or said:
+                raise ValueError(
+                    f"engine.{(*said, 'dtype')[0]} is not for engine=endpoint to set: say in engine.server_flags how "
+                    f"the server was started{'' if said else f', and leave engine.dtype={SERVED}'}"
+                )
+            return
+        if (name := next(self.said_of_endpoint(), None)) is not None:
+            raise ValueError(
+                f"engine.{name} is of a server that runs elsewhere: choose engine=endpoint, or leave it out"
+            )
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
 
     def _check_share(self) -> None:
         share = f"engine.gpus_per_rank={self.gpus_per_rank:g}"
@@ -77,6 +103,11 @@ class EngineConfig:
                 f"{share}: what vLLM finds free while others start on the same GPU says nothing; give "
                 "engine.kv_cache_gib, for the keys and values of its requests"
             )
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether a server somewhere else answers, and nothing of the model is loaded here."""
+        return self.kind is EngineKind.endpoint
 
     @property
     def num_ranks(self) -> int:

@@ -191,6 +191,8 @@ class Session:
 def build_task(config: "EvaluateConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
     """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
     task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
+    if config.engine.is_endpoint and task.OUTPUT_TYPE != "generate_until":
+        raise ConfigError(config.engine.refusal(config.task))
     return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
 
 
@@ -217,6 +219,10 @@ def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":
         from stages.evaluate.engines.vllm_engine import VllmEngine
 
         return VllmEngine(checkpoint, config)
+    if config.is_endpoint:
+        from stages.evaluate.engines.endpoint import EndpointEngine
+
+        return EndpointEngine(checkpoint, config)
     from stages.evaluate.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(checkpoint, config)

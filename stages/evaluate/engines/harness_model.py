@@ -239,8 +239,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise ValueError("the prompt is empty")
         sampling = _sampling(options)
         seed = self._seed_of(instance, repeat) if dict(sampling).get("temperature", 0.0) > 0 else None
-        request = GenerateRequest(tuple(tokens[-room:]), max_tokens, stop, sampling, seed)
-        return Encoded(generation=request, truncated=len(tokens) > room)
+        kept, truncated = tuple(tokens[-room:]), len(tokens) > room
+        text = self._text_of(kept) if truncated else context
+        is_complete = truncated or self._special(context, None) is False
+        request = GenerateRequest(kept, max_tokens, stop, sampling, seed, text, is_complete)
+        return Encoded(generation=request, truncated=truncated)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     def _seed_of(self, instance: Instance, repeat: int) -> int:
         """A seed of its own for every sampled answer, so that an answer does not depend on its neighbours."""

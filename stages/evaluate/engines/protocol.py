@@ -5,7 +5,7 @@ task), so two engines can differ in arithmetic only.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,13 +30,19 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Write up to ``max_tokens`` after ``prompt``; greedy without ``sampling``, else by that and its own ``seed``."""
+    """Write up to ``max_tokens`` after ``prompt``; greedy without ``sampling``, else by that and its own ``seed``.
+
+    ``text`` is the prompt before it was tokenised, for a server that takes no tokens; ``is_complete`` says that it
+    holds what a tokenizer would put around it.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
     sampling: tuple[tuple[str, float], ...] = ()  # temperature, top_p, ... by name
     seed: int | None = None
+    text: str = field(default="", compare=False, repr=False)
+    is_complete: bool = field(default=True, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
