@@ -21,6 +21,7 @@ from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
 from pipeline.modes import MAKING, mode_named
+from pipeline.planning.endpoints import check_engines
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import check_gpu_memory
@@ -47,6 +48,7 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
         for trial in trials:
             check_nothing_is_blank(trial.config)
         plan = make_plan(config.sweep.name, trials, resolve(trials, cache))
+        check_engines(plan, cache)
         check_gpu_memory(plan)
         return plan
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -33,6 +33,7 @@ _MODEL_FILES = (
     "merges.txt",
     "chat_template.*",
 )
+_TOKENIZER_FILES = tuple(pattern for pattern in _MODEL_FILES if "safetensors" not in pattern)
 _SCRIPTS = ("*.py",)  # a data set's loading script is code; parquet, JSON and CSV need none
 
 
@@ -94,14 +95,14 @@ def digest_tree(path: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
-def check_model_path(path: Path) -> None:
+def check_model_path(path: Path, has_weights: bool = True) -> None:
     """Raise DataError unless ``path`` is a checkpoint directory: config.json and safetensors, no remote code.
 
     Every other description that lies there must be readable as well.
     """
     if not path.is_dir():
         raise DataError(f"model path {path} is not a directory")
-    if not any(path.glob("*.safetensors")):
+    if has_weights and not any(path.glob("*.safetensors")):
         raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
     if not (path / "config.json").is_file():
         raise DataError(f"model path {path} holds no config.json")
@@ -126,12 +127,7 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
 
     Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights.
     """
-    if config.package is not None:
-        _fetch_package(config, out)
-    elif config.path is not None:
-        _copy_local_model(Path(config.path), config.digest, out)
-    else:
-        _fetch_hub(str(config.repo_id), str(config.revision), "model", out)
+    _fetch(config, out)
     check_model_path(out)
     if config.rescale_seed is not None:
         from stages.checkpoints.rescale import rescale
@@ -143,6 +139,18 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
         "num_tensors": len(infos),
         "num_parameters": sum(map(num_elements, infos.values())),
     }
+
+
+def fetch_tokenizer(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write a model's directory without its weights: what a prompt is made with; metrics ``num_files``.
+
+    Raises DataError when the source is out of reach or not as promised.
+    """
+    _fetch(config, out, has_weights=False)
+    for weights in out.glob("*.safetensors"):  # a package has them in one file with the rest
+        weights.unlink()
+    check_model_path(out, has_weights=False)
+    return {"num_files": sum(1 for _ in _files(out))}
 
 
 def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -170,6 +178,17 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     return {"num_files": len(sizes), "size_gib": sum(sizes) / GIB}
 
 
+def _fetch(config: ModelSource, out: Path, has_weights: bool = True) -> None:
+    patterns = _MODEL_FILES if has_weights else _TOKENIZER_FILES
+    if config.package is not None:
+        _fetch_package(config, out)
+    elif config.path is not None:
+        check_model_path(Path(config.path), has_weights)
+        _copy_local_model(Path(config.path), config.digest, out, patterns)
+    else:
+        _fetch_hub(str(config.repo_id), str(config.revision), "model", out, patterns)
+
+
 def _fetch_package(config: ModelSource, out: Path) -> None:
     from importlib.metadata import PackageNotFoundError, distribution
 
@@ -188,13 +207,12 @@ def _fetch_package(config: ModelSource, out: Path) -> None:
     convert_gguf(file, out)
 
 
-def _copy_local_model(path: Path, digest: str | None, out: Path) -> None:
-    check_model_path(path)
-    _copy_files(path, [file for file in path.iterdir() if _is_model_file(file.name)], out)
+def _copy_local_model(path: Path, digest: str | None, out: Path, patterns: Sequence[str]) -> None:
+    _copy_files(path, [file for file in path.iterdir() if _is_one_of(file.name, patterns)], out)
     _check_digest(path, digest, f"model {path}")
 
 
-def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path) -> None:
+def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path, patterns: Sequence[str] = _MODEL_FILES) -> None:
     """Download into ``out``, or copy from the local hub cache where the hub may not be asked."""
     import httpx
     from huggingface_hub import constants, snapshot_download
@@ -207,7 +225,7 @@ def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path) -> None:
             repo_id,
             revision=revision,
             repo_type=repo_type,
-            allow_patterns=list(_MODEL_FILES) if repo_type == "model" else None,
+            allow_patterns=list(patterns) if repo_type == "model" else None,
             ignore_patterns=None if repo_type == "model" else list(_SCRIPTS),
             local_files_only=offline,
             local_dir=None if offline else out,
@@ -220,16 +238,20 @@ def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path) -> None:
         raise DataError(f"{owner} cannot be fetched: {reason}") from error
     if offline:
         cached = Path(snapshot)
-        _copy_files(cached, [file for file in _files(cached) if _is_wanted(file.name, repo_type)], out)
+        _copy_files(cached, [file for file in _files(cached) if _is_wanted(file.name, repo_type, patterns)], out)
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the downloader's notes: times and paths
 
 
 def _is_model_file(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+    return _is_one_of(name, _MODEL_FILES)
 
 
-def _is_wanted(name: str, repo_type: str) -> bool:
-    return _is_model_file(name) if repo_type == "model" else not any(fnmatch(name, pattern) for pattern in _SCRIPTS)
+def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _is_wanted(name: str, repo_type: str, patterns: Sequence[str]) -> bool:
+    return _is_one_of(name, patterns) if repo_type == "model" else not _is_one_of(name, _SCRIPTS)
 
 
 def _check_digest(path: Path, digest: str | None, owner: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan
-from pipeline.planning.rates import CPU, Rate, Rates, Work, measured_rates
+from pipeline.planning.rates import CPU, ELSEWHERE, Rate, Rates, Work, measured_rates
 from pipeline.steps.stages import QUANTIZE, Occupies
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.timing import Timing
@@ -111,7 +111,11 @@ class Estimator:
             for work, seconds in self.parts(step, timing):
                 rate = self._rates.nearest(work)
                 predicted_s = None if rate is None else rate.seconds(work)
-                if rate is not None and predicted_s and (work.device in ("", CPU) or timing.is_on(work.device)):
+                if (
+                    rate is not None
+                    and predicted_s
+                    and (work.device in ("", CPU, ELSEWHERE) or timing.is_on(work.device))
+                ):
                     ratios[_key(rate, work)].append(seconds / predicted_s)
         return {key: statistics.median(found) for key, found in ratios.items()}
 
@@ -128,16 +132,22 @@ class Estimator:
         """What a step, or the start or end of its batch, comes to."""
         trial = self._plan.trials.get(step.trial)
         config = None if trial is None else trial.trial.config
-        is_core = step.stage.occupies is Occupies.core
         return Work(
             stage=step.stage.name,
             kind=part or _kind(step),
             task=getattr(step.config, "task", "") if step.num_documents else "",
-            device="" if is_core else self._devices.get(step.trial),
+            device=self._device(step, config),
             num_parameters=self._sizes.get(step.trial),
             num_ranks=1 if config is None or step.stage.occupies is not Occupies.engine else config.engine.num_ranks,
             amounts={} if part else _amounts(step, config),
         )
+
+    def _device(self, step: Step, config: Config | None) -> str | None:
+        if step.stage.occupies is Occupies.core:
+            return ""
+        if step.stage.occupies is Occupies.engine and config is not None and config.engine.is_endpoint:
+            return ELSEWHERE
+        return self._devices.get(step.trial)
 
 
 def _size(config: Config) -> int | None:

@@ -16,6 +16,7 @@ from pipeline.planning.task_facts import TaskFacts, ask_catalog, task_facts, tas
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
 from stages.fetch import DatasetSource, check_model_path, digest_tree
+from stages.quantize import Algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
     with ThreadPoolExecutor(1) as beside:
         catalog = beside.submit(ask_catalog, tasks, data, cache_dir)  # answers while bytes are digested here
         named = {model.name: model for config in configs for model in config.models}
-        models = {name: _model(model, cache_dir) for name, model in named.items()}
+        loaded = _loaded(configs)
+        models = {name: _model(model, cache_dir, name in loaded) for name, model in named.items()}
         datasets = _texts(configs, sources)
         for task in tasks.values():
             for repo_id, revision in task.datasets.items():
@@ -97,7 +99,16 @@ def _check_data(data: DataConfig) -> None:
             raise UserError(f"{name}={path} is not a directory: give the path of an existing one")
 
 
-def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
+def _loaded(configs: Iterable[Config]) -> set[str]:
+    """The models whose weights are needed here: all but those that servers elsewhere answer with as they are."""
+    return {
+        config.model.name
+        for config in configs
+        if not config.engine.is_endpoint or config.recipe.algorithm is not Algorithm.none
+    }
+
+
+def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True) -> ModelConfig:
     source = model.source
     if model.weights is Weights.dummy:
         return model
@@ -107,15 +118,17 @@ def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
         return model
     path = Path(source.path).resolve()
     try:
-        check_model_path(path)
+        check_model_path(path, has_weights)
         shape = model.shape or ModelShape.from_config(path / "config.json")
     except DataError as error:
         raise UserError(f"model {model.name}: {error}") from None
     except KeyError as error:
-        raise UserError(
-            f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
-            "one, give its model.shape"
-        ) from None
+        if has_weights:
+            raise UserError(
+                f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
+                "one, give its model.shape"
+            ) from None
+        shape = None  # of no use where nothing is loaded
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
     return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
 

@@ -22,6 +22,7 @@ from pipeline.steps.stages import (
     EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
+    FETCH_TOKENIZER,
     GATE,
     OBSERVE,
     PROFILE,
@@ -118,7 +119,9 @@ class _Builder:
         if config.model.weights is Weights.dummy:
             self._add_dummy()
         elif config.recipe.algorithm is Algorithm.none:
-            self._add("checkpoint", FETCH_MODEL, config.model.source, name)
+            # A server elsewhere has the weights; its prompts need the tokenizer.
+            stage = FETCH_TOKENIZER if config.engine.is_endpoint else FETCH_MODEL
+            self._add("checkpoint", stage, config.model.source, name)
         else:
             self._check_recipe()
             self._add_quantized(self._add("model", FETCH_MODEL, config.model.source, name))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.config.schema import Config, Weights
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
+from pipeline.steps.stages import FETCH_TOKENIZER
 from pipeline.steps.step import Step, StepRef
 from stages.checkpoints.shape import kv_cache_gib, weight_gib
 from stages.quantize import weight_format
@@ -26,9 +27,9 @@ class GpuMemory:
 
 
 def gpu_memory(config: Config) -> GpuMemory | None:
-    """The floor for a trial's engine; None when the model's shape is not known."""
+    """The floor for a trial's engine; None when the model's shape is not known, or a server elsewhere answers."""
     shape, engine, recipe = config.model.shape, config.engine, config.recipe
-    if shape is None:
+    if shape is None or engine.is_endpoint:
         return None
     weights_gib = weight_gib(shape, weight_format(recipe))
     return GpuMemory(weights_gib, kv_cache_gib(shape, num_tokens=engine.max_model_len), engine.num_ranks)
@@ -65,7 +66,8 @@ def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
         config = trial.trial.config
         if (shape := config.model.shape) is None or config.model.weights is Weights.dummy:
             continue
-        needed[trial.model] = weight_gib(shape)
+        if trial.model.stage != FETCH_TOKENIZER.name:
+            needed[trial.model] = weight_gib(shape)
         if trial.checkpoint != trial.model:
             needed[trial.checkpoint] = weight_gib(shape, weight_format(config.recipe))
     return int(sum(gib * GIB for ref, gib in needed.items() if ref in absent))

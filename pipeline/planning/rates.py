@@ -11,11 +11,15 @@ from typing import Any
 import yaml
 
 CPU = "CPU"  # the device of models on processors
+ELSEWHERE = "an endpoint"  # that of models behind somebody else's server
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What decides how long a step takes; ``device`` is a GPU's product, CPU, or empty for work beside the models."""
+    """What decides how long a step takes.
+
+    ``device`` is a GPU's product, CPU, ELSEWHERE, or empty for work beside the models.
+    """
 
     stage: str
     kind: str | None = ""  # None: not known

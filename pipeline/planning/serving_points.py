@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from pipeline.config.schema import Config
 from pipeline.planning.devices import Device
+from stages.evaluate.config import ENDPOINT_FIELDS
 from stages.serving.config import ProfileConfig, ProfileMode
 
 
@@ -45,7 +46,7 @@ def points(config: Config, device: Device, random_weights: bool) -> Iterator[Poi
 def _limits(config: Config) -> dict[str, object]:
     """What does not change an engine's answers, but how fast it gives them."""
     # A server has whole GPUs, and one checkpoint.
-    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank", "exchange_weights")
+    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank", "exchange_weights", *ENDPOINT_FIELDS)
     return {
         field.name: getattr(config.engine, field.name)
         for field in fields(config.engine)

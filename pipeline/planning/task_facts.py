@@ -123,11 +123,12 @@ def ask_catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Pa
     request = {"tasks": asked, "include_paths": task_paths(data), "mirror": mirror}
     mirrorstamps = stamps(Path(mirror)) if mirror else []
     key = ["catalog 2", metadata.version("lm_eval"), request, mirrorstamps, [stamps(Path(p)) for p in task_paths(data)]]
-    facts: dict[str, Any] = cached(cache_dir, key, lambda: _answered(request))
+    facts: dict[str, Any] = cached(cache_dir, key, lambda: answered_by_catalog(request))
     return facts
 
 
-def _answered(request: Mapping[str, Any]) -> dict[str, Any]:
+def answered_by_catalog(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``stages.evaluate.catalog`` writes, by label."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "stages.evaluate.catalog"],

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.planning.plan import Plan
+from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.steps.fingerprint import differences
+from pipeline.steps.stages import FETCH_TOKENIZER
 from pipeline.store.manifest import code_of
 from pipeline.store.provenance import git_state, package_versions
 
@@ -19,8 +20,14 @@ Environment = Mapping[str, Any]
 def environment(plan: Plan) -> dict[str, Any]:
     """What could make the same step come out differently: packages, commit, and the weights each model stands for."""
     git = git_state(Path(__file__).resolve().parent)
-    models = {trial.trial.config.model.name: trial.model.fingerprint for trial in plan.trials.values()}
+    models = {_model(trial): trial.model.fingerprint for trial in plan.trials.values()}
     return {"packages": package_versions(), "git": code_of(git), "weights": models}
+
+
+def _model(trial: TrialPlan) -> str:
+    """Of a model that a server elsewhere has, the tokenizer alone is known here."""
+    name = trial.trial.config.model.name
+    return f"{name} (tokenizer)" if trial.model.stage == FETCH_TOKENIZER.name else name
 
 
 def changes(then: Environment, now: Environment) -> list[str]:

@@ -80,6 +80,7 @@ class Stage:
 
 
 FETCH_MODEL = Stage("fetch_model", "stages.fetch", "fetch_model", makes_checkpoint=True)
+FETCH_TOKENIZER = Stage("fetch_tokenizer", "stages.fetch", "fetch_tokenizer", makes_checkpoint=True)
 FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset")
 CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
 QUANTIZE = Stage("quantize", "stages.quantize", "quantize", occupies=Occupies.model, makes_checkpoint=True)
@@ -101,7 +102,7 @@ COMPARE = Stage("compare", "stages.compare.stage", "compare", in_report=True)
 REPORT = Stage("report", "stages.report.stage", "report")
 
 _ALL = (
-    FETCH_MODEL, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, EVALUATE, PROFILE, CEILINGS, COMPARE,
-    REPORT,
+    FETCH_MODEL, FETCH_TOKENIZER, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, EVALUATE, PROFILE,
+    CEILINGS, COMPARE, REPORT,
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _ALL}

@@ -10,6 +10,7 @@ from stages.fields import execution, identity
 
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
 SERVED = "served"  # a dtype, and whatever else a server somewhere else decides
+ENDPOINT_FIELDS = tuple(each.name for each in fields(EndpointSettings))
 _SERVERS_OWN = ("tensor_parallel_size", "pipeline_parallel_size", "on_gpu", "kv_cache_gib", "gpu_memory_gib")
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stages.errors import HIDDEN, ConfigError, EngineError, StageError, one_line
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
     from stages.evaluate.config import EngineConfig
@@ -47,6 +49,7 @@ class EndpointClient:
         self.url = config.url.rstrip("/")
         self._key = _read_key(config.api_key_env)
         self._config = config
+        self._certificates = _certificates() if self.url.startswith("https:") else False  # 50 ms to read
 
     def get(self, path: str) -> Any:
         """The JSON at ``path`` below the base URL."""
@@ -85,7 +88,9 @@ class EndpointClient:
 
         timeout = httpx.Timeout(self._config.request_timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None)
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        return httpx.AsyncClient(headers=headers, timeout=timeout, limits=httpx.Limits())
+        return httpx.AsyncClient(
+            headers=headers, timeout=timeout, limits=httpx.Limits(), verify=self._certificates, follow_redirects=False
+        )
 
     async def _answer(self, http: "httpx.AsyncClient", asked: Asked) -> Any:
         """The JSON of one answer, however often it has to be asked for."""
@@ -145,6 +150,12 @@ class EndpointClient:
         except ValueError:
             said = one_line(response.text, _MAX_SAID)
             raise self.error(EngineError, f"the server at {place} answered no JSON: {said!r}") from None
+
+
+def _certificates() -> "ssl.SSLContext":
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _read_key(variable: str | None) -> str | None:
