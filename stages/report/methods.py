@@ -8,6 +8,7 @@ from typing import Any
 from stages.compare.artifact import ComparisonFacts
 from stages.drift import DriftFacts, read_drift
 from stages.gate.artifact import Check, read_checks
+from stages.evaluate.config import SERVED
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
 from stages.report.rows import Comparisons, arithmetic_of
@@ -52,7 +53,7 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
-    of_engines = [*_arithmetics(comparisons), *_two_arithmetics(comparisons)]
+    of_engines = [*_arithmetics(comparisons), *_servers(comparisons), *_two_arithmetics(comparisons)]
     return list(dict.fromkeys([*of_models, *of_engines, *of_comparisons]))
 
 
@@ -70,8 +71,26 @@ def _two_arithmetics(comparisons: Comparisons) -> Iterator[str]:
 
 def _in_words(arithmetic: str) -> str:
     facts = json.loads(arithmetic)
+    if facts["method"] == SERVED:
+        return _server(facts)
     details = facts.get("kernels") or [facts.get("weights")]
     return " ".join([facts["method"], *filter(None, details)])
+
+
+def _server(arithmetic: Mapping[str, Any]) -> str:
+    flags = ", ".join(f"{name}={_text(value)}" for name, value in sorted(arithmetic["flags"].items()))
+    return f"{arithmetic['model']} ({flags or 'nothing was said of its flags'})"
+
+
+def _servers(comparisons: Comparisons) -> Iterator[str]:
+    """Which trials were answered by servers that somebody else runs, and what was said of each."""
+    trials: dict[str, dict[str, None]] = {}
+    for (trial, _), comparison in comparisons.items():
+        for leaf in filter(None, comparison.facts.leaves.values()):
+            if leaf.arithmetic is not None and leaf.arithmetic["method"] == SERVED:
+                trials.setdefault(_server(leaf.arithmetic), {})[trial] = None
+    for server, names in trials.items():
+        yield f"{', '.join(names)}: answered by a server, {server}; what that computes with is not known here"
 
 
 def _arithmetics(comparisons: Comparisons) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from concurrent.futures import wait
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +14,7 @@ from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, Pro
 from stages.evaluate.engines.protocol import GenerateRequest, ScoreRequest
 from stages.evaluate.session import Session
 from stages.evaluate.stage import evaluate, open_session
+from stages.serving.process import Server, free_port
 
 pytestmark = pytest.mark.vllm
 
@@ -213,6 +216,44 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
     for shard, says in ((unknown, "unknown to lm-eval"), (refused, "min_p")):
         with pytest.raises(ConfigError, match=says):
             overlapping.answered(shard, {})
+
+
+@pytest.fixture(scope="module")
+def server(smollm2, tmp_path_factory):
+    """vLLM's own server, as a user would start it."""
+    port = free_port()
+    options = {"model": smollm2, "served-model-name": "own", "port": port, "host": "127.0.0.1", "dtype": "float32"}
+    options |= {"max-model-len": 512, "max-num-seqs": 16, "kv-cache-memory-bytes": 2**29}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, "--enforce-eager"]
+    opened = Server(command, {"HF_HUB_OFFLINE": "1"}, tmp_path_factory.mktemp("server") / "log", port)
+    opened.wait_until_ready(300, "vLLM's server")
+    yield opened
+    opened.stop()
+
+
+def test_a_servers_answers_are_those_of_the_engine_in_this_process_to_the_byte(session, inputs, server, tmp_path):
+    """Asked in tokens, greedy and sampled, and in text; what is said of them differs."""
+    greedy = config_of("mathador", 1, 4, num_fewshot=0, gen_kwargs={"max_gen_toks": 12, "until": ["\n\n"]})
+    drawn = {"max_gen_toks": 6, "do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    sampled = config_of("mathador_easy", 0, 2, num_fewshot=0, apply_chat_template=False, gen_kwargs=drawn)
+    expected = {
+        shard.task: bytes_of(shard, inputs, session, tmp_path / f"here_{shard.task}") for shard in (greedy, sampled)
+    }
+    for prompt_format, shards in (("tokens", [greedy, sampled]), ("text", [sampled])):
+        engine = EngineConfig(
+            kind=EngineKind.endpoint, dtype="served", max_model_len=512, url=f"{server.url}/v1", served_model="own",
+            prompt_format=prompt_format,
+        )  # fmt: skip
+        asked = [replace(shard, engine=engine) for shard in shards]
+        with open_session(asked[0], inputs) as there:
+            found = [bytes_of(shard, inputs, there, tmp_path / f"{prompt_format}_{shard.task}") for shard in asked]
+        for shard, files in zip(shards, found, strict=True):
+            assert files["samples.parquet"] == expected[shard.task]["samples.parquet"], prompt_format
+    facts = json.loads(found[0]["task.json"])
+    assert facts["arithmetic"]["method"] == "served"
+    version = session.engine.facts["engine_version"]
+    assert facts["comparable"]["engine"] == "endpoint" and facts["comparable"]["engine_version"] == f"vllm {version}"
 
 
 def test_a_dead_engine_gives_no_score(session, score_requests, monkeypatch):
