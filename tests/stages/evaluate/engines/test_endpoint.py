@@ -160,6 +160,50 @@ def test_a_server_that_knows_openais_fields_only_gets_no_others():
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def with_bos(tiny_model, tmp_path_factory):
+    """A tokenizer that puts a BOS before every text, as a chat template does that begins with it."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{bos} $A", None, [(bos, tokenizer.bos_token_id)])
+    path = tmp_path_factory.mktemp("with_bos")
+    tokenizer.save_pretrained(path)
+    (path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    return path
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("model", ["with_bos", "tiny_model"])
+@pytest.mark.parametrize("dialect", ["vllm", "openai"])
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "plain"])
+def test_a_text_becomes_the_tokens_that_were_meant_with_one_bos(request, model, dialect, is_chat):
+    from lm_eval.api.instance import Instance
+    from transformers import AutoTokenizer
+
+    from stages.evaluate.engines.harness_model import HarnessModel
+
+    path = request.getfixturevalue(model)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert (tokenizer.encode("a")[0] == tokenizer.bos_token_id) is (model == "with_bos")
+    harness = HarnessModel(tokenizer, 64)
+    for question in ("Which letter comes first?", "one two three " * 40):
+        said = harness.apply_chat_template([{"role": "user", "content": question}]) if is_chat else question
+        instance = Instance("generate_until", {}, (said, {"until": [], "max_gen_toks": 8}), 0, ("task", 0, 1))
+        asked = harness.encode(instance)
+        with FakeServer() as server:
+            settings = config_of(server.url, prompt_format="text", dialect=dialect, max_model_len=64)
+            EndpointEngine(path, settings).generate([asked.generation])
+        (body,) = server.bodies
+        found = tokenizer.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
+        if asked.truncated and model == "with_bos" and dialect == "openai":
+            found = found[1:]  # what was cut begins with no BOS, which such a server puts there all the same
+        assert tuple(found) == asked.generation.prompt
+        assert asked.truncated is (len(question) > 100)
+
+
 def test_what_a_server_is_is_in_the_facts_and_what_was_said_of_it_in_the_arithmetic():
     with FakeServer() as server:
         engine = opened(server, server_flags={"quantization": "fp8"})
