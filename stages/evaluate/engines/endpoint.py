@@ -130,9 +130,14 @@ def _completion(answer: Any) -> Generation | None:
         (choice,) = answer["choices"]
         text, num_tokens = choice["text"], answer["usage"]["completion_tokens"]
         is_whole = isinstance(text, str) and isinstance(num_tokens, int)
-        return Generation(text, num_tokens, choice["finish_reason"]) if is_whole else None
+        return Generation(_encodable(text), num_tokens, choice["finish_reason"]) if is_whole else None
     except (TypeError, KeyError, ValueError):
         return None
+
+
+def _encodable(text: str) -> str:
+    """With halves of characters, which JSON can spell and a file cannot hold, replaced: one costs no shard."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_window(served: Mapping[str, Any], config: "EngineConfig") -> None:

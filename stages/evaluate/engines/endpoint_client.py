@@ -123,7 +123,7 @@ class EndpointClient:
             limit_s = self._config.request_timeout_s
             message = f"the server at {place} had no answer after {limit_s:g} s (engine.request_timeout_s)"
             raise self.error(EngineError, message) from None
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             return Failure(one_line(error, _MAX_SAID))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.error(ConfigError, f"{place} cannot be asked ({one_line(error, _MAX_SAID)})") from None

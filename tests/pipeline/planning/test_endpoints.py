@@ -1,10 +1,13 @@
 """Sweeps that servers elsewhere answer: what is planned, what is not, and what is refused before anything is asked."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.errors import UserError
 from pipeline.planning.endpoints import check_engines
 from pipeline.planning.estimate import Estimator
@@ -13,6 +16,7 @@ from pipeline.planning.plan import Plan
 from pipeline.results.environment import environment
 from tests.pipeline.planning.test_plan import by_stage, planned
 
+ROOT = Path(__file__).parents[3]
 SERVER = ["engine=endpoint", "engine.url=http://host:8000/v1", "engine.served_model=own"]
 ONE = ["suite=none", "+task@tasks.game=mathador", *SERVER]
 TWO = ["+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int]", *SERVER, "~tasks.tabular"]
@@ -111,6 +115,24 @@ def test_what_cannot_be_asked_or_compared_is_refused_in_the_plan(tmp_path: Path,
     with pytest.raises(UserError, match=says) as caught:
         checked(tmp_path, *cli)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_the_page_makes_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "stages" / "evaluate" / "README.md").read_text()
+    (example,) = re.findall(r"^# DIR/sweep/served\.yaml.*?\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "DIR" / "sweep").mkdir(parents=True)
+    (tmp_path / "DIR" / "sweep" / "served.yaml").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quantsweep", "--config-dir=DIR", "+sweep=served", "mode=plan"])
+    code = main()
+    printed = capfd.readouterr()
+    assert (code, printed.err) == (0, "")
+    assert re.search(r"^smollm2_135m/w8a8_int +smollm2_135m/bf16 +– +– +– +1,000 ", printed.out, re.MULTILINE), (
+        printed.out
+    )
+    assert re.search(r"of evaluate on an endpoint; nothing like that was measured", printed.out)
 
 
 def test_how_long_a_server_takes_is_not_known_from_this_machine(tmp_path: Path) -> None:

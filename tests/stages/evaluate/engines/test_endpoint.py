@@ -341,6 +341,13 @@ def test_the_model_must_be_there_and_long_enough():
         EndpointEngine(None, config_of(None))
 
 
+def test_half_a_character_costs_no_shard():
+    with FakeServer((200, answer("all \ud83d right 🗼"))) as server:
+        (found,) = opened(server).generate([REQUEST])
+    assert found.text == "all \ufffd right 🗼"
+    found.text.encode()
+
+
 def test_log_likelihoods_are_refused():
     with FakeServer() as server:
         engine = opened(server)
