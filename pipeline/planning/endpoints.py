@@ -46,8 +46,8 @@ def _check_one_checkpoint_each(servers: list[TrialPlan]) -> None:
         if known != is_what:
             raise UserError(
                 f"{other} and {trial.name} are both answered by {engine.served_model} at {engine.url}, which cannot be "
-                "two things: give each its own engine.served_model or engine.url in the sweep's adjust, and neither on the "
-                "command line"
+                "two things: give each its own engine.served_model or engine.url in the sweep's adjust, and neither on "
+                "the command line"
             )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from stages.compare.artifact import ComparisonFacts
 from stages.drift import DriftFacts, read_drift
-from stages.gate.artifact import Check, read_checks
 from stages.evaluate.config import SERVED
+from stages.gate.artifact import Check, read_checks
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
 from stages.report.rows import Comparisons, arithmetic_of
