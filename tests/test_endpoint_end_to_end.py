@@ -75,7 +75,11 @@ def sweep(directory: Path, port: int, store: str, *arguments: str) -> subprocess
 
 
 def answers(store: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in store.glob("evaluate/*/samples.parquet")}
+    return {path.parent.name: path.read_bytes() for path in store.glob("answer/*/answers.parquet")}
+
+
+def scores(store: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in store.glob("score/*/samples.parquet")}
 
 
 def test_a_server_killed_in_a_shard_voids_it_and_a_rerun_resumes_to_the_byte(own: Path, smollm2: Path) -> None:
@@ -101,6 +105,7 @@ def test_a_server_killed_in_a_shard_voids_it_and_a_rerun_resumes_to_the_byte(own
         assert again.returncode == 0, printed
     assert answers(own / "broken") == answers(own / "whole")
     assert len(answers(own / "whole")) == 4
+    assert scores(own / "broken") == scores(own / "whole") != {}
     (page,) = (own / "whole" / "report").glob("*/report.md")
     assert "small/bf16: answered by a server, own (dtype=float32)" in page.read_text()
     (tokenizer,) = (own / "whole").glob("fetch_tokenizer/*/manifest.json")

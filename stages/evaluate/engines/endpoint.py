@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Said in every request: a server takes what is not said from the model's own generation_config.
 _OPENAI_DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _OTHER_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-_KEEP_SPECIAL = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+_WHOLE_ANSWER = {"skip_special_tokens": False, "spaces_between_special_tokens": False, "return_token_ids": True}
 _MAX_LISTED, _MAX_SAID = 10, 200  # models that a server is said to have; characters of an answer that is none
 
 
@@ -98,7 +98,7 @@ class EndpointEngine:
             **self._prompt(request),
         }
         if self._config.dialect == "vllm":
-            body |= _OTHER_DEFAULTS | _KEEP_SPECIAL
+            body |= _OTHER_DEFAULTS | _WHOLE_ANSWER
         elif strange := sorted(sampling.keys() & _OTHER_DEFAULTS.keys()):
             raise ConfigError(f"gen_kwargs {strange[0]} is not of OpenAI's API: remove it, or set engine.dialect=vllm")
         body |= sampling
@@ -128,10 +128,17 @@ def _completion(answer: Any) -> Generation | None:
     """The one choice of an answer, whatever ended it."""
     try:
         (choice,) = answer["choices"]
-        text, num_tokens = choice["text"], answer["usage"]["completion_tokens"]
-        is_whole = isinstance(text, str) and isinstance(num_tokens, int)
-        return Generation(_encodable(text), num_tokens, choice["finish_reason"]) if is_whole else None
-    except (TypeError, KeyError, ValueError):
+        text, num_tokens, stop = choice["text"], answer["usage"]["completion_tokens"], choice.get("stop_reason")
+        if not isinstance(text, str) or not isinstance(num_tokens, int):
+            return None
+        return Generation(
+            text=_encodable(text),
+            num_tokens=num_tokens,
+            finish_reason=choice["finish_reason"],
+            token_ids=None if choice.get("token_ids") is None else tuple(map(int, choice["token_ids"])),
+            stopped_by=_encodable(stop) if isinstance(stop, str) else None,  # else the number of an end token
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 

@@ -37,7 +37,7 @@ def checked(tmp_path: Path, *cli: str) -> Plan:
 
 def test_a_base_that_a_server_has_needs_its_tokenizer_alone_and_no_gpu(tmp_path: Path) -> None:
     plan = checked(tmp_path, *ONE)
-    assert {step.stage.name for step in plan.steps.values()} == {"fetch_tokenizer", "evaluate", "compare"}
+    assert {step.stage.name for step in plan.steps.values()} == {"fetch_tokenizer", "answer", "score", "compare"}
     assert {step.resources.num_gpus for step in plan.steps.values()} == {0}
     assert {step.resources.num_cpus for step in plan.steps.values()} == {1}
     assert bytes_to_write(plan, plan.steps.values()) == 0
@@ -53,12 +53,12 @@ def test_what_a_recipe_makes_is_made_and_checked_here_and_served_by_the_user(tmp
     assert len(by_stage(plan, "quantize")) == len(by_stage(plan, "gate")) == 1
     in_process = planned(tmp_path, "+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int]", "~tasks.tabular")
     assert by_stage(plan, "quantize")[0].ref == by_stage(in_process, "quantize")[0].ref
-    asked = {step.trial: step.config.engine.served_model for step in by_stage(plan, "evaluate")}
+    asked = {step.trial: step.config.engine.served_model for step in by_stage(plan, "answer")}
     assert asked == {"smollm2_135m/bf16": "own", "smollm2_135m/w8a8_int": "quantized"}
 
 
 def evaluations(plan: Plan) -> set[object]:
-    return {step.ref for step in by_stage(plan, "evaluate")}
+    return {step.ref for step in by_stage(plan, "answer")}
 
 
 def test_what_is_said_of_a_server_is_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
@@ -132,12 +132,12 @@ def test_the_example_of_the_page_makes_a_plan(
     assert re.search(r"^smollm2_135m/w8a8_int +smollm2_135m/bf16 +– +– +– +1,000 ", printed.out, re.MULTILINE), (
         printed.out
     )
-    assert re.search(r"of evaluate on an endpoint; nothing like that was measured", printed.out)
+    assert re.search(r"of answer on an endpoint; nothing like that was measured", printed.out)
 
 
 def test_how_long_a_server_takes_is_not_known_from_this_machine(tmp_path: Path) -> None:
     plan = checked(tmp_path, *ONE)
-    steps = by_stage(plan, "evaluate")
+    steps = by_stage(plan, "answer")
     estimator = Estimator(plan, dict.fromkeys(plan.trials, "CPU"), {})
     assert set(estimator.batch_s(steps)) == {None}
     assert {device for _, device in estimator.grounds.unknown} == {"an endpoint"}

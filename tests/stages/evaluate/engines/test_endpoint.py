@@ -142,7 +142,7 @@ def test_everything_that_an_answer_depends_on_is_said_in_the_request():
         "model": "served", "prompt": [1, 2, 3], "max_tokens": 8, "stop": ["\n"], "stream": False,
         "temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
-        "skip_special_tokens": False, "spaces_between_special_tokens": False,
+        "skip_special_tokens": False, "spaces_between_special_tokens": False, "return_token_ids": True,
     }  # fmt: skip
     assert (server.bodies[1]["temperature"], server.bodies[1]["top_k"]) == (0.5, 7)
     assert server.bodies[1]["seed"] == 11 and "stop" not in server.bodies[1]
@@ -339,6 +339,16 @@ def test_the_model_must_be_there_and_long_enough():
         opened(server)
     with pytest.raises(ConfigError, match=r"say which, engine\.url=http"):
         EndpointEngine(None, config_of(None))
+
+
+def test_what_a_server_tells_beside_the_text_is_kept():
+    said = answer()
+    said["choices"][0] |= {"token_ids": [7, 8], "stop_reason": "\n"}
+    numbered = answer()
+    numbered["choices"][0] |= {"token_ids": None, "stop_reason": 2}
+    with FakeServer((200, said), (200, numbered)) as server:
+        found = opened(server, max_num_seqs=1).generate([REQUEST, REQUEST])
+    assert found == [Generation("yes", 2, "stop", (7, 8), "\n"), Generation("yes", 2, "stop")]
 
 
 def test_half_a_character_costs_no_shard():
