@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.schema import Config, DataConfig
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.remembered import cached, stamps
@@ -20,10 +20,17 @@ def check_engines(plan: Plan, cache_dir: Path | None) -> None:
         _check_base(plan, planned)
     servers = [planned for planned in plan.trials.values() if planned.trial.config.engine.is_endpoint]
     for planned in servers:
-        if (lacking := planned.trial.config.engine.lacking) is not None:
-            raise UserError(lacking)
+        _check_said(planned.trial.config)
     _check_one_checkpoint_each(servers)
     _check_writes(plan, servers, cache_dir)
+
+
+def _check_said(config: Config) -> None:
+    if (lacking := config.engine.lacking) is not None:
+        raise UserError(lacking)
+    for slot, task in config.tasks.items():
+        if (refused := config.engine.refused_sampling(task.gen_kwargs)) is not None:
+            raise UserError(f"tasks.{slot}.{refused}")
 
 
 def _check_base(plan: Plan, planned: TrialPlan) -> None:

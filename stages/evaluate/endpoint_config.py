@@ -1,7 +1,7 @@
 """What is said of a server that somebody else runs: where it is, what it serves, and how it is asked."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +11,11 @@ from stages.fields import execution, identity
 
 PROMPT_FORMATS = ("tokens", "text")
 DIALECTS = ("vllm", "openai")
+BEYOND_OPENAI = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}  # sampling that its API lacks, when not asked for
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -47,6 +52,13 @@ class EndpointSettings:
             f"task {task} is scored by log-likelihoods, and engine=endpoint answers with texts only: take it out, "
             "choose a generative variant of it, or evaluate the checkpoint with engine=vllm_gpu or vllm_cpu"
         )
+
+    def refused_sampling(self, names: Iterable[str]) -> str | None:
+        """Why sampling with these arguments cannot be asked for, in one line; None where it can."""
+        strange = sorted(set(names) & BEYOND_OPENAI.keys()) if self.dialect == "openai" else []
+        if not strange:
+            return None
+        return f"gen_kwargs.{strange[0]} is not of OpenAI's API: leave it out, or set engine.dialect=vllm"
 
     def said_of_endpoint(self) -> Iterator[str]:
         """The settings above that were given another value than their own."""

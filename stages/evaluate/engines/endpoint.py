@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.config import SERVED
+from stages.evaluate.endpoint_config import BEYOND_OPENAI
 from stages.evaluate.engines.endpoint_client import EndpointClient
 from stages.evaluate.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation, Score, ScoreRequest
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 # Said in every request: a server takes what is not said from the model's own generation_config.
 _OPENAI_DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_OTHER_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _WHOLE_ANSWER = {"skip_special_tokens": False, "spaces_between_special_tokens": False, "return_token_ids": True}
 _MAX_LISTED, _MAX_SAID = 10, 200  # models that a server is said to have; characters of an answer that is none
 
@@ -97,10 +97,10 @@ class EndpointEngine:
             **_OPENAI_DEFAULTS,
             **self._prompt(request),
         }
+        if (refused := self._config.refused_sampling(sampling)) is not None:
+            raise ConfigError(refused)
         if self._config.dialect == "vllm":
-            body |= _OTHER_DEFAULTS | _WHOLE_ANSWER
-        elif strange := sorted(sampling.keys() & _OTHER_DEFAULTS.keys()):
-            raise ConfigError(f"gen_kwargs {strange[0]} is not of OpenAI's API: remove it, or set engine.dialect=vllm")
+            body |= BEYOND_OPENAI | _WHOLE_ANSWER
         body |= sampling
         return body | _given(stop=list(request.stop) or None, seed=request.seed)
 

@@ -63,9 +63,9 @@ def evaluations(plan: Plan) -> set[object]:
 
 def test_what_is_said_of_a_server_is_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
     first = evaluations(checked(tmp_path, *ONE))
-    for same in ("engine.url=https://elsewhere/v1", "engine.api_key_env=OWN_KEY", "engine.max_num_seqs=4",
-                 "engine.retry_for_s=1", "engine.request_timeout_s=9"):  # fmt: skip
-        assert evaluations(checked(tmp_path, *ONE, same)) == first, same
+    same = ["engine.url=https://elsewhere/v1", "engine.api_key_env=OWN_KEY", "engine.max_num_seqs=4",
+            "engine.retry_for_s=1", "engine.request_timeout_s=9"]  # fmt: skip
+    assert evaluations(checked(tmp_path, *ONE, *same)) == first
     for other in ("engine.served_model=another", "+engine.server_flags.quantization=fp8", "engine.prompt_format=text",
                   "engine.dialect=openai", "engine.max_model_len=2048", "engine.seed=1"):  # fmt: skip
         assert evaluations(checked(tmp_path, *ONE, other)).isdisjoint(first), other
@@ -102,6 +102,10 @@ def test_a_directory_without_weights_is_a_model_where_a_server_has_them(
         (["suite=none", "+task@tasks.w=wikitext", *SERVER], "task wikitext is scored by log-likelihoods"),
         (["suite=none", "+task@tasks.game=mathador", "engine=endpoint"], r"say which, engine\.url=http"),
         ([*ONE[:3], "engine.url=http://host/v1"], r"say which, engine\.served_model=ID"),
+        (
+            [*ONE, "engine.dialect=openai", "+tasks.game.gen_kwargs={do_sample: true, min_p: 0.1}"],
+            r"tasks\.game\.gen_kwargs\.min_p is not of OpenAI's API: leave it out, or set engine\.dialect=vllm",
+        ),
         (TWO, r"bf16 and smollm2_135m/w8a8_int are both answered by own at http://host:8000/v1.*adjust"),
         (
             ["+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int]", "~tasks.tabular",
