@@ -37,6 +37,7 @@ from stages.gate.artifact import write_checks
 NUM_SENTENCES = 2048
 SENTENCES_A_RESPONSE = 10  # of 100 characters
 SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
+DISK_VARIABLE = "SYNTHETIC_NEEDS_DISK"  # set: as much must be free as the real steps need
 
 DRIFT = {
     **dict.fromkeys(("mean_kl", "mean_kl_low", "mean_kl_high", "loss", "base_loss"), 1.0),
@@ -143,7 +144,13 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
     columns = {name: answers[name] for name in ("leaf", "doc_id", "doc_digest")}
     columns |= {"prompt_digest": answers["doc_digest"], "responses": answers["text"], config.metric: answers["right"]}
     columns |= {"target": pa.array(["A"] * answers.num_rows), "truncated": pa.array([False] * answers.num_rows)}
-    columns |= {"error": pa.nulls(answers.num_rows, pa.string())}
+    kinds = {
+        "error": pa.string(),
+        "cut": pa.bool_(),
+        "cut_in_thoughts": pa.bool_(),
+        "stopped_by": pa.list_(pa.string()),
+    }
+    columns |= {name: pa.nulls(answers.num_rows, kind) for name, kind in kinds.items()}
     pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")
     write_json(out / TASK, {"leaves": {leaf.task: _task_facts(leaf.task, config.metric) for leaf in config.leaves}})
     return {"num_documents": answers.num_rows, "num_missing": 0.0}
@@ -170,7 +177,8 @@ def main() -> int:
     import pipeline.__main__ as command_line
     from pipeline import driver
 
-    driver.bytes_to_write = lambda *arguments: 0  # the weights of a plan are not written
+    if DISK_VARIABLE not in os.environ:
+        driver.bytes_to_write = lambda *arguments: 0  # the weights of a plan are not written
     real = command_line.make_plan
     command_line.make_plan = lambda *arguments: synthetic(real(*arguments))
     return command_line.main()
