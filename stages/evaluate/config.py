@@ -15,9 +15,7 @@ SCORING_SETTINGS = frozenset(
     ("filter_list", "metric_list", "process_results", "should_decontaminate", "doc_to_decontamination_query")
 )
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
-SERVED = "served"  # a dtype, and whatever else a server somewhere else decides
 ENDPOINT_FIELDS = tuple(each.name for each in fields(EndpointSettings))
-_SERVERS_OWN = ("tensor_parallel_size", "pipeline_parallel_size", "on_gpu", "kv_cache_gib", "gpu_memory_gib")
 
 
 class EngineKind(Enum):
@@ -79,13 +77,6 @@ class EngineConfig(EndpointSettings):
     def _check_kind(self) -> None:
         if self.is_endpoint:
             self.check_endpoint()
-            usual = {each.name: each.default for each in fields(self)}
-            said = [name for name in _SERVERS_OWN if getattr(self, name) != usual[name]]
-            if self.dtype != SERVED or said:
-                raise ValueError(
-                    f"engine.{(*said, 'dtype')[0]} is not for engine=endpoint to set: say in engine.server_flags how "
-                    f"the server was started{'' if said else f', and leave engine.dtype={SERVED}'}"
-                )
             return
         if (name := next(self.said_of_endpoint(), None)) is not None:
             raise ValueError(

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from stages.errors import redacted
 from stages.fields import execution, identity
 
+SERVED = "served"  # a dtype, and whatever else a server somewhere else decides
+_SERVERS_OWN = ("dtype", "tensor_parallel_size", "pipeline_parallel_size", "on_gpu", "kv_cache_gib", "gpu_memory_gib")
 PROMPT_FORMATS = ("tokens", "text")
 DIALECTS = ("vllm", "openai")
 BEYOND_OPENAI = {
@@ -80,6 +82,16 @@ class EndpointSettings:
                 "engine.api_key_env must be the name of an environment variable, in capitals, never the key itself"
             )
         _check_flags(self.server_flags)
+        self._check_servers_own()
+
+    def _check_servers_own(self) -> None:
+        """What an engine in this process is told, a server was told by others: the record may not say otherwise."""
+        usual = {each.name: each.default for each in fields(self)} | {"dtype": SERVED}
+        if said := [name for name in _SERVERS_OWN if getattr(self, name) != usual[name]]:
+            raise ValueError(
+                f"engine.{said[0]} is not for engine=endpoint to set: leave it {usual[said[0]]}, and say in "
+                "engine.server_flags how the server was started"
+            )
 
 
 def _check_url(url: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.compare.artifact import ComparisonFacts
 from stages.drift import DriftFacts, read_drift
-from stages.evaluate.config import SERVED
+from stages.evaluate.endpoint_config import SERVED
 from stages.gate.artifact import Check, read_checks
 from stages.report.artifact import Row
 from stages.report.config import TrialRow

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.answers import CUT_OFF, FINISHED
-from stages.evaluate.config import SERVED
-from stages.evaluate.endpoint_config import BEYOND_OPENAI
+from stages.evaluate.endpoint_config import BEYOND_OPENAI, SERVED
 from stages.evaluate.engines.endpoint_client import EndpointClient
 from stages.evaluate.engines.protocol import GenerateRequest, Generation, Score, ScoreRequest
 

@@ -387,7 +387,7 @@ def test_a_key_that_is_not_there_is_said_by_the_name_of_its_variable(monkeypatch
         ({"prompt_format": "messages"}, "must be tokens or text"),
         ({"dialect": "sglang"}, "must be vllm or openai"),
         ({"request_timeout_s": 0}, "request_timeout_s must be a number of seconds"),
-        ({"dtype": "bfloat16"}, "say in engine.server_flags how the server was started"),
+        ({"dtype": "bfloat16"}, "engine.dtype is not for engine=endpoint to set: leave it served, and say in"),
         ({"tensor_parallel_size": 4}, "engine.tensor_parallel_size is not for engine=endpoint"),
         ({"on_gpu": True}, "engine.on_gpu is not for engine=endpoint"),
     ],
