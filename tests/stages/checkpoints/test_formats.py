@@ -175,7 +175,7 @@ def test_a_row_cannot_be_changed():
 @pytest.mark.parametrize(
     ("name", "capability", "rounds"),
     [
-        ("FP8_DYNAMIC", 8.0, False), ("FP8_DYNAMIC", 8.9, True), ("FP8_DYNAMIC", 9.0, True), ("FP8_DYNAMIC", None, True),
+        ("FP8_DYNAMIC", 8.0, False), ("FP8_DYNAMIC", 8.9, True), ("FP8", 9.0, True), ("FP8_BLOCK", None, True),
         ("W8A8", 8.0, True), ("W4A16", 8.0, False), ("W4A16", 9.0, False), ("NVFP4", 9.0, False), ("NVFP4", 10.0, True),
         ("MXFP8", 9.0, False), ("MXFP8", 10.0, True), ("MXFP4A16", 10.0, False),
     ],
