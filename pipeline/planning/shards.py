@@ -40,6 +40,7 @@ def evaluate_config(
         stop=stop,
         num_docs=known.leaves[leaf],
         harness=known.harness[leaf],
+        reads=list(known.reads[leaf]),
         include_paths=config.data.task_paths,
         engine=config.engine,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,

@@ -137,8 +137,9 @@ class EvaluateConfig:
     start: int = identity()
     stop: int = identity()
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
-    harness: str = identity()  # lm-eval's version and the digest of extra task files
+    harness: str = identity()  # lm-eval's version and the digests of other task files and of local data
     include_paths: list[str] = execution(factory=list)
+    reads: list[str] = execution(factory=list)  # names of local files that the task reads beside its own folder
     engine: EngineConfig = identity(factory=EngineConfig)
     # Version of the arithmetic that stands in for kernels which a CPU lacks; None where nothing can be simulated.
     simulation: int | None = identity(None, neutral=None)

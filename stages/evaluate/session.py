@@ -21,6 +21,7 @@ from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceabl
 from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
 from stages.evaluate.scoring import metric_facts
 from stages.evaluate.task_index import task_roots
+from stages.local_files import digest_files
 
 if TYPE_CHECKING:
     from stages.evaluate.config import EngineConfig, EvaluateConfig, PromptConfig
@@ -190,8 +191,19 @@ class Session:
 
 def build_task(config: "EvaluateConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
     """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
-    task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir)
+    _check_unchanged(config)
+    task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir, config.reads)
     return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
+
+
+def _check_unchanged(config: "EvaluateConfig") -> None:
+    """The local files that the plan has digested must be the ones that are read here."""
+    planned = config.harness.partition("+files-")[2]
+    if planned and not digest_files(config.reads).startswith(planned):
+        raise DataError(
+            f"task {config.task}: what it reads ({', '.join(config.reads)[:300]}) changed after the plan was made, or "
+            "is another on this machine; start again"
+        )
 
 
 def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
