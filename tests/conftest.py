@@ -1,4 +1,4 @@
-"""What the tests share: two real models, and evaluate artifacts made from scores that a test chooses.
+"""What the tests share: two real models, and artifacts made from scores that a test chooses.
 
 ``tiny_model`` is a random Llama made here; ``smollm2`` is SmolLM2-135M-Instruct from its registry package.
 """
@@ -247,7 +247,7 @@ def quantize_tiny(
 
 @pytest.fixture(scope="session")
 def write_evaluation(tmp_path_factory):
-    """Make one evaluate artifact: documents ``docs`` (default 0, 1, ...) with the columns ``metrics``."""
+    """Make the scores of one leaf task: documents ``docs`` (default 0, 1, ...) with the columns ``metrics``."""
 
     def write(
         task,
@@ -269,6 +269,7 @@ def write_evaluation(tmp_path_factory):
         doc_ids = docs if doc_ids is None else doc_ids
         prompts = [f"prompt {doc}" for doc in docs] if prompts is None else prompts
         columns = {
+            "leaf": pa.array([task] * num_documents),
             "doc_id": pa.array(doc_ids, pa.int32()),
             "doc_digest": pa.array([digest(f"{task} {doc}") for doc in docs], pa.string()),
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
@@ -278,7 +279,7 @@ def write_evaluation(tmp_path_factory):
         for name, values in metrics.items():
             is_text = any(isinstance(value, str) for value in values)
             columns[name] = pa.array(values, pa.string() if is_text else pa.float64())
-        path = tmp_path_factory.mktemp("evaluate")
+        path = tmp_path_factory.mktemp("score")
         pq.write_table(pa.table(columns), path / "samples.parquet")
         info = {
             "task": task,
@@ -290,7 +291,7 @@ def write_evaluation(tmp_path_factory):
         }
         if arithmetic is not None:
             info["arithmetic"] = arithmetic
-        (path / "task.json").write_text(json.dumps(info))
+        (path / "task.json").write_text(json.dumps({"leaves": {task: info}}))
         return path
 
     return write

@@ -27,8 +27,10 @@ from pipeline.steps.stages import Stage
 from pipeline.steps.step import Resources
 from stages import drift
 from stages.documents import write_json
-from stages.evaluate import stage as evaluate
+from stages.evaluate import answer as answering
+from stages.evaluate.answers import ANSWERS
 from stages.evaluate.artifact import SAMPLES, TASK
+from stages.evaluate.config import AnswerConfig, ScoreConfig
 from stages.fields import execution
 from stages.gate.artifact import write_checks
 
@@ -57,10 +59,13 @@ class SyntheticStage(Stage):
 
 
 @dataclass(kw_only=True, slots=True)
-class SyntheticConfig(evaluate.EvaluateConfig):
-    """A shard's config that also knows the metric its comparison will ask for; the same identity."""
+class SyntheticConfig(ScoreConfig):
+    """Scoring that also knows the metric its comparison will ask for; the same identity."""
 
     metric: str = execution()
+
+
+FUNCTIONS = {"answer": "answer", "score": "score"}
 
 
 def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
@@ -69,13 +74,13 @@ def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
         ref: plan.steps[trial.steps[f"compare/{slot_of(role)}"]].config.metric or "acc,none"
         for trial in plan.trials.values()
         for role, ref in trial.steps.items()
-        if kind_of(role) == "evaluate"
+        if kind_of(role) == "score"
     }
     steps = {}
     for ref, step in plan.steps.items():
-        function = "answer" if ref.stage == "evaluate" else "write_small"
         known = {field.name: getattr(step.stage, field.name) for field in fields(Stage)}
-        stage = SyntheticStage(**known | {"module": MODULE, "function": function}, real=step.stage)
+        made_here = {"module": MODULE, "function": FUNCTIONS.get(ref.stage, "write_small")}
+        stage = SyntheticStage(**known | made_here, real=step.stage)
         config = step.config
         if ref in metrics:
             asked = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -94,12 +99,12 @@ def write_small(config: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     return {"size_gib": 1.0}
 
 
-def session_key(config: evaluate.EvaluateConfig) -> str:
-    return evaluate.session_key(config)
+def session_key(config: AnswerConfig) -> str:
+    return answering.session_key(config)
 
 
 @contextmanager
-def open_session(config: evaluate.EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[list[str]]:
+def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[list[str]]:
     """Sentences to answer with."""
     rng = np.random.default_rng(0)
     letters = rng.integers(97, 123, size=(NUM_SENTENCES, 100), dtype=np.uint8)
@@ -108,38 +113,49 @@ def open_session(config: evaluate.EvaluateConfig, inputs: Mapping[str, Path]) ->
 
 
 def answer(
-    config: SyntheticConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
+    config: AnswerConfig, inputs: Mapping[str, Path], out: Path, session: list[str]
 ) -> Mapping[str, float | None]:
-    """``samples.parquet`` with 1 kB of text per document and ``task.json``, as ``evaluate`` writes them."""
+    """``answers.parquet`` with 1 kB of text per document, and whether it is right."""
     time.sleep(float(os.environ.get(SLEEP_VARIABLE, "0")))
     doc_ids = np.arange(config.start, config.stop)
     rng = _generator(inputs["checkpoint"].name, config.task, config.start)
     difficulty = _generator(config.task, config.start).random(len(doc_ids))
     right = (rng.random(len(doc_ids)) * 0.3 + difficulty * 0.7 < 0.6).astype(float)
     picks = rng.integers(0, NUM_SENTENCES, size=(len(doc_ids), SENTENCES_A_RESPONSE))
-    digests = [hashlib.sha256(f"{config.task} {doc}".encode()).hexdigest() for doc in doc_ids]
     columns = {
         "doc_id": pa.array(doc_ids, pa.int32()),
-        "doc_digest": pa.array(digests),
-        "prompt_digest": pa.array(digests),
-        "target": pa.array(["A"] * len(doc_ids)),
-        "responses": pa.array([["".join(session[pick] for pick in row)] for row in picks]),
-        config.metric: pa.array(right),
-        "truncated": pa.array([False] * len(doc_ids)),
-        "error": pa.array([None] * len(doc_ids), pa.string()),
+        "doc_digest": pa.array([hashlib.sha256(f"{config.task} {doc}".encode()).hexdigest() for doc in doc_ids]),
+        "text": pa.array([["".join(session[pick] for pick in row)] for row in picks]),
+        "right": pa.array(right),
     }
-    pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")
-    write_json(out / TASK, _task_facts(config))
+    pq.write_table(pa.table(columns), out / ANSWERS, compression="zstd")
     return {"num_documents": len(doc_ids), "num_missing": 0.0}
 
 
-def _task_facts(config: SyntheticConfig) -> dict[str, Any]:
+def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """``samples.parquet`` of all answers and ``task.json``, as the real one writes them."""
+    tables = []
+    for leaf in config.leaves:
+        for name in (name for name in sorted(inputs) if name.rpartition("/")[0] == leaf.task):
+            answers = pq.read_table(inputs[name] / ANSWERS)
+            tables.append(answers.add_column(0, "leaf", pa.array([leaf.task] * answers.num_rows)))
+    answers = pa.concat_tables(tables)
+    columns = {name: answers[name] for name in ("leaf", "doc_id", "doc_digest")}
+    columns |= {"prompt_digest": answers["doc_digest"], "responses": answers["text"], config.metric: answers["right"]}
+    columns |= {"target": pa.array(["A"] * answers.num_rows), "truncated": pa.array([False] * answers.num_rows)}
+    columns |= {"error": pa.nulls(answers.num_rows, pa.string())}
+    pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")
+    write_json(out / TASK, {"leaves": {leaf.task: _task_facts(leaf.task, config.metric) for leaf in config.leaves}})
+    return {"num_documents": answers.num_rows, "num_missing": 0.0}
+
+
+def _task_facts(task: str, metric: str) -> dict[str, Any]:
     return {
-        "task": config.task,
+        "task": task,
         "version": 1,
         "output_type": "multiple_choice",
-        "num_docs": config.num_docs,
-        "metrics": {config.metric: {"aggregation": {"name": "mean"}, "higher_is_better": True}},
+        "num_docs": 100000,
+        "metrics": {metric: {"aggregation": {"name": "mean"}, "higher_is_better": True}},
         "comparable": {"engine": "synthetic"},
     }
 
@@ -152,7 +168,9 @@ def _generator(*labels: object) -> np.random.Generator:
 def main() -> int:
     """The pipeline's command line, with these stages in its plans."""
     import pipeline.__main__ as command_line
+    from pipeline import driver
 
+    driver.bytes_to_write = lambda *arguments: 0  # the weights of a plan are not written
     real = command_line.make_plan
     command_line.make_plan = lambda *arguments: synthetic(real(*arguments))
     return command_line.main()

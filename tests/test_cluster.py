@@ -169,7 +169,7 @@ def test_a_run_ends_when_no_node_comes_and_when_the_head_is_gone(own: Path, tmp_
 
 
 def num_shards(own: Path) -> int:
-    return len(list((own / "store").glob("evaluate/*/manifest.json")))
+    return len(list((own / "store").glob("answer/*/manifest.json")))
 
 
 def status(own: Path) -> str:

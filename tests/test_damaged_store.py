@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import pipeline.__main__ as command_line
-from pipeline import modes
+from pipeline import driver, modes
 from pipeline.config.execution import GcConfig, StoreConfig, Verify
 from pipeline.context import PlannedSweep
 from pipeline.errors import UserError
@@ -42,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> PlannedSweep:
         patch.chdir(own)
         patch.setattr(command_line, "make_plan", lambda *arguments: synthetic(real(*arguments)))
         patch.setattr(command_line, "mode_named", mode_named)
+        patch.setattr(driver, "bytes_to_write", lambda *arguments: 0)  # the weights of a plan are not written
         patch.setattr(sys, "argv", ["pipeline", "--config-dir=own", f"store.root={own / 'store'}", *ARGUMENTS])
         assert command_line.main() == 0
     return found[0]
@@ -83,10 +84,10 @@ def table(printed: str) -> list[str]:
 def test_every_mode_goes_on_without_what_it_can_do_without(store: Path, call: Call, tmp_path: Path) -> None:
     """Manifests that are none, lines that are no events, memories that are wrong."""
     before = table(call("run"))
-    bad = [first(store, stage) for stage in ("evaluate", "compare", "gate", "report")]
+    bad = [first(store, stage) for stage in ("answer", "compare", "gate", "report")]
     for path, text in zip(bad, ('["x"]', "null", '{"fingerprint": 1}', '{"stage": "rep'), strict=True):
         (path / "manifest.json").write_text(text)
-    ledger = store / "ledger" / f"evaluate-{bad[0].name[-12:]}.jsonl"
+    ledger = store / "ledger" / f"answer-{bad[0].name[-12:]}.jsonl"
     events = ['["x"]', '{"event": "fai', '{"event": "failed"}', '{"event": "started", "run_id": []}']
     unknown = {"event": "failed", "failure_class": "gremlins", "message": "bitten", "run_id": "r", "time": 1.0}
     ledger.write_bytes("\n".join([*events, json.dumps(unknown)]).encode() + b"\n\xff\xfe\n")
@@ -114,7 +115,7 @@ def test_every_mode_goes_on_without_what_it_can_do_without(store: Path, call: Ca
         ("small", "{}"),
         (
             "small",
-            '{"version": 2, "name": "small", "plan_fingerprint": "", "trials": [], "steps": [["evaluate", "1"]]}',
+            '{"version": 2, "name": "small", "plan_fingerprint": "", "trials": [], "steps": [["answer", "1"]]}',
         ),
         ("another", '["x"]'),
     ],
@@ -151,7 +152,7 @@ def test_what_is_collected_while_a_sweep_begins_is_made_again(
     store: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the driver's look at the store and its record, which protects what it found."""
-    save, taken = record.save, first(store, "evaluate")
+    save, taken = record.save, first(store, "answer")
 
     def collected_first(*arguments: object) -> None:
         shutil.rmtree(taken, ignore_errors=True)

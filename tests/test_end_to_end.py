@@ -93,7 +93,7 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     for name, of_tasks in scored.items():
         assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", first.stdout)
     (page,) = (tiny / "results" / "store" / "report").glob("*/report.md")
-    assert re.search(r"^\| evaluate \| \d+ \| [\d:.]+(?: s)? \| 0\.000 \|", page.read_text(), re.MULTILINE)
+    assert re.search(r"^\| answer \| \d+ \| [\d:.]+(?: s)? \| 0\.000 \|", page.read_text(), re.MULTILINE)
     before = table(tiny)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
 
@@ -109,7 +109,7 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
     assert mlflow_means(tiny, "one") == pytest.approx({name: each["game"] for name, each in scored.items()})
 
-    shard = next((tiny / "results" / "store" / "evaluate").glob("tiny-w4a16_int-tabular_iris-000003-*"))
+    shard = next((tiny / "results" / "store" / "answer").glob("tiny-w4a16_int-tabular_iris-000003-*"))
     shutil.rmtree(shard)
     healed = run(tiny)
     assert "1 steps run" in healed.stdout

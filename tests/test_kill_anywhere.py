@@ -104,7 +104,7 @@ def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any, victims:
         if sweep.poll() is not None:
             assert sweep.returncode in (0, -signal.SIGKILL), (own / "driver.log").read_text()[-4000:]
             if sweep.returncode == 0:  # done too soon: there must be something to kill
-                for path in chance.sample(sorted((own / "store" / "evaluate").iterdir()), 120):
+                for path in chance.sample(sorted((own / "store" / "answer").iterdir()), 120):
                     shutil.rmtree(path)
             sweep = driver(own, *arguments, sleep_s=0.5)
             time.sleep(chance.choice([0, 8]))  # some are killed again before they do anything
@@ -147,7 +147,7 @@ def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes], 
         both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
         assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
     assert tables(own / "store") == reference
-    artifacts = [path.parent.name for path in (own / "store" / "evaluate").glob("*/manifest.json")]
+    artifacts = [path.parent.name for path in (own / "store" / "answer").glob("*/manifest.json")]
     assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == 240
     assert not list((own / "store").glob("*/.d*"))
 
@@ -156,14 +156,14 @@ def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes], 
 def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
     arguments = ["cluster=inline", "store.root=store", "tracking=off"]
     sweep = driver(own, *arguments, sleep_s=0.2)
-    wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
+    wait_for(lambda: len(list((own / "store").glob("answer/*/manifest.json"))) >= 3)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait() == 130
     printed = (own / "driver.log").read_text()
     assert "stopped by the user" in printed
     assert "steps were not run" in printed
     events = [
-        Ledger(open_storage(own / "store")).events(_ref(path)) for path in (own / "store" / "ledger").glob("evaluate-*")
+        Ledger(open_storage(own / "store")).events(_ref(path)) for path in (own / "store" / "ledger").glob("answer-*")
     ]
     assert all(each[-1]["event"] == "succeeded" for each in events), "what was in flight must have been finished"
     assert 3 <= len(events) < 240
@@ -175,7 +175,7 @@ def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path
     """As Slurm tells it when the time is over; Ray takes the signal for itself when it starts."""
     arguments = ["cluster.num_cpus=2", "store.root=store", "tracking=off"]
     sweep = driver(own, *arguments, sleep_s=0.2)
-    wait_for(lambda: len(list((own / "store").glob("evaluate/*/manifest.json"))) >= 3)
+    wait_for(lambda: len(list((own / "store").glob("answer/*/manifest.json"))) >= 3)
     sweep.send_signal(signal.SIGTERM)
     assert sweep.wait() == 130
     assert "stopped; the same command goes on where it was" in (own / "driver.log").read_text()
@@ -197,7 +197,7 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
     unknown_size = [*stored, "model.shape=null"]
     assert driver(own, *unknown_size).wait() == 1
     assert "failed (disk)" in (own / "driver.log").read_text()
-    assert list((small_disk / "store").glob("evaluate/*/manifest.json"))
+    assert list((small_disk / "store").glob("answer/*/manifest.json"))
     assert not list((small_disk / "store").glob("*/.draft-*"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert driver(own, *unknown_size).wait() == 0
@@ -208,11 +208,11 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
 @pytest.mark.e2e
 @pytest.mark.parametrize("budget", ["budget.gpu_hours=0.002", "budget.usd=0.00638"])  # 3.6 s of two H100
 def test_a_budget_stops_the_run_before_it_is_overspent(own: Path, budget: str) -> None:
-    arguments = ["cluster=inline", "store.root=store", "tracking=off", "+cluster.stages.evaluate.num_gpus=2"]
+    arguments = ["cluster=inline", "store.root=store", "tracking=off", "+cluster.stages.answer.num_gpus=2"]
     sweep = driver(own, *arguments, budget, "gpu=h100", sleep_s=0.3)
     assert sweep.wait() == 1
     assert f"{budget} is used up" in (own / "driver.log").read_text()
-    shards = list((own / "store" / "evaluate").glob("*/manifest.json"))
+    shards = list((own / "store" / "answer").glob("*/manifest.json"))
     assert 1 <= len(shards) <= 13
 
 
@@ -221,11 +221,11 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     """Shards of one trial fail in one store; another store, given the file alone, makes them and what they need."""
     first = ["cluster=inline", "store.root=first", "tracking=off"]
     assert driver(own, *first).wait() == 0
-    lost = sorted((own / "first" / "evaluate").glob("*w8a8_int-piqa*"))[:3]
+    lost = sorted((own / "first" / "answer").glob("*w8a8_int-piqa*"))[:3]
     fingerprints = {path.name: read_manifest(path)["fingerprint"] for path in lost}
     contents = {path.name: (path / "samples.parquet").read_bytes() for path in lost}
     for path in lost:
-        ref = StepRef("evaluate", fingerprints[path.name])
+        ref = StepRef("answer", fingerprints[path.name])
         Ledger(open_storage(own / "first")).started(ref, "a run that died", None)
         shutil.rmtree(path)
     assert driver(own, *first, "mode=status", "failures.export=failed.json").wait() == 0
@@ -234,7 +234,7 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     elsewhere = ["mode=resubmit", "failures.from=failed.json", "cluster=inline", "store.root=second", "tracking=off"]
     process = _without_sweep(own, elsewhere)
     assert process.returncode == 0, process.stdout + process.stderr
-    made = {path.name: path for path in (own / "second" / "evaluate").iterdir()}
+    made = {path.name: path for path in (own / "second" / "answer").iterdir()}
     assert made.keys() == fingerprints.keys()
     for name, path in made.items():
         assert read_manifest(path)["fingerprint"] == fingerprints[name]
@@ -263,7 +263,7 @@ def _is_at_work(process: psutil.Process) -> bool:
     """Whether it is a worker of this test's cluster, and not of tests that run beside it."""
     try:
         name = (process.cmdline() or [""])[0]
-        is_worker = process.status() != psutil.STATUS_ZOMBIE and name.startswith("ray::evaluate:llama31_8b")
+        is_worker = process.status() != psutil.STATUS_ZOMBIE and name.startswith("ray::answer:llama31_8b")
         return is_worker and process.environ().get(TESTS_BESIDE) == os.environ.get(TESTS_BESIDE)
     except psutil.Error:
         return False

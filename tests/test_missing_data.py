@@ -105,4 +105,4 @@ def test_more_examples_than_there_are_is_bad_input(lab: Path) -> None:
     ended = run(lab, "tasks.whole.num_fewshot=4")
     assert ended.returncode == 2
     assert ended.stderr == "error: task lab_whole has 3 examples to draw from, fewer than num_fewshot=4: lower it\n"
-    assert not (lab / "results" / "store" / "evaluate").exists()
+    assert not (lab / "results" / "store" / "answer").exists()

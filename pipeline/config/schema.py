@@ -54,6 +54,7 @@ class TaskConfig(PromptConfig):
     those of a group do.  ``output_tokens``, for estimates of time: the most that an answer may have where no
     ``gen_kwargs`` say it, 0 for choices that are scored.  ``random_baseline`` (what guessing scores on the whole task)
     or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
+    ``pass_at`` and ``majority`` are of repeated answers, see ScoringConfig.
     """
 
     task: str = execution(MISSING)
@@ -65,6 +66,8 @@ class TaskConfig(PromptConfig):
     datasets: dict[str, str | None] = execution(factory=dict)  # hub id -> revision; None: the newest when fetched
     weight_by_size: bool | None = execution(None)
     output_tokens: int | None = execution(None)
+    pass_at: list[int] = execution(factory=list)
+    majority: bool = execution(False)
     random_baseline: float | None = execution(None)
     leaf_baselines: dict[str, float] = execution(factory=dict)
     shard_size: int = execution(1000)
@@ -74,12 +77,22 @@ class TaskConfig(PromptConfig):
             PromptConfig.__post_init__(self)
         except ValueError as error:
             raise ValueError(f"task {self.task}: {error}") from None
+        self._check_repeats()
         check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
         for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
             if value is not None and value < 1:
                 raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
         if self.output_tokens is not None and self.output_tokens < 0:
             raise ValueError(f"task {self.task}: output_tokens must be 0 or more; got {self.output_tokens}")
+
+    def _check_repeats(self) -> None:
+        """What is asked of repeats must be there; a task's own number of them shows when it is loaded."""
+        most = self.num_repeats
+        if wrong := [k for k in self.pass_at if k < 1 or (most is not None and k > most)]:
+            raise ValueError(
+                f"task {self.task}: pass_at={wrong[0]} needs as many answers to a document, at least one; "
+                f"num_repeats is {most}"
+            )
 
     @property
     def is_normalized(self) -> bool:

@@ -151,7 +151,7 @@ def _key(rate: Rate, work: Work) -> Key:
 def _kind(step: Step) -> str | None:
     """Which of its stage's kinds of work a step is; None where it is not known."""
     match step.stage.name:
-        case "evaluate":
+        case "answer":
             return None if step.output_tokens is None else "texts" if step.output_tokens else "choices"
         case "quantize":
             return _algorithm(step.config.recipe)

@@ -10,22 +10,23 @@ from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
-from pipeline.planning.shards import evaluate_config, output_tokens, shard_ranges
+from pipeline.planning.shards import answer_config, num_asked, output_tokens, score_config, shards_of
 from pipeline.planning.task_facts import TaskFacts, task_key
 from pipeline.steps.roles import shard_role, under
 from pipeline.steps.stages import (
+    ANSWER,
     CALIBRATE,
     CEILINGS,
     COMPARE,
     DRIFT,
     DUMMY,
-    EVALUATE,
     FETCH_DATASET,
     FETCH_MODEL,
     GATE,
     OBSERVE,
     PROFILE,
     QUANTIZE,
+    SCORE,
     Stage,
 )
 from pipeline.steps.step import Step, StepRef
@@ -74,7 +75,8 @@ class _Builder:
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
             known = self._facts.tasks[task_key(task)]
-            self._add_evaluations(slot, task, known)
+            self._add_answers(slot, task, known)
+            self._add_scores(slot, task, known)
             self._add_comparison(slot, task, known)
         if self._config.workloads:
             self._add_ceilings()
@@ -155,22 +157,28 @@ class _Builder:
             inputs["data"] = self._add_dataset(source)
         return self._add(role, CALIBRATE, text, f"{self._config.model.name}-{text.method.name}", inputs)
 
-    def _add_evaluations(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
-        inputs = {"checkpoint": self._planned.checkpoint}
-        inputs |= {f"data:{source.repo_id}": self._add_dataset(source) for source in known.datasets}
-        for leaf, num_docs in known.leaves.items():
-            for index, (start, stop) in enumerate(shard_ranges(num_docs, task)):
+    def _add_answers(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
+        inputs = {"checkpoint": self._planned.checkpoint, **self._data(known)}
+        for leaf in known.leaves:
+            for index, shard in enumerate(shards_of(task, known, leaf)):
                 self._add(
                     shard_role(slot, leaf, index),
-                    EVALUATE,
-                    evaluate_config(self._config, task, leaf, known, start, stop),
-                    f"{self._trial.name}-{leaf}-{start:06d}",
+                    ANSWER,
+                    answer_config(self._config, task, leaf, known, shard),
+                    f"{self._trial.name}-{leaf}-{shard.label}",
                     inputs,
                     self._after_gate,
-                    num_documents=min(stop, num_docs) - start,
-                    output_tokens=output_tokens(task, known, leaf),
+                    num_documents=shard.num_documents,
+                    output_tokens=output_tokens(task, known, leaf, shard),
                     family=self._family,
                 )
+
+    def _add_scores(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
+        inputs = {**under(self._steps, "answer", slot), **self._data(known)}
+        self._add(f"score/{slot}", SCORE, score_config(self._config, task, known), f"{self._trial.name}-{slot}", inputs)
+
+    def _data(self, known: TaskFacts) -> dict[str, StepRef]:
+        return {f"data:{source.repo_id}": self._add_dataset(source) for source in known.datasets}
 
     @property
     def _family(self) -> str:
@@ -181,10 +189,9 @@ class _Builder:
         return f"{self._steps['model'].fingerprint} {family(recipe)}"
 
     def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
-        shards = under(self._steps, "evaluate", slot)
-        inputs = _of_side("trial", shards)
+        inputs = {"trial/scores": self._steps[f"score/{slot}"]}
         if not self._trial.is_base:
-            inputs |= _of_side("base", under(self._plan.trials[self._trial.base].steps, "evaluate", slot))
+            inputs["base/scores"] = self._plan.trials[self._trial.base].steps[f"score/{slot}"]
         settings = CompareConfig(
             task=slot,
             leaves=list(known.leaves),
@@ -192,7 +199,7 @@ class _Builder:
             weight_by_size=known.weight_by_size,
             random_baseline=task.random_baseline,
             leaf_baselines=_leaf_baselines(slot, task, known),
-            num_expected=sum(self._plan.steps[ref].num_documents for ref in shards.values()),
+            num_expected=sum(num_asked(task, known, leaf) for leaf in known.leaves),
             include_paths=self._config.data.task_paths,
             **asdict(self._config.compare),
         )
@@ -225,10 +232,6 @@ class _Builder:
             check_group_size(self._config.recipe, model.shape)
         except ValueError as error:
             raise UserError(f"model {model.name}: {error}") from None
-
-
-def _of_side(side: str, shards: Inputs) -> dict[str, StepRef]:
-    return {f"{side}/{place}": ref for place, ref in shards.items()}
 
 
 def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:

@@ -1,43 +1,77 @@
 """Shards: how the documents of a leaf task are divided among evaluation steps, and what each of those asks."""
 
 import itertools
+from dataclasses import dataclass, fields
 
 from pipeline.config.schema import Config, TaskConfig
 from pipeline.planning.task_facts import TaskFacts
-from stages.evaluate.config import SIMULATION_VERSION, EngineKind, EvaluateConfig, PromptConfig
+from stages.evaluate.config import (
+    SCORING_SETTINGS,
+    SIMULATION_VERSION,
+    AnswerConfig,
+    EngineKind,
+    LeafConfig,
+    PromptConfig,
+    ScoreConfig,
+    ScoringConfig,
+)
 from stages.quantize import Algorithm
 
 
-def shard_ranges(num_docs: int, task: TaskConfig) -> list[tuple[int, int]]:
-    """A leaf without data still has a step, one that fails and says why."""
-    return ranges(min(num_docs, task.limit or num_docs), task.shard_size) if num_docs else [(0, 1)]
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Documents ``start`` to ``stop`` (half open) of a leaf, and which of their repeats; None: all there are."""
+
+    start: int
+    stop: int
+    num_documents: int
+    repeats: tuple[int, int] | None = None
+
+    @property
+    def label(self) -> str:
+        """Part of the name of its artifact."""
+        return f"{self.start:06d}" if self.repeats is None else f"{self.start:06d}-{self.repeats[0]:04d}"
 
 
-def ranges(num_docs: int, shard_size: int) -> list[tuple[int, int]]:
-    """Half-open document ranges that cover ``num_docs`` documents, as even as ``shard_size`` allows."""
-    num_shards = -(-num_docs // shard_size)
-    bounds = [num_docs * index // num_shards for index in range(num_shards + 1)]
+def shards_of(task: TaskConfig, known: TaskFacts, leaf: str) -> list[Shard]:
+    """How a leaf is divided: ``shard_size`` counts answers, so that of many repeats a shard has fewer documents.
+
+    A leaf without data still has a step, one that fails and says why.
+    """
+    num_asked_of = num_asked(task, known, leaf)
+    if not num_asked_of:
+        return [Shard(0, 1, 0)]
+    num_repeats = task.num_repeats or 1
+    parts = ranges(num_repeats, task.shard_size) if num_repeats > task.shard_size else [None]
+    documents = ranges(num_asked_of, max(1, task.shard_size // num_repeats))
+    return [Shard(start, stop, stop - start, part) for start, stop in documents for part in parts]
+
+
+def num_asked(task: TaskConfig, known: TaskFacts, leaf: str) -> int:
+    """How many documents of a leaf are asked."""
+    return min(known.leaves[leaf], task.limit or known.leaves[leaf])
+
+
+def ranges(num_items: int, size: int) -> list[tuple[int, int]]:
+    """Half-open ranges that cover ``num_items``, as even as ``size`` allows."""
+    num_ranges = -(-num_items // size)
+    bounds = [num_items * index // num_ranges for index in range(num_ranges + 1)]
     return list(itertools.pairwise(bounds))
 
 
-def evaluate_config(
-    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, start: int, stop: int
-) -> EvaluateConfig:
-    """What the shard of documents ``start`` to ``stop`` is asked."""
-    return EvaluateConfig(
+def answer_config(config: Config, task: TaskConfig, leaf: str, known: TaskFacts, shard: Shard) -> AnswerConfig:
+    """What a shard is asked."""
+    overrides = known.overrides[leaf]
+    repeat_start, repeat_stop = shard.repeats or (0, None)
+    return AnswerConfig(
         task=leaf,
-        prompt=PromptConfig(
-            num_fewshot=task.num_fewshot,
-            apply_chat_template=task.apply_chat_template,
-            fewshot_as_multiturn=task.fewshot_as_multiturn,
-            system_instruction=task.system_instruction,
-            gen_kwargs=task.gen_kwargs,
-            fewshot_seed=task.fewshot_seed,
-            harness_compat=task.harness_compat,
-        ),
-        overrides=dict(known.overrides[leaf]),
-        start=start,
-        stop=stop,
+        prompt=PromptConfig(**{each.name: getattr(task, each.name) for each in fields(PromptConfig)}),
+        overrides={name: value for name, value in overrides.items() if name not in SCORING_SETTINGS},
+        scoring_overrides={name: value for name, value in overrides.items() if name in SCORING_SETTINGS},
+        start=shard.start,
+        stop=shard.stop,
+        repeat_start=repeat_start,
+        repeat_stop=repeat_stop,
         num_docs=known.leaves[leaf],
         harness=known.harness[leaf],
         reads=list(known.reads[leaf]),
@@ -47,11 +81,33 @@ def evaluate_config(
     )
 
 
-def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str) -> int | None:
-    """The most tokens that an answer may have, 0 where choices are scored; None where it is not known."""
+def score_config(config: Config, task: TaskConfig, known: TaskFacts) -> ScoreConfig:
+    """How all answers to a task slot are scored."""
+    return ScoreConfig(
+        leaves=[
+            LeafConfig(
+                task=leaf,
+                overrides=dict(known.overrides[leaf]),
+                harness=known.harness[leaf],
+                reads=list(known.reads[leaf]),
+            )
+            for leaf in known.leaves
+        ],
+        scoring=ScoringConfig(pass_at=task.pass_at, majority=task.majority),
+        harness_compat=task.harness_compat,
+        include_paths=config.data.task_paths,
+    )
+
+
+def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str, shard: Shard) -> int | None:
+    """The most tokens that the answers to a document of a shard may have, 0 where choices are scored; None where it is
+    not known.
+    """
     if (found := known.output_tokens[leaf]) == 0:
         return 0
-    return found if task.asked_tokens is None else task.asked_tokens
+    first, last = shard.repeats or (0, task.num_repeats or 1)
+    most = found if task.asked_tokens is None else task.asked_tokens
+    return None if most is None else most * (last - first)
 
 
 def _may_be_simulated(config: Config) -> bool:

@@ -34,7 +34,8 @@ SHOWN: Mapping[str, Shown] = {
         by_slot=True,
         files=("comparison.*",),
     ),
-    "evaluate": Shown(metrics=()),
+    "answer": Shown(metrics=()),
+    "score": Shown(metrics=()),
 }  # fmt: skip
 # Shared with other trials: what is known of a trial by its own steps stays known, whichever of these are shown.
 _SHARED_ROLES = ("model", "drift_text", "ceilings")

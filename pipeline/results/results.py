@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.results import record
 from pipeline.results.record import TrialRecord
-from pipeline.steps.roles import kind_of, shards, slots, under
+from pipeline.steps.roles import slots, under
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
 from stages.compare.artifact import read_rows
@@ -66,20 +66,16 @@ class Results:
         return None if found is None else read_rows(found)
 
     def samples(self, trial: str, task: str) -> pa.Table:
-        """One row per document of what is evaluated so far, with the column ``leaf`` in front."""
-        tables = [
-            table.add_column(0, "leaf", pa.array([leaf] * table.num_rows, pa.string()))
-            for leaf, refs in self._shards(trial, task).items()
-            for ref in refs
-            if (found := self.store.find(ref)) is not None
-            for table in [read_samples(found)]
-        ]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-
-    def _shards(self, trial: str, task: str) -> dict[str, list[StepRef]]:
+        """One row per document of each ``leaf``; an empty table before the task is scored."""
         steps = _named(self.trials, "trial", trial).steps
-        tasks = slots(role for role in steps if kind_of(role) == "evaluate")
-        return _named({slot: shards(steps, slot) for slot in tasks}, "task", task)
+        scores = under(steps, "score")
+        if task not in scores and task in slots(steps):
+            raise UserError(
+                f"{task} of {trial} was evaluated by a version of this project that kept documents otherwise: run "
+                f"+sweep={self.name} again, or read them with that version"
+            )
+        found = self.store.find(_named(scores, "task", task))
+        return pa.table({}) if found is None else read_samples(found)
 
 
 def _named(found: Mapping[str, Named], kind: str, name: str) -> Named:

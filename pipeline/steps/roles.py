@@ -1,7 +1,7 @@
 """Roles: what each step of a trial is for, as a path whose first part is its kind and whose second may be a slot.
 
 ``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``observed``, ``gate``, ``drift``,
-``drift_text``, ``ceilings``, ``evaluate/SLOT/LEAF/0003``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``.
+``drift_text``, ``ceilings``, ``answer/SLOT/LEAF/0003``, ``score/SLOT``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,11 +35,11 @@ def under(roles: Roles, *path: str) -> dict[str, StepRef]:
 def shards(roles: Roles, slot: str) -> dict[str, list[StepRef]]:
     """The shards of a task slot by leaf task, in the order of their documents."""
     found: dict[str, list[StepRef]] = {}
-    for place, ref in under(roles, "evaluate", slot).items():
+    for place, ref in under(roles, "answer", slot).items():
         found.setdefault(place.rpartition("/")[0], []).append(ref)
     return found
 
 
 def shard_role(slot: str, leaf: str, index: int) -> str:
     """The role of a leaf's shard ``index``."""
-    return f"evaluate/{slot}/{leaf}/{index:04d}"
+    return f"answer/{slot}/{leaf}/{index:04d}"

@@ -87,7 +87,8 @@ OBSERVE = Stage("observe", "stages.gate.observe", "observe", occupies=Occupies.m
 GATE = Stage("gate", "stages.gate.stage", "gate", occupies=Occupies.model, in_report=True)
 DRIFT = Stage("drift", "stages.drift", "drift", occupies=Occupies.model, in_report=True)
 DUMMY = Stage("dummy", "stages.dummy", "dummy", makes_checkpoint=True)
-EVALUATE = Stage("evaluate", "stages.evaluate.stage", "evaluate", sessions=True, occupies=Occupies.engine)
+ANSWER = Stage("answer", "stages.evaluate.answer", "answer", sessions=True, occupies=Occupies.engine)
+SCORE = Stage("score", "stages.evaluate.score", "score")
 PROFILE = Stage("profile", "stages.serving.stage", "profile", sessions=True, occupies=Occupies.server, in_report=True)
 CEILINGS = Stage(
     "ceilings",
@@ -101,7 +102,7 @@ COMPARE = Stage("compare", "stages.compare.stage", "compare", in_report=True)
 REPORT = Stage("report", "stages.report.stage", "report")
 
 _ALL = (
-    FETCH_MODEL, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, EVALUATE, PROFILE, CEILINGS, COMPARE,
-    REPORT,
+    FETCH_MODEL, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, ANSWER, SCORE, PROFILE, CEILINGS,
+    COMPARE, REPORT,
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _ALL}

@@ -121,17 +121,23 @@ def make_scorer(aggregation: Mapping[str, str], num_resamples: int, include_path
 
 
 def read_values(documents: pa.Table, metric: str, scorer: Scorer) -> Values:
-    """Numbers as they are; anything else is a JSON column, decoded for the task's own aggregation."""
+    """Numbers as they are; anything else is a JSON column, decoded for the task's own aggregation.
+
+    A column is JSON for all leaves of a group where one of them has no numbers.
+    """
     column = documents[metric]
     if pa.types.is_floating(column.type):
         numbers = column.to_numpy()
         return Values(numbers, ~np.isnan(numbers))
+    found = [None if text is None else json.loads(text) for text in column.to_pylist()]
+    known = np.array([value is not None for value in found], dtype=bool)
     if scorer.aggregate is None:
-        raise DataError(f"metric {metric} is a mean but its values are no numbers; give the task an aggregation")
-    texts = column.to_pylist()
-    values = np.empty(len(texts), dtype=object)
-    values[:] = [None if text is None else json.loads(text) for text in texts]
-    return Values(values, np.array([value is not None for value in values], dtype=bool))
+        if not all(isinstance(value, int | float) for value in found if value is not None):
+            raise DataError(f"metric {metric} is a mean but its values are no numbers; give the task an aggregation")
+        return Values(np.array([np.nan if value is None else value for value in found], dtype=float), known)
+    values = np.empty(len(found), dtype=object)
+    values[:] = found
+    return Values(values, known)
 
 
 def side_of_leaf(values: Values, scorer: Scorer, num_truncated: int, rng: np.random.Generator | None = None) -> Side:

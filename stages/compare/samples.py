@@ -1,21 +1,22 @@
-"""The per-document results a comparison reads: shards put together, checked, and paired by document and prompt."""
+"""The per-document results a comparison reads: put together by leaf, checked, and paired by document and prompt."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.errors import DataError
-from stages.evaluate.artifact import TaskFacts, read_samples, read_task
+from stages.evaluate.artifact import TaskFacts, read_leaf_facts, read_samples
+from stages.evaluate.differences import check_one_arithmetic, differences
 
 Indices = NDArray[np.int64]
 
-_KEY_COLUMNS = ["doc_id", "doc_digest", "prompt_digest", "truncated"]
+_KEY_COLUMNS = ["leaf", "doc_id", "doc_digest", "prompt_digest", "truncated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,23 @@ class Pairing:
     num_prompt_differs: int  # unmatched documents that the base answered under another prompt
 
 
-def read_leaves(role: str, leaves: Iterable[str], inputs: Mapping[str, Path]) -> dict[str, Leaf]:
-    """The leaves of ``role`` (trial or base) that have at least one shard, from inputs ``<role>/<leaf>/<shard>``."""
-    shards: dict[str, dict[str, Path]] = {leaf: {} for leaf in leaves}
-    for name in sorted(inputs):
-        if name.startswith(f"{role}/"):
-            leaf, _, shard = name.removeprefix(f"{role}/").rpartition("/")
-            if leaf not in shards:
-                raise DataError(f"input {name} is of no leaf of this comparison; its leaves: {', '.join(shards)}")
-            shards[leaf][shard] = inputs[name]
-    return {leaf: _read_leaf(f"{role}/{leaf}", leaf, paths) for leaf, paths in shards.items() if paths}
+def read_leaves(role: str, leaves: Sequence[str], inputs: Mapping[str, Path]) -> dict[str, Leaf]:
+    """The leaves of ``role`` (trial or base) that have scores, from inputs ``<role>/<part>``; a leaf may have parts in
+    several.
+    """
+    parts: dict[str, dict[str, TaskFacts]] = {leaf: {} for leaf in leaves}
+    tables: dict[str, list[pa.Table]] = {leaf: [] for leaf in leaves}
+    for name in sorted(name for name in inputs if name.startswith(f"{role}/")):
+        facts = read_leaf_facts(inputs[name], name)
+        columns = [*_KEY_COLUMNS, *dict.fromkeys(metric for each in facts.values() for metric in each.metrics)]
+        table = read_samples(inputs[name], columns, name)
+        for leaf, known in facts.items():
+            if leaf not in parts:
+                raise DataError(f"{name}: holds results of task {leaf}, not of {' or '.join(leaves)}")
+            parts[leaf][name] = known
+            rows = table if len(facts) == 1 else table.filter(pc.field("leaf") == leaf)
+            tables[leaf].append(rows.select([*_KEY_COLUMNS, *known.metrics]))
+    return {leaf: _leaf(leaf, tables[leaf], known) for leaf, known in parts.items() if known}
 
 
 def check_comparable(task: str, trial: Mapping[str, Leaf], base: Mapping[str, Leaf]) -> None:
@@ -71,12 +79,12 @@ def check_comparable(task: str, trial: Mapping[str, Leaf], base: Mapping[str, Le
     A dense base is what every arithmetic is compared with; another one must be that of the trial.
     """
     for role, leaves in (("trial", trial), ("base", base)):
-        _check_one_arithmetic(f"{task}: leaves of the {role}", {name: leaf.arithmetic for name, leaf in leaves.items()})
+        check_one_arithmetic(f"{task}: leaves of the {role}", {name: leaf.arithmetic for name, leaf in leaves.items()})
     for name in trial.keys() & base.keys():
-        differences = _differences(trial[name].settings, base[name].settings, "trial", "base")
-        if differences:
+        found = differences(trial[name].settings, base[name].settings, "trial", "base")
+        if found:
             label = task if name == task else f"{task}, {name}"
-            raise DataError(f"{label}: trial and base are not comparable: {differences}; evaluate both alike")
+            raise DataError(f"{label}: trial and base are not comparable: {found}; evaluate both alike")
         methods = [leaf.arithmetic and leaf.arithmetic["method"] for leaf in (trial[name], base[name])]
         if None not in methods and methods[1] not in ("dense", methods[0]):
             raise DataError(
@@ -101,34 +109,15 @@ def pair(trial: pa.Table, base: pa.Table) -> Pairing:
     return Pairing(trial_rows, base_rows, len(alone), len(base_alone), int(np.isin(alone, base_alone).sum()))
 
 
-def _read_leaf(label: str, name: str, shards: Mapping[str, Path]) -> Leaf:
-    known = {shard: read_task(path, f"{label}/{shard}") for shard, path in shards.items()}
+def _leaf(name: str, tables: Sequence[pa.Table], known: Mapping[str, TaskFacts]) -> Leaf:
     first, facts = next(iter(known.items()))
-    if facts.task != name:
-        raise DataError(f"{label}/{first}: holds results of task {facts.task}, not of {name}")
-    for shard, other in known.items():
-        differences = _differences(_settings(facts), _settings(other), f"shard {first}", f"shard {shard}")
-        if differences:
-            raise DataError(f"{label}: shards disagree: {differences}; evaluate them alike")
-    _check_one_arithmetic(label, {f"shard {shard}": other.arithmetic for shard, other in known.items()})
-    columns = _KEY_COLUMNS + list(facts.metrics)
-    tables = [read_samples(path, columns, f"{label}/{shard}") for shard, path in shards.items()]
+    for part, other in known.items():
+        if found := differences(_settings(facts), _settings(other), first, part):
+            raise DataError(f"{name}: {first} and {part} disagree: {found}; evaluate them alike")
+    check_one_arithmetic(name, {part: other.arithmetic for part, other in known.items()})
     documents = pa.concat_tables(_of_one_type(tables)).sort_by("doc_id").combine_chunks()
-    _check_no_duplicates(label, documents)
+    _check_no_duplicates(name, documents)
     return Leaf(name, documents, facts)
-
-
-def _check_one_arithmetic(label: str, found: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """A native kernel on one machine and its simulation on another are not one measurement."""
-    known = {name: arithmetic for name, arithmetic in found.items() if arithmetic is not None}
-    first = next(iter(known), None)
-    for name, arithmetic in known.items():
-        differences = _differences(known[first or name], arithmetic, str(first), name)
-        if differences:
-            raise DataError(
-                f"{label}: two arithmetics: {differences}; remove the artifacts of one of them from the store and "
-                "evaluate them again on machines of the other's kind"
-            )
 
 
 def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
@@ -150,17 +139,9 @@ def _check_no_duplicates(label: str, documents: pa.Table) -> None:
     doc_ids = documents["doc_id"].to_numpy()
     twice = doc_ids[1:][doc_ids[1:] == doc_ids[:-1]]
     if len(twice):
-        raise DataError(f"{label}: document {twice[0]} is in two shards ({len(twice)} such); shards must not overlap")
-
-
-def _differences(left: Mapping[str, Any], right: Mapping[str, Any], left_name: str, right_name: str) -> str:
-    """``num_fewshot is 5 in the trial and 8 in the base``, one clause for each field; empty when all are equal."""
-    clauses = []
-    for field in sorted(left.keys() | right.keys()):
-        values = [json.dumps(side.get(field), sort_keys=True) for side in (left, right)]
-        if values[0] != values[1]:
-            clauses.append(f"{field} is {values[0]} in {left_name} and {values[1]} in {right_name}")
-    return "; ".join(clauses)
+        raise DataError(
+            f"{label}: document {twice[0]} is in two of its parts ({len(twice)} such); they must not overlap"
+        )
 
 
 def _codes(trial: pa.Table, base: pa.Table, column: str) -> tuple[Indices, Indices]:

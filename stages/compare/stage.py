@@ -17,7 +17,7 @@ from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
 
-VERSION = 6
+VERSION = 7
 
 
 class _Line(NamedTuple):
@@ -44,9 +44,9 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task), ``comparison.json``, and
     ``draws.parquet`` (the whole task's paired bootstrap draws, from which a suite gets its interval).
 
-    ``inputs`` are evaluate artifacts, ``trial/<leaf>/<shard>`` and ``base/<leaf>/<shard>``; a base trial has none of
-    the latter.  A leaf without shards has no score, and neither has its group.  Returns the numbers of the whole
-    task's primary metric.  Raises DataError if shards are damaged, overlap or fall short of ``num_expected``, or if
+    ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``; a base trial has none of the latter.  A leaf without
+    any has no score, and neither has its group.  Returns the numbers of the whole
+    task's primary metric.  Raises DataError if they are damaged, overlap or fall short of ``num_expected``, or if
     trial and base are not comparable; ConfigError if the metric is not one of the task's.
     """
     comparison = _read(config, inputs)
@@ -64,7 +64,7 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
 def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
     trial, base = (read_leaves(role, config.leaves, inputs) for role in ("trial", "base"))
     if not trial:
-        raise DataError(f"{config.task}: no evaluation of the trial was given; name inputs trial/<leaf>/<shard>")
+        raise DataError(f"{config.task}: no evaluation of the trial was given; name inputs trial/<part>")
     _check_num_expected(config, trial)
     check_comparable(config.task, trial, base)
     common = _common_metrics([_reported(leaf) for leaf in trial.values()])
@@ -83,7 +83,7 @@ def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> Non
     expected = config.num_expected
     is_whole = len(trial) == len(config.leaves)
     if expected is not None and (num_documents > expected or (is_whole and num_documents < expected)):
-        raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; a shard is missing or extra")
+        raise DataError(f"{config.task}: {num_documents} documents instead of {expected}; some are missing or extra")
 
 
 def _reported(leaf: Leaf) -> Mapping[str, MetricFacts]:

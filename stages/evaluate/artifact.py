@@ -1,9 +1,9 @@
-"""What an evaluation writes: ``samples.parquet``, a row for each document, and ``task.json``, how they were asked.
+"""What scoring writes: ``samples.parquet``, a row for each document of each leaf task, and ``task.json``, how they
+were asked.
 
 The same answers, scored, give the same bytes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.documents import read_json, read_table, write_json, write_table
+from stages.evaluate.digests import dumps
 
 SAMPLES, TASK = "samples.parquet", "task.json"
 
@@ -78,29 +79,35 @@ class TaskFacts:
     comparable: dict[str, Any]
 
 
-def write_evaluation(out: Path, samples: Sequence[Sample], facts: TaskFacts) -> None:
-    """``samples`` sorted by document, with one column for each metric of ``facts``: numbers, or JSON where not."""
-    rows = sorted(samples, key=lambda sample: sample.doc_id)
-    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _COLUMNS.items()}
-    columns |= {name: _metric_column([row.metrics.get(name) for row in rows]) for name in facts.metrics}
-    columns |= {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _LAST_COLUMNS.items()}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreFacts:
+    """Of each leaf task how it was asked."""
+
+    leaves: dict[str, TaskFacts]
+
+
+def write_scores(out: Path, scored: Mapping[str, Sequence[Sample]], facts: ScoreFacts) -> None:
+    """Samples by leaf in its order, each sorted by document, with one column for each metric: numbers, or JSON where
+    one is none.
+    """
+    rows = [(leaf, row) for leaf, samples in scored.items() for row in sorted(samples, key=lambda each: each.doc_id)]
+    metrics = dict.fromkeys(name for each in facts.leaves.values() for name in each.metrics)
+    columns = {"leaf": pa.array([leaf for leaf, _ in rows], pa.string())}
+    columns |= {name: pa.array([getattr(row, name) for _, row in rows], kind) for name, kind in _COLUMNS.items()}
+    columns |= {name: _metric_column([row.metrics.get(name) for _, row in rows]) for name in metrics}
+    columns |= {name: pa.array([getattr(row, name) for _, row in rows], kind) for name, kind in _LAST_COLUMNS.items()}
     write_table(out / SAMPLES, pa.table(columns))
     write_json(out / TASK, asdict(facts), ascii_only=False)
 
 
 def read_samples(directory: Path, columns: Sequence[str] | None = None, artifact: str | None = None) -> pa.Table:
-    """A row for each document; errors name ``artifact``, by default the directory."""
+    """A row for each document, with its ``leaf``; errors name ``artifact``, by default the directory."""
     return read_table(directory / SAMPLES, columns, artifact)
 
 
-def read_task(directory: Path, artifact: str | None = None) -> TaskFacts:
-    """How the task was asked; errors name ``artifact``, by default the directory."""
-    return read_json(directory / TASK, TaskFacts, artifact)
-
-
-def dumps(value: Any) -> str:
-    """Canonical JSON: sorted keys, and a stable spelling of what JSON does not know."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+def read_leaf_facts(directory: Path, artifact: str | None = None) -> dict[str, TaskFacts]:
+    """How each leaf task was asked; errors name ``artifact``, by default the directory."""
+    return read_json(directory / TASK, ScoreFacts, artifact).leaves
 
 
 def _metric_column(values: list[Any]) -> pa.Array:
@@ -113,15 +120,3 @@ def _metric_column(values: list[Any]) -> pa.Array:
 def _number(value: Any) -> float | None:
     value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     return float(value) if isinstance(value, bool | int | float) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if hasattr(value, "tolist"):  # numpy
-        return value.tolist()
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)

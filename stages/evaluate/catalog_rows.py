@@ -62,7 +62,7 @@ class Rows:
 
     def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path], reads: Sequence[str]) -> int:
         from stages.evaluate.harness import load_task, num_examples
-        from stages.evaluate.scoring import metric_facts
+        from stages.evaluate.metrics import metric_facts
 
         task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir, reads)
         metric_facts(task, task_roots(self._include_paths), ())

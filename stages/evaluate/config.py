@@ -1,4 +1,4 @@
-"""What an evaluation is asked: one shard of one task, its prompts, and the engine."""
+"""What an evaluation is asked: one shard of one task, its prompts and the engine; then, how its answers are scored."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,6 +7,10 @@ from typing import Any
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
 from stages.fields import execution, identity
 
+# Of a task's settings those that no prompt depends on.
+SCORING_SETTINGS = frozenset(
+    ("filter_list", "metric_list", "process_results", "should_decontaminate", "doc_to_decontamination_query")
+)
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
 
 
@@ -103,6 +107,8 @@ class EngineConfig:
 class PromptConfig:
     """How documents become prompts; ``num_fewshot`` None keeps the task's own, ``gen_kwargs`` go over the task's.
 
+    ``num_repeats``: so many answers to every document, each with a seed of its own; None for as many as the task says.
+
     ``harness_compat`` asks and scores as lm-eval does also where that is wrong: for comparing with its numbers.
     """
 
@@ -112,11 +118,14 @@ class PromptConfig:
     system_instruction: str | None = identity(None)
     gen_kwargs: dict[str, Any] = identity(factory=dict)
     fewshot_seed: int = identity(1234)
+    num_repeats: int | None = identity(None, neutral=None)
     harness_compat: bool = identity(False, neutral=False)
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"num_fewshot must not be negative; got {self.num_fewshot}")
+        if self.num_repeats is not None and self.num_repeats < 1:
+            raise ValueError(f"num_repeats must be at least 1; got {self.num_repeats}")
         check_gen_kwargs(self.gen_kwargs)
         self.gen_kwargs = {name: value for name, value in self.gen_kwargs.items() if value is not None}
 
@@ -128,14 +137,19 @@ class PromptConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateConfig:
-    """One shard: documents ``start`` to ``stop`` (half open) of the leaf lm-eval task ``task``."""
+class AnswerConfig:
+    """One shard: documents ``start`` to ``stop`` (half open) of the leaf lm-eval task ``task``, each asked as often as
+    its task says, or the repeats from ``repeat_start`` to ``repeat_stop`` of that.
+    """
 
     task: str = identity()
     prompt: PromptConfig = identity(factory=PromptConfig)
     overrides: dict[str, Any] = identity(factory=dict, neutral={})  # settings that a group lays over its member
+    scoring_overrides: dict[str, Any] = execution(factory=dict)  # those of SCORING_SETTINGS
     start: int = identity()
     stop: int = identity()
+    repeat_start: int = identity(0, neutral=0)
+    repeat_stop: int | None = identity(None, neutral=None)  # None: the last one
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
     harness: str = identity()  # lm-eval's version and the digests of other task files and of local data
     include_paths: list[str] = execution(factory=list)
@@ -147,3 +161,41 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
             raise ValueError(f"task {self.task}: document range {self.start} to {self.stop} is empty")
+        if not 0 <= self.repeat_start < (self.repeat_stop or self.repeat_start + 1):
+            raise ValueError(f"task {self.task}: repeats {self.repeat_start} to {self.repeat_stop} are none")
+
+
+@dataclass(kw_only=True, slots=True)
+class LeafConfig:
+    """A leaf lm-eval task whose answers are scored."""
+
+    task: str = identity()
+    overrides: dict[str, Any] = identity(factory=dict, neutral={})
+    harness: str = identity()  # as of its answers
+    reads: list[str] = execution(factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoringConfig:
+    """What repeated answers to a document amount to, beside the mean of their scores.
+
+    ``pass_at``: for each k the chance that one of k answers is right, of metrics that are right or wrong.
+    ``majority``: the score of the answer that most of them agree on.
+    """
+
+    pass_at: list[int] = identity(factory=list, neutral=[])
+    majority: bool = identity(False, neutral=False)
+
+    def __post_init__(self) -> None:
+        if wrong := [k for k in self.pass_at if k < 1]:
+            raise ValueError(f"pass_at must name whole numbers from 1; got {wrong[0]}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig:
+    """All answers to one task: a single lm-eval task, or the leaves of a group."""
+
+    leaves: list[LeafConfig] = identity()
+    scoring: ScoringConfig = identity(factory=ScoringConfig)
+    harness_compat: bool = identity(False, neutral=False)
+    include_paths: list[str] = execution(factory=list)

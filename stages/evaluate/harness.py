@@ -55,6 +55,8 @@ class BuiltTask:
         self.task = task
         self.num_fewshot = _set_num_fewshot(task, prompt.num_fewshot)
         _merge_gen_kwargs(task, prompt.gen_kwargs)
+        if prompt.num_repeats is not None:
+            task.set_config(key="repeats", value=prompt.num_repeats)
         task.set_fewshot_seed(seed=prompt.fewshot_seed)
         self._left_out: list[Any] = []  # what may not be among the examples: the document that is being asked
         if not prompt.harness_compat and draws_from_documents(task):
@@ -153,6 +155,11 @@ def _known_files(entry: Entry, reading: _Reading, reads: Sequence[str]) -> list[
     home = home_of(entry)
     beside = [] if home is None else [path for path in home.iterdir() if path.is_file()]
     return [*beside, *(file for name in reads for file in found(name)), *reading.data.values(), reading.rows_dir]
+
+
+def data_sets(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Those among a step's inputs, by hub id."""
+    return {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
 
 
 def document_error(error: BaseException) -> str:

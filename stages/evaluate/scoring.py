@@ -1,62 +1,56 @@
-"""From the responses to documents to their rows: lm-eval's filters, then the task's own metrics."""
+"""From the answers to documents to their rows: lm-eval's filters, then the task's own metrics.
+
+Repeated answers to a document are scored one by one, and its score is their mean; a task whose filters vote or choose
+among them gets them all at once, as in lm-eval.
+"""
 
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stages.errors import ConfigError
-from stages.evaluate.artifact import MetricFacts, Sample, dumps
-from stages.evaluate.harness import Document, document_error
+from stages.evaluate.answers import Answer, Answered
+from stages.evaluate.artifact import Sample
+from stages.evaluate.config import ScoringConfig
+from stages.evaluate.digests import digest, dumps
+from stages.evaluate.harness import document_error
+from stages.evaluate.repeats import mean_of_repeats, of_repeats
 
-if TYPE_CHECKING:
-    from stages.evaluate.engines.harness_model import Answer
+ALL_AT_ONCE = slice(None)
 
 
-def score(task: Any, documents: Sequence[Document], answers: Sequence[Sequence["Answer"]]) -> list[Sample]:
-    """The row of each document: its answers are ordered by request, then by repeat; none for a missing document.
+@dataclass(slots=True)
+class _Page:
+    """A document under way: its row, its requests with their responses, and what each filter made of them."""
+
+    sample: Sample
+    doc: Any
+    responses: list[list[Any]]  # of each request, by repeat
+    instances: list[Any]
+    filtered: dict[str, list[list[Any]]] = field(default_factory=dict)  # by filter: of each view, of each request
+
+
+def score_documents(
+    task: Any, answered: Sequence[Answered], config: ScoringConfig, harness_compat: bool = False
+) -> list[Sample]:
+    """The row of each document; a document that is not the one that was asked is missing, like one without answers.
 
     Filters see all documents at once, as in lm-eval; where they fail on that, each by itself: one costs itself only.
     """
     _seed_scorers()
-    samples = [_sample(task, document, given) for document, given in zip(documents, answers, strict=True)]
-    whole = [document for document in documents if document.error is None]
-    is_filtered = _explained(lambda: _filter(task, whole)) is None
-    for sample, document in zip(samples, documents, strict=True):
-        if document.error is None:
-            _measure(sample, task, document, is_filtered)
-    return samples
-
-
-def digest(value: Any) -> str:
-    """Sha256 of canonical JSON."""
-    return hashlib.sha256(dumps(value).encode()).hexdigest()
-
-
-def prompt_digest(instances: Sequence[Any]) -> str:
-    """Sha256 over the kind, final text and arguments of every request of a document, in order."""
-    return digest([[instance.request_type, list(instance.args)] for instance in instances])
-
-
-def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[str, MetricFacts]:
-    """``aggregation`` and ``higher_is_better`` of every ``<metric>,<filter>``: declared ones, then others ``seen``.
-
-    Raises ConfigError for an aggregation that cannot be found again by name.
-    """
-    filters = [ensemble.name for ensemble in task._filters]
-    declared = [f"{metric},{name}" for name in filters for metric in task.aggregation()]
-    directions = task.higher_is_better()
-    facts = {}
-    for column in dict.fromkeys([*declared, *seen]):
-        metric = column.rpartition(",")[0]
-        facts[column] = MetricFacts(
-            aggregation=_aggregation(metric, task.aggregation().get(metric), roots),
-            higher_is_better=directions.get(metric),
-        )
-    return facts
+    docs = task.eval_docs
+    docs = docs if hasattr(docs, "__getitem__") else list(docs)
+    pages = [_page(task, docs, each) for each in answered]
+    whole = [page for page in pages if page.sample.error is None]
+    for ensemble in task._filters:
+        for view in _views(ensemble, whole, harness_compat):
+            _filter(ensemble, whole, view)
+    for page in whole:
+        if page.sample.error is None:
+            _measure(page, task, config)
+    return [page.sample for page in pages]
 
 
 def _seed_scorers() -> None:
@@ -65,25 +59,35 @@ def _seed_scorers() -> None:
         langdetect.DetectorFactory.seed = 0
 
 
-def _sample(task: Any, document: Document, answers: Sequence["Answer"]) -> Sample:
-    """The row without its scores; the document's requests get what was answered."""
+def _page(task: Any, docs: Any, answered: Answered) -> _Page:
+    doc = docs[answered.doc_id] if answered.doc_id < len(docs) else None
     sample = Sample(
-        doc_id=document.doc_id,
-        doc_digest=digest(document.doc),
-        prompt_digest=prompt_digest(document.instances),
-        target=_target(task, document.doc),
-        error=document.error,
+        doc_id=answered.doc_id,
+        doc_digest=answered.doc_digest,
+        prompt_digest=answered.prompt_digest,
+        target=_target(task, doc),
+        error=answered.error,
     )
-    if document.error is None:
-        _count(sample, answers)
-        remaining = iter(answers)
-        for instance in document.instances:
-            instance.resps = [next(remaining).response for _ in range(instance.repeats)]
-        sample.loglikelihoods = _loglikelihoods(document.instances)
-    return sample
+    if digest(doc) != answered.doc_digest:
+        sample.error = "not scored: its data holds another document than the one that was asked"
+    if sample.error is not None:
+        return _Page(sample, doc, [], [])
+    _count(sample, answered.answers)
+    responses = [[answer.response for answer in repeats] for repeats in answered.by_request]
+    sample.loglikelihoods = _loglikelihoods([repeats[0] for repeats in responses])
+    return _Page(sample, doc, responses, [_instance(task, doc, answered, index) for index in range(len(responses))])
 
 
-def _count(sample: Sample, answers: Sequence["Answer"]) -> None:
+def _instance(task: Any, doc: Any, answered: Answered, index: int) -> Any:
+    """A request as filters see it; what was asked is no longer of interest."""
+    from lm_eval.api.instance import Instance
+
+    kind = "loglikelihood" if task.OUTPUT_TYPE == "multiple_choice" else task.OUTPUT_TYPE
+    repeats = len(answered.by_request[index])
+    return Instance(kind, doc, (), index, metadata=(task.config["task"], answered.doc_id, repeats))
+
+
+def _count(sample: Sample, answers: Sequence[Answer]) -> None:
     reasons = {answer.finish_reason for answer in answers} - {None}
     sample.num_prompt_tokens = sum(answer.num_prompt_tokens for answer in answers)
     sample.num_output_tokens = sum(answer.num_output_tokens for answer in answers)
@@ -92,29 +96,62 @@ def _count(sample: Sample, answers: Sequence["Answer"]) -> None:
     sample.responses = [_text(answer.response) for answer in answers]
 
 
-def _filter(task: Any, documents: Sequence[Document]) -> None:
-    instances = [instance for document in documents for instance in document.instances]
-    for instance in instances:
-        instance.filtered_resps = {}
-    if instances:
-        for ensemble in task._filters:
-            ensemble.apply(instances)
+def _views(ensemble: Any, pages: Sequence[_Page], harness_compat: bool) -> list[slice]:
+    """The repeats that filters see together."""
+    from lm_eval.filters.selection import MajorityVoteFilter, TakeFirstFilter, TakeKFilter
+
+    filters = [make() for make in ensemble.filters]
+    takes_one = any(isinstance(each, TakeFirstFilter) for each in filters)
+    if not takes_one or any(isinstance(each, MajorityVoteFilter | TakeKFilter) for each in filters):
+        return [ALL_AT_ONCE]
+    repeats = max((len(page.responses[0]) for page in pages if page.responses), default=1)
+    return [slice(index, index + 1) for index in range(1 if harness_compat else repeats)]
 
 
-def _measure(sample: Sample, task: Any, document: Document, is_filtered: bool) -> None:
+def _filter(ensemble: Any, pages: Sequence[_Page], view: slice) -> None:
+    if _explained(partial(_apply, ensemble, pages, view)) is None:
+        return
+    for page in (page for page in pages if page.sample.error is None):
+        if (error := _explained(partial(_apply, ensemble, [page], view))) is not None:
+            _fail(page.sample, error)
+
+
+def _apply(ensemble: Any, pages: Sequence[_Page], view: slice) -> None:
+    live = [page for page in pages if page.sample.error is None and page.instances]
+    for page in live:
+        for instance, repeats in zip(page.instances, page.responses, strict=True):
+            instance.resps, instance.filtered_resps = repeats[view], {}
+    if live:
+        ensemble.apply([instance for page in live for instance in page.instances])
+    for page in live:
+        found = [instance.filtered_resps[ensemble.name] for instance in page.instances]
+        page.filtered.setdefault(ensemble.name, []).append(found)
+
+
+def _measure(page: _Page, task: Any, config: ScoringConfig) -> None:
+    sample = page.sample
+
     def measured() -> None:
-        if not is_filtered:
-            _filter(task, [document])
-        ordered = sorted(document.instances, key=lambda instance: instance.idx)
-        filtered = {name: [instance.filtered_resps[name] for instance in ordered] for name in ordered[0].filtered_resps}
-        sample.filtered = dumps({name: values[0] if len(values) == 1 else values for name, values in filtered.items()})
-        for name, responses in filtered.items():
-            metrics = task.process_results(copy.deepcopy(document.doc), responses)
+        sample.filtered = dumps(
+            {name: _short([_short(each) for each in views]) for name, views in page.filtered.items()}
+        )
+        for name, views in page.filtered.items():
+            each = [task.process_results(copy.deepcopy(page.doc), responses) for responses in views]
+            metrics = each[0] if len(each) == 1 else mean_of_repeats(each)
+            metrics = metrics | of_repeats(each, views, config)
             sample.metrics |= {f"{metric},{name}": value for metric, value in metrics.items()}
 
     if (error := _explained(measured)) is not None:
-        sample.error = f"not scored: {error}"
-        sample.metrics = {}
+        _fail(sample, error)
+
+
+def _short(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _fail(sample: Sample, error: str) -> None:
+    sample.error = f"not scored: {error}"
+    sample.metrics = {}
 
 
 def _explained(work: Callable[[], None]) -> str | None:
@@ -128,8 +165,7 @@ def _explained(work: Callable[[], None]) -> str | None:
     return None
 
 
-def _loglikelihoods(instances: Sequence[Any]) -> list[float] | None:
-    first = [instance.resps[0] for instance in instances]
+def _loglikelihoods(first: Sequence[Any]) -> list[float] | None:
     if any(isinstance(response, str) for response in first):
         return None
     return [response[0] if isinstance(response, tuple) else response for response in first]
@@ -144,20 +180,3 @@ def _target(task: Any, doc: Any) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else dumps(value)
-
-
-def _aggregation(metric: str, function: Any, roots: Sequence[Path]) -> dict[str, str]:
-    from lm_eval.api.registry import AGGREGATION_REGISTRY
-
-    if function is None:
-        return {"name": "mean"}  # what lm-eval does with a metric that names none
-    for name, registered in AGGREGATION_REGISTRY.items():
-        if function is registered:
-            return {"name": name}
-    name = getattr(function, "__qualname__", "")
-    if not isinstance(function, partial) and name.isidentifier():
-        file = Path(function.__code__.co_filename).resolve()
-        for root in roots:
-            if file.is_relative_to(root.resolve()):
-                return {"file": file.relative_to(root.resolve()).as_posix(), "function": name}
-    raise ConfigError(f"metric {metric} is aggregated by a function that cannot be found by name; use another task")

@@ -13,19 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, DataError, EngineError, StageError, one_line
 from stages.evaluate.engines.family import family
 from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
 from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
-from stages.evaluate.scoring import metric_facts
+from stages.evaluate.metrics import metric_facts
+from stages.evaluate.opened import check_unchanged
 from stages.evaluate.task_index import task_roots
-from stages.local_files import digest_files
 
 if TYPE_CHECKING:
-    from stages.evaluate.config import EngineConfig, EvaluateConfig, PromptConfig
-    from stages.evaluate.engines.harness_model import Answer, Encoded, HarnessModel
+    from stages.evaluate.answers import Answer
+    from stages.evaluate.artifact import MetricFacts
+    from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
+    from stages.evaluate.engines.harness_model import Encoded, HarnessModel
     from stages.evaluate.engines.protocol import Engine
 
 # Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
@@ -33,8 +35,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A shard's documents, and the answers to the requests of each."""
+class AnsweredShard:
+    """A shard's documents, and the answers to the requests of each, by request and then by repeat."""
 
     built: BuiltTask
     documents: Sequence[Document]
@@ -85,16 +87,16 @@ class Session:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._builder = ThreadPoolExecutor(1, "builder")
 
-    def announce(self, config: "EvaluateConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
+    def announce(self, config: "AnswerConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
         """Begin to build a shard that will be asked for, of this checkpoint or of one that takes its place."""
-        key = checkpoint, _key(config, data, config.start, config.stop)
+        key = checkpoint, _key(config, data, *_range(config))
         if key not in self._under_way:
             self._under_way[key] = Shard(checkpoint, self._builder.submit(self._build, config, data))
 
-    def answered(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Answered:
+    def answered(self, config: "AnswerConfig", data: Mapping[str, Path]) -> AnsweredShard:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
         self.announce(config, self._checkpoint, data)
-        key = self._checkpoint, _key(config, data, config.start, config.stop)
+        key = self._checkpoint, _key(config, data, *_range(config))
         try:
             return self._answer(self._under_way[key])
         finally:
@@ -125,17 +127,18 @@ class Session:
             sys.setswitchinterval(self._switch_interval_s)
             self.engine.close()
 
-    def _build(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> Built:
+    def _build(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
         built = self._task(config, data)
         _check_size(config, built.num_docs)
         # Refuses what cannot be averaged before it is paid.
-        metric_facts(built.task, task_roots(config.include_paths), ())
+        _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
         documents = built.documents(config.start, config.stop)
         self.model.tokenize(instance for document in documents for instance in document.instances)
-        work = [_encode(document, self.model, config.prompt.harness_compat) for document in documents]
+        work = [_encode(document, self.model, config) for document in documents]
+        _check_repeats(config, work)
         return Built(built, documents, work)
 
-    def _answer(self, shard: Shard) -> Answered:
+    def _answer(self, shard: Shard) -> AnsweredShard:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
 
         Nor do they depend on a restart in between.
@@ -147,7 +150,7 @@ class Session:
             self._finish_begun()
             engine.reset()
             answers = iter(self.model.answer(engine, built.requests))
-        return Answered(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
+        return AnsweredShard(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
 
     def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
         """Generations, with the next shards' beside them as soon as those are built."""
@@ -181,7 +184,7 @@ class Session:
     def _put(self, engine: Overlapping, built: Built) -> list[str]:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])
 
-    def _task(self, config: "EvaluateConfig", data: Mapping[str, Path]) -> BuiltTask:
+    def _task(self, config: "AnswerConfig", data: Mapping[str, Path]) -> BuiltTask:
         """The task under this prompt config, built once: few-shot examples depend on the documents before."""
         key = _key(config, data)
         if key not in self._tasks:
@@ -189,21 +192,12 @@ class Session:
         return self._tasks[key]
 
 
-def build_task(config: "EvaluateConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
+def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
     """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
-    _check_unchanged(config)
-    task = load_task(config.task, config.overrides, config.include_paths, data, rows_dir, config.reads)
+    check_unchanged(config.task, config.harness, config.reads)
+    overrides = config.overrides | config.scoring_overrides
+    task = load_task(config.task, overrides, config.include_paths, data, rows_dir, config.reads)
     return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
-
-
-def _check_unchanged(config: "EvaluateConfig") -> None:
-    """The local files that the plan has digested must be the ones that are read here."""
-    planned = config.harness.partition("+files-")[2]
-    if planned and not digest_files(config.reads).startswith(planned):
-        raise DataError(
-            f"task {config.task}: what it reads ({', '.join(config.reads)[:300]}) changed after the plan was made, or "
-            "is another on this machine; start again"
-        )
 
 
 def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
@@ -234,26 +228,54 @@ def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":
     return TransformersEngine(checkpoint, config)
 
 
-def _key(config: "EvaluateConfig", data: Mapping[str, Path], *documents: int) -> str:
+def _key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -> str:
     places = {name: str(path) for name, path in data.items()}
-    return json.dumps([config.task, config.overrides, asdict(config.prompt), config.include_paths, places, documents])
+    overrides = [config.overrides, config.scoring_overrides]
+    return json.dumps([config.task, overrides, asdict(config.prompt), config.include_paths, places, asked])
 
 
-def _check_size(config: "EvaluateConfig", num_docs: int) -> None:
+def _range(config: "AnswerConfig") -> tuple[int | None, ...]:
+    return config.start, config.stop, config.repeat_start, config.repeat_stop
+
+
+def _check_size(config: "AnswerConfig", num_docs: int) -> None:
     if config.num_docs not in (None, num_docs):
         raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
     if config.stop > num_docs:
         raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
 
 
-def _encode(document: Document, model: "HarnessModel", harness_compat: bool) -> list["Encoded"]:
+def _check_means(task: Any, metrics: Mapping[str, "MetricFacts"]) -> None:
+    """Of repeated answers a document has the mean; a metric that is a list for each has none."""
+    other = [name for name, facts in metrics.items() if facts.aggregation.get("name") not in ("mean", "bypass")]
+    if (task.config.repeats or 1) > 1 and other:
+        raise ConfigError(
+            f"task {task.task_name} asks each document {task.config.repeats} times, but {other[0]} of several answers "
+            "has no mean: set num_repeats=1 on its task slot"
+        )
+
+
+def _check_repeats(config: "AnswerConfig", work: Sequence[Sequence["Encoded"]]) -> None:
+    """Refuse to pay for the same answer twice."""
+    if (config.prompt.num_repeats or 1) == 1:
+        return
+    for item in (item for items in work for item in items):
+        if item.generation is None or item.generation.seed is None:
+            what = "scores given texts" if item.generation is None else "is greedy"
+            raise ConfigError(
+                f"task {config.task} {what}, so all {config.prompt.num_repeats} answers to a document would be one: "
+                "leave num_repeats out, or set gen_kwargs.temperature of its task slot"
+            )
+
+
+def _encode(document: Document, model: "HarnessModel", config: "AnswerConfig") -> list["Encoded"]:
     if document.error is not None:
         return []
     try:
         return [
-            model.encode(request, repeat, harness_compat)
+            model.encode(request, repeat, config.prompt.harness_compat)
             for request in document.instances
-            for repeat in range(request.repeats)
+            for repeat in range(config.repeat_start, config.repeat_stop or request.repeats)
         ]
     except StageError:
         raise

@@ -35,11 +35,11 @@ KEPT = Path(__file__).parent / "estimates.json"
 COLUMNS = ("start", "texts", "choices", "quantize", "gate")
 # Of each row its stage, kind and tasks, and which of its parts can be told apart by runs of two sizes.
 ROWS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("evaluate", "start", (), ("fixed_s", "sized_s")),
-    ("evaluate", "exchange", (), ("fixed_s", "sized_s")),
-    ("evaluate", "texts", (), ("fixed_s", "each output_tokens", "sized_s", "sized_each output_tokens")),
-    ("evaluate", "choices", ("hellaswag*",), ("each documents", "sized_each documents")),
-    ("evaluate", "choices", (), ("fixed_s", "each documents", "sized_s", "sized_each documents")),
+    ("answer", "start", (), ("fixed_s", "sized_s")),
+    ("answer", "exchange", (), ("fixed_s", "sized_s")),
+    ("answer", "texts", (), ("fixed_s", "each output_tokens", "sized_s", "sized_each output_tokens")),
+    ("answer", "choices", ("hellaswag*",), ("each documents", "sized_each documents")),
+    ("answer", "choices", (), ("fixed_s", "each documents", "sized_s", "sized_each documents")),
     ("quantize", "rtn", (), ("fixed_s", "sized_s")),
     ("quantize", "gptq", (), ("fixed_s", "sized_s", "sized_each calibration_tokens")),
     ("observe", "", (), ("fixed_s", "sized_s")),
@@ -103,7 +103,7 @@ def _cells(run: Mapping[str, Any], rates: Rates) -> list[str]:
 
 
 def _column(work: Work) -> str:
-    return work.kind if work.stage == "evaluate" and work.kind else work.stage
+    return work.kind if work.stage == "answer" and work.kind else work.stage
 
 
 def _ratio(pairs: Iterable[tuple[float, float]]) -> str:

@@ -221,15 +221,16 @@ class Bench:
 
     def sharded(self, row: Row, num_documents: int) -> float:
         """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
-        from stages.evaluate.config import EvaluateConfig, PromptConfig
-        from stages.evaluate.session import Session
         from stages.evaluate.stage import announce, evaluate
+
+        from stages.evaluate.config import AnswerConfig, PromptConfig
+        from stages.evaluate.session import Session
 
         data = {f"data:{name}": path for name, path in Everything(self._options.data).items()}
         prompt = PromptConfig(num_fewshot=row.num_fewshot, apply_chat_template=row.chat)
         starts = range(0, num_documents, SHARD_SIZE)
         shards = [
-            EvaluateConfig(
+            AnswerConfig(
                 task=row.task, prompt=prompt, start=start, stop=min(start + SHARD_SIZE, num_documents), harness="bench"
             )
             for start in starts

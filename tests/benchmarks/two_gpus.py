@@ -376,7 +376,7 @@ def _kill_a_rank(store: Path, victims: list[str]) -> Watcher:
     def watch(driver: subprocess.Popen[bytes]) -> None:
         while driver.poll() is None and not victims:
             time.sleep(1)
-            if not any(store.glob("evaluate/*tensor_parallel_size=2*/manifest.json")):
+            if not any(store.glob("answer/*tensor_parallel_size=2*/manifest.json")):
                 continue
             for process in psutil.Process(driver.pid).children(recursive=True):
                 with suppress(psutil.Error):
@@ -408,7 +408,7 @@ def _answering(bench: Bench, part: str, store: str) -> dict[str, Any]:
     For each GPU from its own first answer to its own last.
     """
     spans: dict[str, list[tuple[float, float]]] = {"all": []}
-    for manifest in bench.store(store).glob("evaluate/*/manifest.json"):
+    for manifest in bench.store(store).glob("answer/*/manifest.json"):
         made = json.loads(manifest.read_text())["provenance"]
         span = made["ended"] - made["stage_s"], made["ended"]
         for gpu in ("all", *(str(each["index"]) for each in made.get("held_gpus") or ())):
@@ -444,7 +444,7 @@ def _tried_again(store: Path) -> list[str]:
 
 def _digests(store: Path) -> dict[str, str]:
     """Answers and tables by their place: what must not depend on how a sweep was run."""
-    files = [*store.glob("evaluate/*/samples.parquet"), *store.glob("compare/*/*")]
+    files = [*store.glob("answer/*/samples.parquet"), *store.glob("compare/*/*")]
     return {
         file.relative_to(store).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files

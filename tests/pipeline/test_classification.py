@@ -30,7 +30,7 @@ def test_every_field_is_classified(config: type[Any]) -> None:
 
 def test_the_stage_configs_are_found() -> None:
     names = {config.__name__ for config in _stage_configs()}
-    assert {"RecipeConfig", "CalibrationConfig", "EvaluateConfig", "CompareConfig", "GateConfig"} <= names
+    assert {"RecipeConfig", "CalibrationConfig", "AnswerConfig", "CompareConfig", "GateConfig"} <= names
 
 
 @pytest.mark.parametrize("config", [*_stage_configs(), TaskConfig], ids=lambda config: config.__name__)

@@ -93,28 +93,28 @@ BAD_INPUT = {
         r"llama31_8b/bf16 needs 75 GiB on each of 1 GPUs, which can use 72 of 80",
     ),
     "a share that is not one": (
-        ["+sweep=smoke", "+cluster.stages.evaluate.num_cps=1"],
+        ["+sweep=smoke", "+cluster.stages.answer.num_cps=1"],
         r"memory_gib, num_cpus, num_gpus",
     ),
     "a share of an unknown stage": (
-        ["+sweep=smoke", "+cluster.stages.evalute.num_cpus=1"],
-        r"cluster.stages has no stage 'evalute': there are fetch_model, .*evaluate",
+        ["+sweep=smoke", "+cluster.stages.anser.num_cpus=1"],
+        r"cluster.stages has no stage 'anser': there are fetch_model, .*answer",
     ),
     "a share of the report, which the driver makes": (
         ["+sweep=smoke", "+cluster.stages.report.num_cpus=1"],
         r"cluster.stages has no stage 'report'",
     ),
     "a limit of an unknown stage": (
-        ["+sweep=smoke", "++cluster.timeout_s.evalute=5"],
-        r"cluster.timeout_s has no stage 'evalute': there are default, ",
+        ["+sweep=smoke", "++cluster.timeout_s.anser=5"],
+        r"cluster.timeout_s has no stage 'anser': there are default, ",
     ),
     "a limit of no time": (
-        ["+sweep=smoke", "++cluster.timeout_s.evaluate=0"],
-        r"timeout_s.evaluate must be more than 0",
+        ["+sweep=smoke", "++cluster.timeout_s.answer=0"],
+        r"timeout_s.answer must be more than 0",
     ),
     "a share that is no number": (
-        ["+sweep=smoke", "+cluster.stages.evaluate.num_cpus=two"],
-        r"cluster.stages.evaluate.num_cpus must be a number, 0 or more; got 'two'",
+        ["+sweep=smoke", "+cluster.stages.answer.num_cpus=two"],
+        r"cluster.stages.answer.num_cpus must be a number, 0 or more; got 'two'",
     ),
     "a patience of less than nothing": (
         ["+sweep=smoke", "cluster.wait_for_nodes_s=-1"],
@@ -303,15 +303,15 @@ def test_a_plan_says_what_it_will_take_and_what_of_that_is_not_known(run) -> Non
         out,
         re.MULTILINE,
     )
-    assert re.search(r"^evaluate +12 +0 +\d+ min +0\.\d+$", out, re.MULTILINE)
+    assert re.search(r"^answer +12 +0 +\d+ min +0\.\d+$", out, re.MULTILINE)
     assert "scaled from 8.03 to 0.135 billion parameters: " in out
     _, out, _ = run(*gpus, "gpu=h200", "cluster=existing")
-    assert "not known: 12 steps of evaluate on H200; nothing like that was measured" in out
-    assert re.search(r"^evaluate +12 +0 +not known +–$", out, re.MULTILINE)
+    assert "not known: 12 steps of answer on H200; nothing like that was measured" in out
+    assert re.search(r"^answer +12 +0 +not known +–$", out, re.MULTILINE)
     assert "duration not known before the cluster is (say how many GPUs it has, cluster.num_gpus=N)" in out
     _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2", "engine.tensor_parallel_size=4")
     assert "duration not known: a step needs 4 GPUs and there are 2" in out
-    assert "ranks share the work of evaluate without loss" in out
+    assert "ranks share the work of answer without loss" in out
     assert "dollars not known" in run(*gpus, "gpu=h100", "gpu.prices=[]")[1]
 
 
@@ -475,7 +475,7 @@ def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ign
     whole, part = to_run(), to_run("only=[*/bf16,tabular]")
     assert whole["quantize"] == 3
     assert (part["quantize"], part["fetch_model"], part["compare"]) == (0, 1, 1)
-    assert 0 < part["evaluate"] < whole["evaluate"] / 4
+    assert 0 < part["answer"] < whole["answer"] / 4
     _, out, _ = run("+sweep=smoke", "mode=plan", "only=[*/bf16,tabular]")
     assert re.search(r"smollm2_135m/bf16 .* 32 +20$", out, re.MULTILINE), "documents in all, and to run"
     assert re.search(r"smollm2_135m/w8a8_fp .* 32 +0$", out, re.MULTILINE)

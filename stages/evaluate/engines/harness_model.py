@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM  # noqa: TID253
 
 from stages.checkpoints.chat import DATE
 from stages.errors import ConfigError
+from stages.evaluate.answers import Answer
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
 
@@ -30,17 +31,6 @@ class Encoded:
     generation: GenerateRequest | None = None
     is_rolling: bool = False
     truncated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """lm-eval's response to one request, and what it took."""
-
-    response: Any  # str, (log-likelihood, is greedy), or log-likelihood of a whole text
-    num_prompt_tokens: int
-    num_output_tokens: int
-    finish_reason: str | None
-    truncated: bool
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
@@ -291,14 +281,23 @@ def _sampling(options: dict[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _scored(item: Encoded, scores: list[Score]) -> Answer:
-    logprob = sum((score.logprob for score in scores), 0.0)
-    num_tokens = sum(len(part.context) + len(part.continuation) for part in item.scores)
-    response = logprob if item.is_rolling else (logprob, all(score.is_greedy for score in scores))
-    return Answer(response, num_tokens, 0, None, item.truncated)
+    return Answer(
+        logprob=sum((score.logprob for score in scores), 0.0),
+        is_greedy=None if item.is_rolling else all(score.is_greedy for score in scores),
+        num_prompt_tokens=sum(len(part.context) + len(part.continuation) for part in item.scores),
+        truncated=item.truncated,
+    )
 
 
 def _written(item: Encoded, request: GenerateRequest, generation: Generation) -> Answer:
-    from lm_eval.models.utils import postprocess_generated_text
-
-    text = postprocess_generated_text(generation.text, list(request.stop), None)
-    return Answer(text, len(request.prompt), generation.num_tokens, generation.finish_reason, item.truncated)
+    return Answer(
+        text=generation.text,
+        token_ids=generation.token_ids,
+        finish_reason=generation.finish_reason,
+        stopped_by=generation.stopped_by,
+        stop=request.stop,
+        seed=request.seed,
+        num_prompt_tokens=len(request.prompt),
+        num_output_tokens=generation.num_tokens,
+        truncated=item.truncated,
+    )

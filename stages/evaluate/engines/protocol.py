@@ -41,11 +41,16 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The text written (special tokens kept, the end token and what follows a stop string removed)."""
+    """The text written (special tokens kept, the end token and what follows a stop string removed).
+
+    ``stopped_by`` is the stop string that ended it; None where its end token or the limit did, or nobody tells.
+    """
 
     text: str
     num_tokens: int
     finish_reason: str
+    token_ids: tuple[int, ...] | None = None  # all that were written; None: the engine does not tell
+    stopped_by: str | None = None
 
 
 class Engine(Protocol):

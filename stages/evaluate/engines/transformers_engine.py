@@ -165,12 +165,13 @@ class TransformersEngine:
         """What one row holds before its end token or stop string; later tokens of the row are padding."""
         end = next((index for index, token in enumerate(tokens) if token in self._end_ids), None)
         text = self._decode(tokens[:end])
-        cut = min((place for stop in settings.stop if (place := text.find(stop)) >= 0), default=None)
-        if cut is not None:
-            return Generation(text[:cut], self._num_tokens_until(tokens[:end], settings.stop), FINISHED)
+        found = min(((place, stop) for stop in settings.stop if (place := text.find(stop)) >= 0), default=None)
+        if found is not None:
+            num_tokens = self._num_tokens_until(tokens[:end], settings.stop)
+            return Generation(text[: found[0]], num_tokens, FINISHED, tuple(tokens[:num_tokens]), found[1])
         if end is not None:
-            return Generation(text, end + 1, FINISHED)
-        return Generation(text, len(tokens), CUT_OFF)
+            return Generation(text, end + 1, FINISHED, tuple(tokens[: end + 1]))
+        return Generation(text, len(tokens), CUT_OFF, tuple(tokens))
 
     def _num_tokens_until(self, tokens: list[int], stop: tuple[str, ...]) -> int:
         low, high = 1, len(tokens)

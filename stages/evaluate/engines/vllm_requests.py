@@ -30,4 +30,5 @@ def generation(output: Any) -> Generation:
     answer = output.outputs[0]
     if answer.finish_reason not in (FINISHED, CUT_OFF):
         raise EngineError(f"vLLM broke off an answer (finish reason {answer.finish_reason!r})")
-    return Generation(answer.text, len(answer.token_ids), answer.finish_reason)
+    stopped_by = answer.stop_reason if isinstance(answer.stop_reason, str) else None  # else the number of an end token
+    return Generation(answer.text, len(answer.token_ids), answer.finish_reason, tuple(answer.token_ids), stopped_by)

@@ -32,9 +32,9 @@ def rates(plan: Plan, half: bool = False) -> Rates:
     measured_on = size(plan) / (2 if half else 1)
     return Rates(
         [
-            Rate("s", "evaluate", "start", (), "H100", measured_on, fixed_s=60.0),
-            Rate("s", "evaluate", "choices", (), "H100", measured_on, sized_each=(DOCUMENT,)),
-            Rate("s", "evaluate", "texts", (), "H100", measured_on, each=(("output_tokens", 0.01),)),
+            Rate("s", "answer", "start", (), "H100", measured_on, fixed_s=60.0),
+            Rate("s", "answer", "choices", (), "H100", measured_on, sized_each=(DOCUMENT,)),
+            Rate("s", "answer", "texts", (), "H100", measured_on, each=(("output_tokens", 0.01),)),
             Rate("s", "gate", "", (), "H100", measured_on, fixed_s=20.0),
         ]
     )
@@ -56,23 +56,23 @@ def timing(seconds: float, before_s: float = 0.0, product: str = H100) -> Timing
 
 def test_choices_go_by_documents_and_texts_by_the_tokens_they_may_have(plan: Plan) -> None:
     found = estimator(plan, H100)
-    choices, texts = (one(by_stage(plan, "evaluate"), task) for task in ("tabular_iris", "mathador"))
+    choices, texts = (one(by_stage(plan, "answer"), task) for task in ("tabular_iris", "mathador"))
     assert found.batch_s([choices, texts]) == (60 + 10 * 0.5, 12 * 64 * 0.01)
     assert found.batch_s([texts, choices]) == (60 + 12 * 64 * 0.01, 10 * 0.5)
 
 
 def test_what_grows_with_the_model_is_scaled_and_that_is_said(plan: Plan) -> None:
     found = estimator(plan, H100, half=True)
-    choices = one(by_stage(plan, "evaluate"), "tabular_iris")
+    choices = one(by_stage(plan, "answer"), "tabular_iris")
     assert found.batch_s([choices, choices])[1] == 2 * 10 * 0.5
-    assert list(found.grounds.scaled) == [("evaluate", size(plan) / 2, size(plan))]
+    assert list(found.grounds.scaled) == [("answer", size(plan) / 2, size(plan))]
     assert not estimator(plan, H100).grounds.scaled
 
 
 @pytest.mark.parametrize("device", [A100, None, CPU])
 def test_what_nothing_like_it_was_measured_of_is_unknown_and_not_nought(plan: Plan, device: str | None) -> None:
     found = estimator(plan, device)
-    (gate, *_), (evaluation, *_) = by_stage(plan, "gate"), by_stage(plan, "evaluate")
+    (gate, *_), (evaluation, *_) = by_stage(plan, "gate"), by_stage(plan, "answer")
     assert found.batch_s([gate]) == found.batch_s([evaluation]) == (None,)
     assert found.grounds.unknown["gate", device] == 1
 
@@ -89,19 +89,19 @@ def test_what_the_store_has_measured_corrects_what_is_alike(plan: Plan) -> None:
     found = estimator(plan, H100, timings)
     assert found.batch_s(gates[:1]) == (30.0,)
     assert found.grounds.corrected["gate"] == 1
-    choices = one(by_stage(plan, "evaluate"), "tabular_iris")
+    choices = one(by_stage(plan, "answer"), "tabular_iris")
     assert found.batch_s([choices])[0] == 65.0, "nothing was measured of evaluations"
 
 
 def test_the_opening_of_an_engine_and_the_answers_are_corrected_apart(plan: Plan) -> None:
-    iris, wine = (one(by_stage(plan, "evaluate"), f"tabular_{name}") for name in ("iris", "wine"))
+    iris, wine = (one(by_stage(plan, "answer"), f"tabular_{name}") for name in ("iris", "wine"))
     timings = {iris.ref: timing(10.0, before_s=90.0), wine.ref: timing(10.0, before_s=0.1)}
     assert estimator(plan, H100, timings).batch_s([iris, wine]) == (90.0 + 10.0, 10.0)
 
 
 def test_an_exchange_of_weights_is_no_opening(plan: Plan) -> None:
     """The steps of a second checkpoint in an open session wait for its weights, and say nothing of how it opens."""
-    iris = [step for step in by_stage(plan, "evaluate") if step.config.task == "tabular_iris"][1:3]
+    iris = [step for step in by_stage(plan, "answer") if step.config.task == "tabular_iris"][1:3]
     exchanged = timing(5.0, before_s=4.0)._replace(num_exchanges=1)
     found = estimator(plan, H100, {iris[1].ref: exchanged})
     assert found.batch_s(iris) == (65.0, 5.0)
@@ -117,7 +117,7 @@ def test_a_gpu_of_which_the_table_knows_nothing_becomes_known_by_the_store(plan:
 @pytest.mark.dear
 def test_an_answer_s_length_is_the_sweep_s_or_the_task_s_own(tmp_path: Path) -> None:
     def tokens(*cli: str) -> set[int | None]:
-        steps = by_stage(planned(tmp_path, "recipe=bf16", "suite=none", *cli), "evaluate")
+        steps = by_stage(planned(tmp_path, "recipe=bf16", "suite=none", *cli), "answer")
         return {step.output_tokens for step in steps}
 
     assert tokens("+task@tasks.t=gsm8k_cot") == {1024}

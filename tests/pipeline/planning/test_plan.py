@@ -44,7 +44,7 @@ def by_stage(plan: Plan, stage: str) -> list[Step]:
 def test_small_engines_share_a_gpu_and_what_they_answer_is_the_same(tmp_path: Path) -> None:
     whole = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu")
     shared = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", "engine.gpus_per_rank=0.25", "engine.kv_cache_gib=8")
-    assert {step.resources.num_gpus for step in by_stage(shared, "evaluate")} == {0.25}
+    assert {step.resources.num_gpus for step in by_stage(shared, "answer")} == {0.25}
     assert {step.resources.num_gpus for step in by_stage(shared, "quantize")} == {1}, "its memory is not limited"
     assert shared.fingerprint == whole.fingerprint
 
@@ -100,10 +100,10 @@ def test_what_is_the_same_is_done_once(tmp_path: Path) -> None:
 def test_an_evaluation_waits_for_the_gate_but_is_not_made_wrong_by_a_new_threshold(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke")
     stricter = planned(tmp_path, "+sweep=smoke", "gate.max_mean_kl=0.5")
-    quantized = [step for step in by_stage(plan, "evaluate") if "bf16" not in step.trial]
+    quantized = [step for step in by_stage(plan, "answer") if "bf16" not in step.trial]
     assert all(step.after and step.after[0].stage == "gate" for step in quantized)
     assert {s.ref for s in by_stage(plan, "gate")}.isdisjoint(s.ref for s in by_stage(stricter, "gate"))
-    assert {s.ref for s in by_stage(plan, "evaluate")} == {s.ref for s in by_stage(stricter, "evaluate")}
+    assert {s.ref for s in by_stage(plan, "answer")} == {s.ref for s in by_stage(stricter, "answer")}
 
 
 @pytest.mark.dear
@@ -111,7 +111,7 @@ def test_a_changed_field_makes_exactly_the_dependent_steps_new(tmp_path: Path) -
     before = planned(tmp_path, "+sweep=smoke")
     after = planned(tmp_path, "+sweep=smoke", "recipe.group_size=32")
     new = {step.stage.name for ref, step in after.steps.items() if ref not in before.steps}
-    assert new == {"quantize", "gate", "evaluate", "compare"}
+    assert new == {"quantize", "gate", "answer", "score", "compare"}
     assert {step.trial for ref, step in after.steps.items() if ref not in before.steps} == {"smollm2_135m/w4a16_int"}
 
 
@@ -132,14 +132,14 @@ def test_the_study_has_half_a_million_evaluations(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=llama31")
     assert plan.num_evaluations >= 500_000
     per_trial = dict.fromkeys(plan.trials, 0)
-    for step in by_stage(plan, "evaluate"):
+    for step in by_stage(plan, "answer"):
         per_trial[step.trial] += step.num_documents
     assert len(set(per_trial.values())) == 1, "every trial answers the same documents"
 
 
 def test_a_limit_counts_documents_of_every_leaf(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.limit=7")
-    documents = [s.num_documents for s in by_stage(plan, "evaluate") if s.config.task.startswith("tabular_")]
+    documents = [s.num_documents for s in by_stage(plan, "answer") if s.config.task.startswith("tabular_")]
     assert set(documents) == {7}
 
 
@@ -220,7 +220,7 @@ def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path)
 
     def simulations(*overrides: str) -> dict[str, int | None]:
         plan = planned(tmp_path, "+sweep=smoke", *overrides)
-        return {step.trial.rpartition("/")[2]: step.config.simulation for step in by_stage(plan, "evaluate")}
+        return {step.trial.rpartition("/")[2]: step.config.simulation for step in by_stage(plan, "answer")}
 
     assert simulations() == {"bf16": None, "w8a8_fp": 1, "w8a8_int": 1, "w4a16_int": 1}
     assert set(simulations("engine=vllm_gpu").values()) == {None}

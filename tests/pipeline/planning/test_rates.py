@@ -4,16 +4,16 @@ import pytest
 
 from pipeline.planning.rates import CPU, Rate, Rates, Work, measured_rates
 
-SMALL = Rate("a", "evaluate", "choices", device="H100", num_parameters=1e9, each=(("documents", 1.0),))
-LARGE = Rate("b", "evaluate", "choices", device="H100", num_parameters=64e9, sized_each=(("documents", 4.0),))
-OF_TASK = Rate("c", "evaluate", "choices", ("hella*",), "H100", 1e9, fixed_s=7.0)
-ON_CPU = Rate("d", "evaluate", "choices", device=CPU, num_parameters=1e9, fixed_s=99.0)
+SMALL = Rate("a", "answer", "choices", device="H100", num_parameters=1e9, each=(("documents", 1.0),))
+LARGE = Rate("b", "answer", "choices", device="H100", num_parameters=64e9, sized_each=(("documents", 4.0),))
+OF_TASK = Rate("c", "answer", "choices", ("hella*",), "H100", 1e9, fixed_s=7.0)
+ON_CPU = Rate("d", "answer", "choices", device=CPU, num_parameters=1e9, fixed_s=99.0)
 BESIDE = Rate("e", "compare", fixed_s=0.5)
 RATES = Rates([SMALL, LARGE, OF_TASK, ON_CPU, BESIDE])
 
 
 def work(**changes: object) -> Work:
-    found = {"stage": "evaluate", "kind": "choices", "task": "arc", "device": "NVIDIA H100 80GB HBM3"}
+    found = {"stage": "answer", "kind": "choices", "task": "arc", "device": "NVIDIA H100 80GB HBM3"}
     return Work(**{**found, "num_parameters": 10**9, "amounts": {"documents": 10.0}, **changes})  # type: ignore[arg-type]
 
 
@@ -51,7 +51,7 @@ def test_the_sized_part_grows_with_the_model_and_is_shared_by_ranks() -> None:
     assert SMALL.seconds(work(num_parameters=None)) == 10
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "quantize", "gate"])
+@pytest.mark.parametrize("stage", ["answer", "quantize", "gate"])
 def test_the_project_s_table_knows_an_h100_and_a_processor(stage: str) -> None:
     rows = [rate for rate in measured_rates()._rates if rate.stage == stage]
     assert {rate.device for rate in rows} == {"H100", CPU}

@@ -88,7 +88,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shards(here: Path, slots: Mapping[str, TaskConfig]) -> dict[str, str]:
-    """The fingerprint of what each slot's documents are answered in, with everything declared that data would say."""
+    """The fingerprint of the answers to each slot's documents, with everything declared that data would say."""
 
     def trials() -> Iterator[Trial]:
         for trial in trials_of("+sweep=smoke"):
@@ -101,7 +101,7 @@ def shards(here: Path, slots: Mapping[str, TaskConfig]) -> dict[str, str]:
     plan = make_plan(
         "test", [trial], resolve([trial], here / "tasks" / "beside" / "results" / "store" / "cache")
     ).trials[trial.name]
-    roles = {slot: f"evaluate/{slot}/{next(iter(task.num_docs))}/0000" for slot, task in slots.items()}
+    roles = {slot: f"answer/{slot}/{next(iter(task.num_docs))}/0000" for slot, task in slots.items()}
     return {slot: plan.steps[role].fingerprint for slot, role in roles.items()}
 
 

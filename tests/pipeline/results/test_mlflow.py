@@ -74,12 +74,12 @@ def test_a_task_s_numbers_stand_under_its_name_and_durations_are_summed_by_kind(
     shown = trial_metrics(store, plan, trial)
     assert shown["tabular/score"] == 0.5
     assert "tabular/p" not in shown  # no headline
-    assert not [name for name in shown if name.startswith("evaluate/") and name != "evaluate/duration_s"]
-    num_shards = sum(role.startswith("evaluate/") for role in trial.steps)
+    assert not [name for name in shown if name.startswith("answer/") and name != "answer/duration_s"]
+    num_shards = sum(role.startswith("answer/") for role in trial.steps)
     assert num_shards > 2
-    assert shown["evaluate/duration_s"] == 2.0 * num_shards
+    assert shown["answer/duration_s"] == 2.0 * num_shards
     places = {place for _, place, _ in small_files(plan, trial)}
-    assert {"evaluate/tabular/tabular_iris/0001", "compare/tabular"} <= places
+    assert {"answer/tabular/tabular_iris/0001", "compare/tabular"} <= places
 
 
 def test_a_trial_s_run_is_found_by_the_same_key_as_before_roles(plan: Plan) -> None:

@@ -65,12 +65,13 @@ def test_a_record_of_the_first_version_is_read_and_its_results_are_found(tmp_pat
         "checkpoint": StepRef("note", "a" * 64),
         "gate": StepRef("note", "b" * 64),
         "ceilings": StepRef("note", "g" * 64),
-        "evaluate/quiz/quiz_a/0000": StepRef("note", "c" * 64),
-        "evaluate/quiz/quiz_a/0001": StepRef("note", "d" * 64),
+        "answer/quiz/quiz_a/0000": StepRef("note", "c" * 64),
+        "answer/quiz/quiz_a/0001": StepRef("note", "d" * 64),
         "compare/quiz": StepRef("note", "e" * 64),
         "profile/rag/throughput": StepRef("note", "f" * 64),
     }
-    assert load(tmp_path, "old").samples("m/r", "quiz").num_rows == 0
+    with pytest.raises(UserError, match=r"quiz of m/r was evaluated by a version .* run \+sweep=old again"):
+        load(tmp_path, "old").samples("m/r", "quiz")
 
 
 def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:

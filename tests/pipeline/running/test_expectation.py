@@ -48,7 +48,7 @@ def test_hours_and_dollars_are_those_of_the_gpus_that_steps_hold(plan: Plan, tmp
 def test_a_gpu_without_a_price_has_no_dollars(tmp_path: Path) -> None:
     unpriced = planned(tmp_path, "recipe=bf16", "engine=vllm_gpu", "gpu=h200")
     assert expected_of(unpriced, tmp_path).usd is None
-    assert usd_an_hour(unpriced, by_stage(unpriced, "evaluate")[0]) is None
+    assert usd_an_hour(unpriced, by_stage(unpriced, "answer")[0]) is None
     assert usd_an_hour(unpriced, by_stage(unpriced, "compare")[0]) == 0
 
 
@@ -70,7 +70,7 @@ def test_batches_are_compared_by_what_is_expected_or_else_by_size(plan: Plan, tm
     known, unknown = (expected_of(plan, tmp_path, hours) for hours in (1.0, None))
     (quantize, *_) = (batch for batch in known.batches if batch.steps[0].stage.name == "quantize")
     assert known.urgency(quantize) == 3600
-    (evaluate, *_) = (batch for batch in unknown.batches if batch.steps[0].stage.name == "evaluate")
+    (evaluate, *_) = (batch for batch in unknown.batches if batch.steps[0].stage.name == "answer")
     assert unknown.urgency(evaluate) > unknown.urgency(quantize) > 0
 
 
@@ -83,9 +83,7 @@ def test_without_ray_a_family_opens_one_engine(plan: Plan, tmp_path: Path) -> No
         expect(twins, list(twins.steps.values()), Store(tmp_path), cluster)
         for cluster in (ClusterConfig(runner=RunnerKind.inline), TWO_GPUS)
     )
-    evaluations = [
-        [batch for batch in each.batches if batch.steps[0].stage.name == "evaluate"] for each in (inline, ray)
-    ]
+    evaluations = [[batch for batch in each.batches if batch.steps[0].stage.name == "answer"] for each in (inline, ray)]
     assert [len(each) for each in evaluations] == [2, 3], "the base's, and one or two of its twins"
-    hours = [next(stage.gpu_hours for stage in each.stages() if stage.name == "evaluate") for each in (inline, ray)]
+    hours = [next(stage.gpu_hours for stage in each.stages() if stage.name == "answer") for each in (inline, ray)]
     assert 80 < 3600 * (hours[1] - hours[0]) < 100

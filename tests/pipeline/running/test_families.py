@@ -12,7 +12,7 @@ from pipeline.errors import FailureClass
 from pipeline.running.batches import Batch, batches, in_families
 from pipeline.running.outcome import RunContext, Status
 from pipeline.running.runner import Outcomes, make_runner
-from pipeline.steps.stages import EVALUATE
+from pipeline.steps.stages import ANSWER
 from pipeline.steps.step import Resources, Step
 from pipeline.store.ledger import Ledger
 from pipeline.store.store import Address, Store, open_storage
@@ -192,4 +192,4 @@ def test_the_recipes_of_a_grid_are_grouped_by_format_and_no_fingerprint_knows(tm
 
 
 def is_evaluation(batch: Batch) -> bool:
-    return batch.steps[0].stage is EVALUATE
+    return batch.steps[0].stage is ANSWER

@@ -38,19 +38,21 @@ def test_only_takes_a_trial_with_what_it_needs(smoke: Plan) -> None:
     taken = chosen(smoke, list(smoke.steps.values()), ["*/w8a8_fp"])
     assert described(taken) == {
         "fetch_model smollm2_135m/bf16",
-        "evaluate smollm2_135m/bf16",  # the comparison is with the base
+        "answer smollm2_135m/bf16",  # the comparison is with the base
+        "score smollm2_135m/bf16",
         "quantize smollm2_135m/w8a8_fp",
         "observe smollm2_135m/w8a8_fp",
         "gate smollm2_135m/w8a8_fp",
-        "evaluate smollm2_135m/w8a8_fp",
+        "answer smollm2_135m/w8a8_fp",
+        "score smollm2_135m/w8a8_fp",
         "compare smollm2_135m/w8a8_fp",
     }
 
 
 def test_only_narrows_trials_and_tasks_together(smoke: Plan) -> None:
     taken = chosen(smoke, list(smoke.steps.values()), ["*/bf16", "tab*"])
-    assert described(taken) == {f"{stage} smollm2_135m/bf16" for stage in ("fetch_model", "evaluate", "compare")}
-    assert {step.config.task for step in taken if step.stage.name == "evaluate"} == {"tabular_iris", "tabular_wine"}
+    assert described(taken) == {f"{stage} smollm2_135m/bf16" for stage in ("fetch_model", "answer", "score", "compare")}
+    assert {step.config.task for step in taken if step.stage.name == "answer"} == {"tabular_iris", "tabular_wine"}
 
 
 def test_only_refuses_a_name_that_is_not_there(smoke: Plan) -> None:

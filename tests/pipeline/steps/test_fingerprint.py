@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.steps.fingerprint import canonical, canonical_json, differences, fingerprint, payload
 from stages.calibrate import CalibrationConfig
 from stages.compare.config import CompareConfig
-from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
+from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.fetch import DatasetSource, ModelSource
 from stages.fields import identity
 from stages.gate.config import GateConfig
@@ -24,7 +24,7 @@ PLAIN = st.recursive(
     max_leaves=12,
 )
 W4A16 = RecipeConfig(name="w4a16_int", algorithm=Algorithm.gptq, scheme="W4A16", group_size=128, observer="mse")
-SHARD = EvaluateConfig(task="gsm8k", start=0, stop=100, harness="lm_eval-0.4.13")
+SHARD = AnswerConfig(task="gsm8k", start=0, stop=100, harness="lm_eval-0.4.13")
 CONFIGS = [
     ModelSource(repo_id="org/model", revision="a" * 40),
     DatasetSource(repo_id="org/data", digest="b" * 64),
@@ -176,6 +176,6 @@ GOLDEN: dict[str, str] = {
     "GateConfig": "5e6a501b8c53",
     "EngineConfig": "9aca9e3d7d47",
     "PromptConfig": "948ad5349644",
-    "EvaluateConfig": "de5ae44d5453",
+    "AnswerConfig": "de5ae44d5453",
     "CompareConfig": "9bd453a9db50",
 }

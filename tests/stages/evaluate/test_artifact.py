@@ -1,6 +1,4 @@
-"""A shard reads back: its documents in order, and how they were asked."""
-
-import json
+"""Scores read back: its documents in order, and how they were asked."""
 
 import pytest
 
@@ -10,10 +8,11 @@ from stages.evaluate.artifact import (
     TASK,
     MetricFacts,
     Sample,
+    ScoreFacts,
     TaskFacts,
+    read_leaf_facts,
     read_samples,
-    read_task,
-    write_evaluation,
+    write_scores,
 )
 
 FACTS = TaskFacts(
@@ -36,7 +35,7 @@ def written(tmp_path):
         return Sample(doc_id=doc_id, doc_digest=f"d{doc_id}", prompt_digest=f"p{doc_id}", target="x", **fields)
 
     samples = [sample(1, error="ValueError: no"), sample(0, metrics={"acc,none": 1.0, "f1,none": [1, 0]})]
-    write_evaluation(tmp_path, samples, FACTS)
+    write_scores(tmp_path, {"t": samples}, ScoreFacts(leaves={"t": FACTS}))
     return tmp_path
 
 
@@ -50,18 +49,21 @@ def test_documents_read_back_in_order_with_a_column_for_each_metric(written):
 
 
 def test_how_they_were_asked_reads_back(written):
-    assert read_task(written) == FACTS
+    assert read_leaf_facts(written) == {"t": FACTS}
     assert "Größe" in (written / TASK).read_text(encoding="utf-8")
 
 
-def test_a_shard_from_before_its_scoring_was_kept_reads_back(written):
-    document = json.loads((written / TASK).read_text())
-    del document["scoring"]
-    (written / TASK).write_text(json.dumps(document))
-    assert read_task(written).scoring == {}
+def test_leaves_lie_one_after_the_other_and_a_column_is_json_where_one_has_no_numbers(tmp_path):
+    def sample(doc_id, value):
+        return Sample(doc_id=doc_id, doc_digest="d", prompt_digest="p", target="", metrics={"acc,none": value})
+
+    samples = {"b": [sample(1, 0.0), sample(0, 1.0)], "a": [sample(0, [1, 2])]}
+    write_scores(tmp_path, samples, ScoreFacts(leaves={"b": FACTS, "a": FACTS}))
+    rows = read_samples(tmp_path, ["leaf", "doc_id", "acc,none"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [("b", 0, "1.0"), ("b", 1, "0.0"), ("a", 0, "[1, 2]")]
 
 
-@pytest.mark.parametrize(("name", "read"), [(SAMPLES, read_samples), (TASK, read_task)])
+@pytest.mark.parametrize(("name", "read"), [(SAMPLES, read_samples), (TASK, read_leaf_facts)])
 def test_a_damaged_shard_is_named(written, name, read):
     (written / name).write_text('{"task": "t"}')
     with pytest.raises(DataError, match=rf"^trial/t/0000: {name} cannot be read.*delete it and run again$"):

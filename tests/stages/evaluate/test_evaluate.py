@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import ConfigError, DataError, EngineError
-from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
+from stages.evaluate.answer import announce, answer, exchange, open_session, session_key
+from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import Generation, Score
 from stages.evaluate.session import Session
-from stages.evaluate.stage import announce, evaluate, exchange, open_session, session_key
 from stages.quantize import Algorithm
+from tests.evaluation import evaluate
 
 pytestmark = pytest.mark.dear
 
@@ -123,7 +124,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config_of(tasks_dir):
     def make(task, start=0, stop=NUM_DOCS, engine=ENGINE, overrides=None, **prompt):
-        return EvaluateConfig(
+        return AnswerConfig(
             task=task, start=start, stop=stop, num_docs=NUM_DOCS, harness="test", include_paths=[str(tasks_dir)],
             engine=engine, overrides=overrides or {}, prompt=PromptConfig(**prompt),
         )  # fmt: skip
@@ -147,7 +148,8 @@ def run(session, inputs, tmp_path_factory):
     def evaluated(config, opened=session, **changed):
         out = tmp_path_factory.mktemp("out")
         metrics = evaluate(config, inputs | changed, out, opened)
-        return metrics, pq.read_table(out / "samples.parquet").to_pylist(), json.loads((out / "task.json").read_text())
+        (facts,) = json.loads((out / "task.json").read_text())["leaves"].values()
+        return metrics, pq.read_table(out / "samples.parquet").to_pylist(), facts
 
     return evaluated
 
@@ -156,7 +158,7 @@ def run(session, inputs, tmp_path_factory):
 def bytes_of(session, inputs, tmp_path_factory):
     def evaluated(config, opened=session):
         out = tmp_path_factory.mktemp("out")
-        evaluate(config, inputs, out, opened)
+        answer(config, inputs, out, opened)
         return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
     return evaluated
@@ -175,7 +177,7 @@ def reference_task(tasks_dir, data_dir, tmp_path_factory):
 
 
 def reference_digests(task, model, num_fewshot, seed=1234, **prompt):
-    from stages.evaluate.scoring import prompt_digest
+    from stages.evaluate.digests import prompt_digest
 
     task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=seed)
@@ -272,8 +274,8 @@ def test_a_shard_is_answered_before_the_engine_begins_with_what_was_only_announc
     run, config_of, inputs, session, monkeypatch
 ):
     """It can be published the moment it is done."""
-    asked, answer = [], session.engine.loglikelihood
-    monkeypatch.setattr(session.engine, "loglikelihood", lambda requests: asked.append(requests) or answer(requests))
+    asked, score = [], session.engine.loglikelihood
+    monkeypatch.setattr(session.engine, "loglikelihood", lambda requests: asked.append(requests) or score(requests))
     shards = [config_of("quiz_choice", start, start + 3) for start in (0, 3, 6)]
     for shard in shards:
         announce(shard, inputs, session)
@@ -456,7 +458,7 @@ def test_importing_evaluate_loads_nothing_heavy():
     import sys
 
     heavy = "{'torch', 'vllm', 'lm_eval', 'transformers', 'datasets'}"
-    code = f"import stages.evaluate.stage, sys; print({heavy} & {{*sys.modules}})"
+    code = f"import stages.evaluate.answer, stages.evaluate.score, sys; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "set()"
 
@@ -585,9 +587,9 @@ def test_transformers_loads_another_checkpoint_in_the_place_of_the_first(
     config = config_of("quiz_choice", stop=4)
     for checkpoint in rounded:
         with open_session(config, inputs | {"checkpoint": checkpoint}) as fresh:
-            found.append(bytes_of(config, fresh)["samples.parquet"])
+            found.append(bytes_of(config, fresh)["answers.parquet"])
     with open_session(config, inputs | {"checkpoint": rounded[0]}) as exchanged:
-        assert bytes_of(config, exchanged)["samples.parquet"] == found[0]
+        assert bytes_of(config, exchanged)["answers.parquet"] == found[0]
         exchange({"checkpoint": rounded[1]}, exchanged)
-        assert bytes_of(config, exchanged)["samples.parquet"] == found[1]
+        assert bytes_of(config, exchanged)["answers.parquet"] == found[1]
     assert found[0] != found[1]

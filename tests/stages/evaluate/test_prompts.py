@@ -8,8 +8,8 @@ import yaml
 
 import conf
 from stages.evaluate.config import PromptConfig
+from stages.evaluate.digests import prompt_digest
 from stages.evaluate.harness import BuiltTask, load_task
-from stages.evaluate.scoring import prompt_digest
 from stages.evaluate.task_index import build_index
 
 HUB = Path(os.environ.get("QUANTSWEEP_DATA", Path(__file__).parents[3] / "../shared/data/hub"))

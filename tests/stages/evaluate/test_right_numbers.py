@@ -6,10 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from stages.evaluate.config import PromptConfig
-from stages.evaluate.engines.harness_model import Answer, HarnessModel
+from stages.evaluate.answers import Answer, Answered
+from stages.evaluate.config import PromptConfig, ScoringConfig
+from stages.evaluate.digests import digest, prompt_digest
+from stages.evaluate.engines.harness_model import HarnessModel
 from stages.evaluate.harness import BuiltTask, load_task
-from stages.evaluate.scoring import prompt_digest, score
+from stages.evaluate.scoring import score_documents
 from tests.stages.evaluate.test_evaluate import row
 
 pytestmark = pytest.mark.dear
@@ -164,7 +166,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_prompt_setting_changes_what_is_asked(task_of, model_of, template):
-    assert {field.name for field in fields(PromptConfig)} - set(CHANGES) == {"harness_compat"}
+    assert {field.name for field in fields(PromptConfig)} - set(CHANGES) == {"harness_compat", "num_repeats"}
     model, prompt = model_of(TEMPLATES[template]), PromptConfig(num_fewshot=3, system_instruction="Say less.")
 
     def digests(asked):
@@ -204,24 +206,33 @@ def test_arguments_that_can_be_are_taken():
     assert PromptConfig(gen_kwargs={"max_gen_toks": None}) == PromptConfig(), "null is the task's own"
 
 
-def answered(text):
-    return [Answer(text, 1, 1, "stop", False)]
+def score(task, texts):
+    """The samples of the task's first documents, each answered with these texts."""
+    given = [
+        Answered(
+            doc_id=doc_id,
+            doc_digest=digest(task.eval_docs[doc_id]),
+            prompt_digest="",
+            num_requests=1,
+            answers=[Answer(text=text, finish_reason="stop", seed=seed) for seed, text in enumerate(each)],
+        )
+        for doc_id, each in enumerate(texts)
+    ]
+    return score_documents(task, given, ScoringConfig())
 
 
-def test_filters_see_a_whole_shard_and_one_bad_text_costs_itself(task_of, model_of):
+def test_filters_see_a_whole_shard_and_one_bad_text_costs_itself(task_of):
     task = task_of("filtered")
-    documents = built(task, PromptConfig(), model_of())
-    samples = score(task, documents, [answered(f"text {each.doc_id}") for each in documents])
+    samples = score(task, [[f"text {doc_id}"] for doc_id in range(10)])
     calls = task._filters[0].filters[0]().filter_fn.__globals__["calls"]
     assert calls == [10]
     assert [sample.error for sample in samples] == [None] * 10
-    bad = score(task, documents, [answered("bad" if each.doc_id == 3 else "text") for each in documents])
+    bad = score(task, [["bad" if doc_id == 3 else "text"] for doc_id in range(10)])
     assert [sample.doc_id for sample in bad if sample.error] == [3]
     assert bad[3].error == "not scored: ValueError: a bad text" and bad[3].metrics == {}
 
 
-def test_what_is_scored_twice_scores_alike(task_of, model_of):
+def test_what_is_scored_twice_scores_alike(task_of):
     task = task_of("languages")
-    documents = built(task, PromptConfig(), model_of()) * 4
-    found = [score(task, documents, [answered("x")] * 40) for _ in range(2)]
+    found = [score(task, [["x"]] * 10) for _ in range(8)]
     assert len({sample.metrics["language,none"] for samples in found for sample in samples}) == 1

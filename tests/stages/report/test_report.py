@@ -27,7 +27,7 @@ TRIALS = [
 ]
 FAILURES = [
     FailureRow(
-        step="evaluate/m-w4a16-gsm8k",
+        step="answer/m-w4a16-gsm8k",
         trial="m/w4a16",
         task="gsm8k",
         status="failed",
@@ -280,7 +280,7 @@ def test_a_lower_score_is_better_where_the_metric_says_so(written):
 
 def test_failures_and_what_they_skipped_are_listed_with_their_reason(written):
     table = Tables(written.html).tables["Failed, skipped and missing"]
-    assert table[1] == ["evaluate/m-w4a16-gsm8k", "m/w4a16", "gsm8k", "failed", "engine", FAILURES[0].message]
+    assert table[1] == ["answer/m-w4a16-gsm8k", "m/w4a16", "gsm8k", "failed", "engine", FAILURES[0].message]
     assert table[2][3] == "skipped"
     assert "the engine \\<died\\> \\| see the log" in written.markdown
     assert [row["status"] for row in written.rows if row["score"] is None] == ["failed"]
@@ -335,7 +335,7 @@ def test_what_it_took_stands_beside_what_was_expected(write, inputs):
     costs = CostsConfig(
         stages=[
             CostRow(
-                stage="evaluate",
+                stage="answer",
                 num_steps=57,
                 seconds=3725.0,
                 gpu_hours=1.035,
@@ -349,7 +349,7 @@ def test_what_it_took_stands_beside_what_was_expected(write, inputs):
     )
     page = write(inputs, costs=costs)
     _, evaluate, compare, whole, _, gpu = Tables(page.html).tables["What it took"]
-    assert evaluate == ["evaluate", "57", "1:02:05", "1.035", "0:50:00 50 steps", "1:00:00", "1.20"]
+    assert evaluate == ["answer", "57", "1:02:05", "1.035", "0:50:00 50 steps", "1:00:00", "1.20"]
     assert compare == ["compare", "2", "0.2 s", "–", "–", "–", "–"]
     assert whole == ["all", "59", "1:02:05", "–", "0:50:00 50 steps", "1:00:00", "1.20"]
     assert gpu == ["node, 3", "–", "57", "1:23:20", "74 %", "50 %"]

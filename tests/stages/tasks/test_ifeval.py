@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from stages.evaluate.config import PromptConfig
+from stages.evaluate.digests import prompt_digest
 from stages.evaluate.harness import BuiltTask, load_task
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.scoring import prompt_digest
 from stages.tasks.ifeval_strict.ifeval_strict import mean_of_both_levels
 
 pytestmark = pytest.mark.dear

@@ -11,17 +11,18 @@ from pipeline.config.execution import ClusterConfig, RunnerKind
 from pipeline.running.batches import batches
 from pipeline.running.outcome import RunContext
 from pipeline.running.runner import make_runner
-from pipeline.steps.stages import EVALUATE, FETCH_MODEL
+from pipeline.steps.stages import ANSWER, FETCH_MODEL
 from pipeline.steps.step import Step
 from pipeline.store.store import Address, Store
 from stages.calibrate import CalibrationConfig, calibrate
 from stages.errors import EngineError
-from stages.evaluate.config import EngineConfig, EvaluateConfig, PromptConfig
+from stages.evaluate.answer import exchange, open_session
+from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
 from stages.evaluate.engines.exchange import check_supported, spoil, spoiled
 from stages.evaluate.engines.vllm_start import Start
-from stages.evaluate.stage import evaluate, exchange, open_session
 from stages.fetch import ModelSource, digest_tree
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
+from tests.evaluation import evaluate
 
 SEEDS = (1, 2)
 SHARDS = {"tabular_iris": {"num_fewshot": 1}, "mathador_easy": {"num_fewshot": 0, "gen_kwargs": {"max_gen_toks": 8}}}
@@ -97,7 +98,7 @@ def _changed(base, path, seed, scheme=None, touched="layers"):
 
 def config_of(task, dtype, start=0, stop=2):
     engine = EngineConfig(dtype=dtype, max_model_len=512, kv_cache_gib=0.2, max_num_seqs=8)
-    return EvaluateConfig(
+    return AnswerConfig(
         task=task, start=start, stop=stop, harness="test", engine=engine, prompt=PromptConfig(**SHARDS[task])
     )
 
@@ -177,7 +178,7 @@ def _run(root, checkpoints, family):
         Step(FETCH_MODEL, ModelSource(path=str(path), digest=digest_tree(path)), path.name) for path in checkpoints
     ]
     shards = [
-        Step(EVALUATE, config_of("tabular_iris", "float32"), each.label, {"checkpoint": each.ref}, family=family)
+        Step(ANSWER, config_of("tabular_iris", "float32"), each.label, {"checkpoint": each.ref}, family=family)
         for each in fetched
     ]
     runner, context = make_runner(ClusterConfig(runner=RunnerKind.inline)), RunContext(Address(root), "run", 1)

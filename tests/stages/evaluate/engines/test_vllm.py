@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import ConfigError, EngineError
-from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
+from stages.evaluate.answer import open_session
+from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import GenerateRequest, ScoreRequest
 from stages.evaluate.session import Session
-from stages.evaluate.stage import evaluate, open_session
+from tests.evaluation import evaluate
 
 pytestmark = pytest.mark.vllm
 
@@ -23,9 +24,7 @@ LONGER = ["nine boats were counted before noon", "nine boats were counted after 
 
 def config_of(task, start, stop, kind=EngineKind.vllm, **prompt):
     engine = EngineConfig(kind=kind, dtype="float32", max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16)
-    return EvaluateConfig(
-        task=task, start=start, stop=stop, harness="test", engine=engine, prompt=PromptConfig(**prompt)
-    )
+    return AnswerConfig(task=task, start=start, stop=stop, harness="test", engine=engine, prompt=PromptConfig(**prompt))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Answer and score a range of documents of one lm-eval task with one checkpoint; every response and metric is kept.
+"""Ask a checkpoint a range of documents of one lm-eval task, and keep what it answers as it came.
 
-The prompts, filters and metrics are lm-eval's own; the engine that answers is ours (``engines/``).  One open
-session serves every shard of a checkpoint, and a shard's bytes do not depend on what the session answered before.
+The prompts are lm-eval's own; the engine that answers is ours (``engines/``).  One open session serves every shard of a
+checkpoint, and a shard's bytes do not depend on what the session answered before.
 """
 
 import hashlib
@@ -15,28 +15,27 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from stages.errors import DataError
-from stages.evaluate.artifact import Sample, TaskFacts, write_evaluation
-from stages.evaluate.config import EngineConfig, EngineKind, EvaluateConfig, PromptConfig
-from stages.evaluate.harness import BuiltTask
+from stages.evaluate.answers import Answer, Answered, AnswerFacts, write_answers
+from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
+from stages.evaluate.digests import digest, prompt_digest
+from stages.evaluate.harness import BuiltTask, Document, data_sets
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.scoring import metric_facts, score
 from stages.evaluate.session import Session, build_task, open_engine
-from stages.evaluate.task_index import task_roots
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
 
-VERSION = 3
+VERSION = 1
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
-def session_key(config: EvaluateConfig) -> str:
+def session_key(config: AnswerConfig) -> str:
     """Canonical text of the settings that define one open engine; steps with the same key and checkpoint share it."""
     settings = asdict(config.engine) | {"kind": config.engine.kind.name}
     return json.dumps(settings, sort_keys=True)
 
 
-def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
+def smaller(config: AnswerConfig) -> AnswerConfig | None:
     """Half as many sequences at once; None when there is only one.  Their number is not identity."""
     engine = config.engine
     sequences = engine.max_num_seqs or VLLM_MAX_NUM_SEQS
@@ -46,7 +45,7 @@ def smaller(config: EvaluateConfig) -> EvaluateConfig | None:
     return replace(config, engine=shrunk)
 
 
-def prepare(config: EvaluateConfig) -> None:
+def prepare(config: AnswerConfig) -> None:
     """Import what an engine and its tasks need: some 20 s that a GPU need not wait for."""
     if config.engine.kind is EngineKind.vllm:
         from stages.evaluate.engines.process_state import set_environment
@@ -57,7 +56,7 @@ def prepare(config: EvaluateConfig) -> None:
 
 
 @contextmanager
-def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
+def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
     """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
 
     Raises EngineError when the engine does not start.
@@ -66,7 +65,7 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
         checkpoint, engine = inputs["checkpoint"], config.engine
         model = _open_model(checkpoint, engine, Path(work_dir))
         # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
-        build_task(config, _data(inputs), model, Path(work_dir) / "first")
+        build_task(config, data_sets(inputs), model, Path(work_dir) / "first")
         opened = open_engine(checkpoint, engine)
         session = Session(model, opened, checkpoint, Path(work_dir), engine.overlap_shards)
         try:
@@ -75,9 +74,9 @@ def open_session(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Iterator
             session.close()
 
 
-def announce(config: EvaluateConfig, inputs: Mapping[str, Path], session: Session) -> None:
+def announce(config: AnswerConfig, inputs: Mapping[str, Path], session: Session) -> None:
     """Begin with a shard while an earlier one is still being scored."""
-    session.announce(config, inputs["checkpoint"], _data(inputs))
+    session.announce(config, inputs["checkpoint"], data_sets(inputs))
 
 
 def exchange(inputs: Mapping[str, Path], session: Session) -> None:
@@ -88,26 +87,23 @@ def exchange(inputs: Mapping[str, Path], session: Session) -> None:
     session.exchange(inputs["checkpoint"])
 
 
-def evaluate(
-    config: EvaluateConfig, inputs: Mapping[str, Path], out: Path, session: Session
-) -> Mapping[str, float | None]:
-    """Write ``samples.parquet`` and ``task.json``; metrics count documents, missing and truncated ones, and tokens.
+def answer(config: AnswerConfig, inputs: Mapping[str, Path], out: Path, session: Session) -> Mapping[str, float | None]:
+    """Write ``answers.parquet`` and ``answers.json``; metrics count documents, missing and truncated ones, and tokens.
 
-    Raises ConfigError or DataError when no document could be answered under this config, EngineError when the engine
+    Raises ConfigError or DataError when no document could be asked under this config, EngineError when the engine
     died: a shard is whole or it is not there.
     """
-    answered = session.answered(config, _data(inputs))
-    task = answered.built.task
-    samples = score(task, answered.documents, answered.answers)
-    _check_some_scored(config.task, samples)
-    facts = _task_facts(config, answered.built, samples, session)
-    write_evaluation(out, samples, facts)
+    shard = session.answered(config, data_sets(inputs))
+    answered = [_answered(document, answers) for document, answers in zip(shard.documents, shard.answers, strict=True)]
+    _check_some_asked(config.task, answered)
+    write_answers(out, answered, _facts(config, shard.built, session))
+    answers = [answer for each in answered for answer in each.answers]
     return {
-        "num_documents": len(samples),
-        "num_missing": sum(sample.error is not None for sample in samples),
-        "num_truncated": sum(sample.truncated for sample in samples),
-        "num_prompt_tokens": sum(sample.num_prompt_tokens for sample in samples),
-        "num_output_tokens": sum(sample.num_output_tokens for sample in samples),
+        "num_documents": len(answered),
+        "num_missing": sum(each.error is not None for each in answered),
+        "num_truncated": sum(any(answer.truncated for answer in each.answers) for each in answered),
+        "num_prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
+        "num_output_tokens": sum(answer.num_output_tokens for answer in answers),
     }
 
 
@@ -122,15 +118,23 @@ def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "Harn
     return HarnessModel(tokenizer, config.max_model_len, config.seed)
 
 
-def _data(inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Data sets by hub id."""
-    return {name.removeprefix("data:"): path for name, path in inputs.items() if name.startswith("data:")}
+def _answered(document: Document, answers: Sequence[Answer]) -> Answered:
+    return Answered(
+        doc_id=document.doc_id,
+        doc_digest=digest(document.doc),
+        prompt_digest=prompt_digest(document.instances),
+        num_requests=len(document.instances) if document.error is None else 0,
+        answers=list(answers),
+        error=document.error,
+    )
 
 
-def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
-    """A task that scores nothing is broken; a single document may be."""
-    if len(samples) > 1 and all(sample.error is not None for sample in samples):
-        raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
+def _check_some_asked(task: str, answered: Sequence[Answered]) -> None:
+    """A task of which nothing can be asked is broken; a single document may be."""
+    if len(answered) > 1 and all(each.error is not None for each in answered):
+        raise DataError(
+            f"task {task}: none of {len(answered)} documents could be asked; the first: {answered[0].error}"
+        )
 
 
 def _system_role(prompt: PromptConfig, model: "HarnessModel") -> str | None:
@@ -142,16 +146,14 @@ def _system_role(prompt: PromptConfig, model: "HarnessModel") -> str | None:
     return "left out, as lm-eval does" if prompt.harness_compat else "first turn of the user"
 
 
-def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Sample], session: Session) -> TaskFacts:
+def _facts(config: AnswerConfig, built: BuiltTask, session: Session) -> AnswerFacts:
     task, prompt = built.task, config.prompt
-    seen = [name for sample in samples for name in sample.metrics]
     template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
-    return TaskFacts(
+    return AnswerFacts(
         task=config.task,
         version=task.VERSION,
         output_type=task.OUTPUT_TYPE,
         num_docs=built.num_docs,
-        metrics=metric_facts(task, task_roots(config.include_paths), seen),
         scoring=dict(session.engine.scoring),
         arithmetic=dict(session.engine.arithmetic),
         comparable={
@@ -165,6 +167,7 @@ def _task_facts(config: EvaluateConfig, built: BuiltTask, samples: Sequence[Samp
             "system_instruction": prompt.system_instruction,
             "num_fewshot": built.num_fewshot,
             "gen_kwargs": task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
+            "num_repeats": task.config.repeats,
             "fewshot_seed": prompt.fewshot_seed,
             "harness_compat": prompt.harness_compat,
             "harness": config.harness,

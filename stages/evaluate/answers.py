@@ -1,0 +1,135 @@
+"""What an answer step writes: ``answers.parquet``, a row for each document with all that the engine said, and
+``answers.json``, how it was asked.
+
+Nothing is judged yet: texts are as they came, so that whoever scores them anew asks no engine again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.documents import read_json, read_table, write_json, write_table
+
+ANSWERS, FACTS = "answers.parquet", "answers.json"
+
+_DOCUMENT_COLUMNS = {
+    "doc_id": pa.int32(),
+    "doc_digest": pa.string(),
+    "prompt_digest": pa.string(),
+    "num_requests": pa.int32(),
+    "error": pa.string(),
+}
+# Lists with an item for each answer: by request, then by repeat.
+_ANSWER_COLUMNS = {
+    "text": pa.string(),
+    "token_ids": pa.list_(pa.int32()),
+    "finish_reason": pa.string(),
+    "stopped_by": pa.string(),
+    "stop": pa.list_(pa.string()),
+    "seed": pa.int64(),
+    "logprob": pa.float64(),
+    "is_greedy": pa.bool_(),
+    "num_prompt_tokens": pa.int32(),
+    "num_output_tokens": pa.int32(),
+    "truncated": pa.bool_(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer as it came: a text that was written, or what a given one is worth (``logprob``, nats).
+
+    ``stop`` are the strings that a text ends before, ``stopped_by`` the one that ended it; ``truncated`` says that the
+    prompt was cut on the left.
+    """
+
+    text: str | None = None
+    token_ids: Sequence[int] | None = None  # None: the engine does not tell
+    finish_reason: str | None = None
+    stopped_by: str | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None  # None: greedy
+    logprob: float | None = None
+    is_greedy: bool | None = None  # None: of a whole text
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    truncated: bool = False
+
+    @property
+    def response(self) -> Any:
+        """What lm-eval expects: a text, (log-likelihood, is greedy), or the log-likelihood of a whole text."""
+        if self.text is not None:
+            return before(self.text, self.stop)
+        return self.logprob if self.is_greedy is None else (self.logprob, self.is_greedy)
+
+
+@dataclass(slots=True, kw_only=True)
+class Answered:
+    """One document and its answers, ordered by request, then by repeat; ``error`` says why there are none."""
+
+    doc_id: int
+    doc_digest: str
+    prompt_digest: str
+    num_requests: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def by_request(self) -> list[list[Answer]]:
+        """The repeats of each request."""
+        repeats = len(self.answers) // self.num_requests if self.num_requests else 0
+        return [self.answers[index * repeats : (index + 1) * repeats] for index in range(self.num_requests)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerFacts:
+    """How a task was asked; ``num_docs`` are those of the whole.
+
+    ``comparable`` is what must be equal for two numbers to be subtracted, ``scoring`` how an engine finds the worth of
+    a given text, and ``arithmetic`` what it multiplied with.
+    """
+
+    task: str
+    version: Any
+    output_type: str
+    num_docs: int
+    scoring: dict[str, str]
+    arithmetic: dict[str, Any]
+    comparable: dict[str, Any]
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the ``stop`` strings in it."""
+    return text[: min((place for term in stop if (place := text.find(term)) >= 0), default=len(text))]
+
+
+def write_answers(out: Path, answered: Sequence[Answered], facts: AnswerFacts) -> None:
+    """``answered`` sorted by document."""
+    rows = sorted(answered, key=lambda row: row.doc_id)
+    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _DOCUMENT_COLUMNS.items()}
+    for name, kind in _ANSWER_COLUMNS.items():
+        lists = [[getattr(answer, name) for answer in row.answers] for row in rows]
+        columns[name] = pa.array(lists, pa.list_(kind))
+    write_table(out / ANSWERS, pa.table(columns))
+    write_json(out / FACTS, asdict(facts), ascii_only=False)
+
+
+def read_answers(directory: Path, artifact: str | None = None) -> list[Answered]:
+    """What was answered; errors name ``artifact``, by default the directory."""
+    table = read_table(directory / ANSWERS, [*_DOCUMENT_COLUMNS, *_ANSWER_COLUMNS], artifact)
+    documents = table.select(list(_DOCUMENT_COLUMNS)).to_pylist()
+    answers = table.select(list(_ANSWER_COLUMNS)).to_pylist()
+    return [Answered(**each, answers=_each(lists)) for each, lists in zip(documents, answers, strict=True)]
+
+
+def _each(lists: Mapping[str, list[Any]]) -> list[Answer]:
+    items = zip(*lists.values(), strict=True)
+    return [Answer(**dict(zip(lists, item, strict=True))) for item in items]
+
+
+def read_answer_facts(directory: Path, artifact: str | None = None) -> AnswerFacts:
+    """How the task was asked; errors name ``artifact``, by default the directory."""
+    return read_json(directory / FACTS, AnswerFacts, artifact)

@@ -1,0 +1,127 @@
+"""Score what a task's documents were answered: lm-eval's filters, then the task's own metrics, and no model.
+
+A scorer that changes reads the stored answers again; the documents come from the data that they were asked from.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from stages.errors import ConfigError, DataError
+from stages.evaluate.answers import Answered, AnswerFacts, read_answer_facts, read_answers
+from stages.evaluate.artifact import Sample, ScoreFacts, TaskFacts, write_scores
+from stages.evaluate.config import LeafConfig, ScoreConfig
+from stages.evaluate.differences import check_one_arithmetic, differences
+from stages.evaluate.harness import data_sets, load_task
+from stages.evaluate.metrics import metric_facts
+from stages.evaluate.nltk_data import provide_nltk_data
+from stages.evaluate.opened import check_unchanged
+from stages.evaluate.scoring import score_documents
+from stages.evaluate.task_index import task_roots
+
+VERSION = 1
+
+
+def score(config: ScoreConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
+    """Write ``samples.parquet`` and ``task.json`` from answers ``<leaf>/<shard>`` and data sets ``data:<hub id>``.
+
+    Metrics count documents, and those that have no score.  Raises DataError where shards disagree or overlap, where a
+    document is not the one that was asked, or where no document of a leaf could be scored.
+    """
+    scored: dict[str, list[Sample]] = {}
+    facts: dict[str, TaskFacts] = {}
+    with TemporaryDirectory(prefix="score_") as work_dir:
+        provide_nltk_data(Path(work_dir))
+        for index, leaf in enumerate(config.leaves):
+            rows_dir = Path(work_dir) / f"rows_{index}"
+            scored[leaf.task], facts[leaf.task] = _score_leaf(config, leaf, inputs, rows_dir)
+    write_scores(out, scored, ScoreFacts(leaves=facts))
+    samples = [sample for each in scored.values() for sample in each]
+    return {"num_documents": len(samples), "num_missing": sum(sample.error is not None for sample in samples)}
+
+
+def _score_leaf(
+    config: ScoreConfig, leaf: LeafConfig, inputs: Mapping[str, Path], rows_dir: Path
+) -> tuple[list[Sample], TaskFacts]:
+    shards = {name: inputs[name] for name in sorted(inputs) if name.rpartition("/")[0] == leaf.task}
+    if not shards:
+        raise DataError(f"{leaf.task}: no answers were given; name inputs {leaf.task}/<shard>")
+    asked = _agreed(leaf.task, {name: read_answer_facts(path, name) for name, path in shards.items()})
+    answered = _together(leaf.task, [each for name, path in shards.items() for each in read_answers(path, name)])
+    _check_pass_at(leaf.task, config, answered)
+    check_unchanged(leaf.task, leaf.harness, leaf.reads)
+    task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir, leaf.reads)
+    samples = score_documents(task, answered, config.scoring, config.harness_compat)
+    _check_some_scored(leaf.task, samples)
+    return samples, _facts(task, asked, samples, config)
+
+
+def _agreed(task: str, facts: Mapping[str, AnswerFacts]) -> AnswerFacts:
+    """What all shards say.  Raises DataError for the first that says otherwise."""
+    first, asked = next(iter(facts.items()))
+    if asked.task != task:
+        raise DataError(f"{first}: holds answers to task {asked.task}, not to {task}")
+    for name, other in facts.items():
+        ours, theirs = (each.comparable | {"version": each.version} for each in (asked, other))
+        if found := differences(ours, theirs, f"shard {first}", f"shard {name}"):
+            raise DataError(f"{task}: shards disagree: {found}; evaluate them alike")
+    check_one_arithmetic(task, {f"shard {name}": other.arithmetic for name, other in facts.items()})
+    return asked
+
+
+def _together(task: str, answered: Sequence[Answered]) -> list[Answered]:
+    """A row for each document, with its repeats from all shards."""
+    found: dict[int, Answered] = {}
+    for each in answered:
+        found[each.doc_id] = _joined(task, found[each.doc_id], each) if each.doc_id in found else each
+    _check_alike(task, list(found.values()))
+    return [found[doc_id] for doc_id in sorted(found)]
+
+
+def _joined(task: str, one: Answered, other: Answered) -> Answered:
+    if one.error is not None or other.error is not None:
+        return one if one.error is not None else other
+    if {answer.seed for answer in one.answers} & {answer.seed for answer in other.answers}:
+        raise DataError(f"{task}: document {one.doc_id} is in two shards; shards must not overlap")
+    by_request = zip(one.by_request, other.by_request, strict=True)
+    answers = [answer for repeats in by_request for part in repeats for answer in part]
+    return Answered(**{name: getattr(one, name) for name in one.__slots__} | {"answers": answers})
+
+
+def _num_repeats(answered: Sequence[Answered]) -> list[int]:
+    return sorted({len(each.by_request[0]) for each in answered if each.by_request})
+
+
+def _check_alike(task: str, answered: Sequence[Answered]) -> None:
+    if len(repeats := _num_repeats(answered)) > 1:
+        raise DataError(f"{task}: documents have {' and '.join(map(str, repeats))} answers; a shard is missing")
+
+
+def _check_pass_at(task: str, config: ScoreConfig, answered: Sequence[Answered]) -> None:
+    fewest = min(_num_repeats(answered), default=1)
+    if (most := max(config.scoring.pass_at, default=0)) > fewest:
+        raise ConfigError(
+            f"task {task}: pass_at={most} needs as many answers to a document, and there are {fewest}: raise "
+            "num_repeats of its task slot"
+        )
+
+
+def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
+    """A task that scores nothing is broken; a single document may be."""
+    if len(samples) > 1 and all(sample.error is not None for sample in samples):
+        raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
+
+
+def _facts(task: Any, asked: AnswerFacts, samples: Sequence[Sample], config: ScoreConfig) -> TaskFacts:
+    seen = [name for sample in samples for name in sample.metrics]
+    return TaskFacts(
+        task=asked.task,
+        version=asked.version,
+        output_type=asked.output_type,
+        num_docs=asked.num_docs,
+        metrics=metric_facts(task, task_roots(config.include_paths), seen),
+        scoring=asked.scoring,
+        arithmetic=asked.arithmetic,
+        comparable=asked.comparable,
+    )
