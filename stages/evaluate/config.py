@@ -140,6 +140,8 @@ class PromptConfig:
 class AnswerConfig:
     """One shard: documents ``start`` to ``stop`` (half open) of the leaf lm-eval task ``task``, each asked as often as
     its task says, or the repeats from ``repeat_start`` to ``repeat_stop`` of that.
+
+    With ``limit_seed`` they are counted in an order that is drawn with it (``order.py``), not in the task's own.
     """
 
     task: str = identity()
@@ -148,6 +150,7 @@ class AnswerConfig:
     scoring_overrides: dict[str, Any] = execution(factory=dict)  # those of SCORING_SETTINGS
     start: int = identity()
     stop: int = identity()
+    limit_seed: int | None = identity(None, neutral=None)
     repeat_start: int = identity(0, neutral=0)
     repeat_stop: int | None = identity(None, neutral=None)  # None: the last one
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError

@@ -21,6 +21,7 @@ from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceabl
 from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.opened import check_unchanged
+from stages.evaluate.order import documents_of
 from stages.evaluate.task_index import task_roots
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Session:
         _check_size(config, built.num_docs)
         # Refuses what cannot be averaged before it is paid.
         _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
-        documents = built.documents(config.start, config.stop)
+        documents = built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
         self.model.tokenize(instance for document in documents for instance in document.instances)
         work = [_encode(document, self.model, config) for document in documents]
         _check_repeats(config, work)
@@ -235,7 +236,7 @@ def _key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -
 
 
 def _range(config: "AnswerConfig") -> tuple[int | None, ...]:
-    return config.start, config.stop, config.repeat_start, config.repeat_stop
+    return config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop
 
 
 def _check_size(config: "AnswerConfig", num_docs: int) -> None:

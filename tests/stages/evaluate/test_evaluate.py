@@ -14,6 +14,7 @@ from stages.errors import ConfigError, DataError, EngineError
 from stages.evaluate.answer import announce, answer, exchange, open_session, session_key
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import Generation, Score
+from stages.evaluate.order import documents_of
 from stages.evaluate.session import Session
 from stages.quantize import Algorithm
 from tests.evaluation import evaluate
@@ -294,6 +295,15 @@ def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
             both.pop("responses"), both.pop("filtered"), both.pop("brier_score,none")
         assert row == part
     assert facts == first_facts
+
+
+def test_a_drawn_sample_keeps_the_numbers_and_prompts_that_its_documents_have(run, config_of):
+    """Examples are drawn from one stream that all documents move on, those between as well."""
+    rows = {row["doc_id"]: row for row in run(config_of("quiz_letter", num_fewshot=3))[1]}
+    config = replace(config_of("quiz_letter", num_fewshot=3, stop=3), limit_seed=2)
+    sample = run(config)[1]
+    assert [row["doc_id"] for row in sample] == documents_of(NUM_DOCS, 0, 3, 2) != [0, 1, 2]
+    assert sample == [rows[row["doc_id"]] for row in sample]
 
 
 def test_a_document_whose_prompt_or_score_fails_is_missing_and_the_shard_lives(run, config_of):

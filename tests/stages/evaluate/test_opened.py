@@ -89,19 +89,19 @@ def test_what_a_task_reads_unforeseen_is_refused_in_one_line(load, name, reads, 
         DataError, match=rf"^task {name} reads /.*/elsewhere0/{unknown}, which the plan did not know of"
     ):
         load(name, *reads)
-    assert len(load(name, *reads, unknown).documents(0, 4)) == 4
+    assert len(load(name, *reads, unknown).documents(range(4))) == 4
 
 
 def test_prompts_read_no_unforeseen_files_either(load):
     with pytest.raises(DataError, match=r"elsewhere0/prompt.txt, which the plan did not know of"):
-        load("asks", "rows.jsonl").documents(0, 4)
-    documents = load("asks", "rows.jsonl", "prompt.txt").documents(0, 4)
+        load("asks", "rows.jsonl").documents(range(4))
+    documents = load("asks", "rows.jsonl", "prompt.txt").documents(range(4))
     assert documents[0].instances[0].args[0].startswith("prompt\nIs 0 even?")
 
 
 @pytest.mark.parametrize("name", ["writes", "beside"])
 def test_what_a_task_wrote_itself_or_has_beside_it_may_be_read(load, name):
-    assert len(load(name, "rows.jsonl").documents(0, 4)) == 4
+    assert len(load(name, "rows.jsonl").documents(range(4))) == 4
 
 
 def test_a_module_that_needs_a_package_is_no_fault_of_the_data(load):
