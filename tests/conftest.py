@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -257,6 +258,9 @@ def write_evaluation(tmp_path_factory):
         doc_ids=None,
         prompts=None,
         truncated=(),
+        cut=None,
+        cut_in_thoughts=(),
+        stopped=MappingProxyType({}),
         facts=None,
         version=1,
         arithmetic=None,
@@ -275,6 +279,9 @@ def write_evaluation(tmp_path_factory):
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
             "responses": pa.array([["an answer"]] * num_documents),
             "truncated": pa.array([doc in truncated for doc in docs], pa.bool_()),
+            "cut": pa.array([None if cut is None else doc in cut for doc in docs], pa.bool_()),
+            "cut_in_thoughts": pa.array([None if cut is None else doc in cut_in_thoughts for doc in docs], pa.bool_()),
+            "stopped_by": pa.array([stopped.get(doc, []) for doc in docs], pa.list_(pa.string())),
         }
         for name, values in metrics.items():
             is_text = any(isinstance(value, str) for value in values)

@@ -143,7 +143,13 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
     columns = {name: answers[name] for name in ("leaf", "doc_id", "doc_digest")}
     columns |= {"prompt_digest": answers["doc_digest"], "responses": answers["text"], config.metric: answers["right"]}
     columns |= {"target": pa.array(["A"] * answers.num_rows), "truncated": pa.array([False] * answers.num_rows)}
-    columns |= {"error": pa.nulls(answers.num_rows, pa.string())}
+    kinds = {
+        "error": pa.string(),
+        "cut": pa.bool_(),
+        "cut_in_thoughts": pa.bool_(),
+        "stopped_by": pa.list_(pa.string()),
+    }
+    columns |= {name: pa.nulls(answers.num_rows, kind) for name, kind in kinds.items()}
     pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")
     write_json(out / TASK, {"leaves": {leaf.task: _task_facts(leaf.task, config.metric) for leaf in config.leaves}})
     return {"num_documents": answers.num_rows, "num_missing": 0.0}

@@ -28,6 +28,9 @@ _SHOWING: dict[str, dict[str, Any]] = {
 _SHORT = {"--cfg": "-c", "--package": "-p", "--info": "-i", _COMPLETION: "-sc"}
 
 
+_IN_A_SLOT = re.compile(r"tasks\.[^.=@~+]+\.[^=]+=")
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What was asked: ``overrides`` over the configs of this project and of ``config_dir``.
@@ -47,12 +50,17 @@ def parse(arguments: Sequence[str]) -> Command:
     if _COMPLETION not in shown:  # which asks about half a line
         check(found["overrides"])
     words = (word for option in shown.items() for word in option if word)
-    return Command(found["overrides"], _directory(found["--config-dir"]), tuple(words))
+    return Command([_reaching_in(text) for text in found["overrides"]], _directory(found["--config-dir"]), tuple(words))
 
 
 def config_dir(arguments: Sequence[str]) -> Path | None:
     """The directory of the user's own configs, whatever else is asked; raises UserError for one that is not there."""
     return _directory(vars(_parser().parse_known_args(list(arguments))[0])["--config-dir"])
+
+
+def _reaching_in(text: str) -> str:
+    """A setting inside a task slot, also one that the slot does not have yet; what no slot knows is refused later."""
+    return f"++{text}" if _IN_A_SLOT.match(text) else text
 
 
 def check(overrides: Sequence[str]) -> None:

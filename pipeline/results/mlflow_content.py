@@ -28,8 +28,8 @@ _CHECKPOINT = Shown(files=("config.json", "recipe.yaml"))  # weights stay in the
 SHOWN: Mapping[str, Shown] = {
     "compare": Shown(
         metrics=(
-            "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing", "normalized",
-            "normalized_recovery",
+            "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing", "num_cut",
+            "num_cut_in_thoughts", "num_stopped", "finished_score", "normalized", "normalized_recovery",
         ),
         by_slot=True,
         files=("comparison.*",),

@@ -156,9 +156,8 @@ def finished(
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         say(console, f"note: {note}")
     for row in rows:
-        if row["num_missing"] or row["num_truncated"]:
-            counts = f"{row['num_missing'] or 0} documents missing, {row['num_truncated'] or 0} cut to fit"
-            say(console, f"note: {row['trial']} {row['task']}: {counts}")
+        if row["note"]:
+            say(console, f"note: {row['trial']} {row['task']}: {row['note']}")
     for trial in report.config.trials:
         if trial.mixed:
             say(console, f"note: {trial.name}: {trial.mixed}")

@@ -7,7 +7,7 @@ resampled within itself, because a benchmark's composition is fixed and not draw
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.compare.aggregation import Aggregate, is_mean, load_aggregation
-from stages.compare.samples import Pairing
+from stages.compare.samples import Ends, Leaf, Pairing
 from stages.errors import DataError
 from stages.statistics import (
     NO_INTERVAL,
@@ -67,8 +67,9 @@ class Side:
 
     n: int = 0
     num_missing: int = 0
-    num_truncated: int = 0
+    ends: Ends = Ends()
     score: float | None = None
+    finished_score: float | None = None  # of the documents whose answers ended before the limit of their tokens
     num_right: float | None = None  # of a metric that is 0 or 1 for each document, where the score is their share
     draws: Floats | None = None
     baseline: float | None = None  # of a normalized side: score and draws are relative to it
@@ -140,15 +141,17 @@ def read_values(documents: pa.Table, metric: str, scorer: Scorer) -> Values:
     return Values(values, known)
 
 
-def side_of_leaf(values: Values, scorer: Scorer, num_truncated: int, rng: np.random.Generator | None = None) -> Side:
+def side_of_leaf(values: Values, scorer: Scorer, leaf: Leaf, rng: np.random.Generator | None = None) -> Side:
     """One side of one leaf; without a random stream, without its bootstrap."""
     scored = values.values[values.known]
+    is_cut = leaf.is_cut
     score = scorer.score(scored)
     return Side(
         n=len(scored),
         num_missing=len(values.known) - len(scored),
-        num_truncated=num_truncated,
+        ends=leaf.ends,
         score=score,
+        finished_score=None if is_cut is None else scorer.score(values.values[values.known & ~is_cut]),
         num_right=float(scored.sum()) if _is_right_or_wrong(scorer, scored) else None,
         draws=None if score is None or rng is None else scorer.draws([scored], rng)[:, 0],
     )
@@ -190,17 +193,27 @@ def combine(parts: Sequence[Evidence], weight_by_size: bool) -> Evidence:
 
 
 def _combine_sides(sides: Sequence[Side], weight_by_size: bool) -> Side:
-    counts = {name: sum(getattr(side, name) for side in sides) for name in ("n", "num_missing", "num_truncated")}
     weights = _weights([side.n for side in sides], weight_by_size)
     score = _weighted([side.score for side in sides], weights)
     rights = [side.num_right for side in sides if side.num_right is not None]
     is_share = weight_by_size and len(rights) == len(sides)
     return Side(
-        **counts,
+        n=sum(side.n for side in sides),
+        num_missing=sum(side.num_missing for side in sides),
+        ends=_combine_ends([side.ends for side in sides]),
         score=score,
+        finished_score=_weighted([side.finished_score for side in sides], weights),
         num_right=sum(rights) if is_share else None,
         draws=_weighted_draws([side.draws for side in sides], weights),
     )
+
+
+def _combine_ends(ends: Sequence[Ends]) -> Ends:
+    """Sums; None where no leaf knows it."""
+    columns = {each.name: [getattr(end, each.name) for end in ends] for each in fields(Ends)}
+    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    sums: dict[str, Any] = {name: sum(values) if values else None for name, values in known.items()}
+    return Ends(**sums)
 
 
 def _combine_pairs(pairs: Sequence[Pairs], weight_by_size: bool) -> Pairs:

@@ -1,5 +1,6 @@
 """One row of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -33,9 +34,7 @@ def _row(evidence: Evidence, config: CompareConfig, lower_is_better: bool) -> di
     return {
         **_side_columns(evidence.trial, config.confidence),
         "num_resamples": _num_resamples(evidence),
-        "base_n": evidence.base.n if evidence.base else None,
-        "base_num_missing": evidence.base.num_missing if evidence.base else None,
-        "base_score": evidence.base.score if evidence.base else None,
+        **(_base_columns(evidence.base) if evidence.base else {}),
         **(_pair_columns(evidence.pairs, config, lower_is_better) if evidence.pairs else {}),
     }
 
@@ -45,11 +44,24 @@ def _side_columns(side: Side, confidence: float) -> dict[str, Any]:
     return {
         "n": side.n,
         "num_missing": side.num_missing,
-        "num_truncated": side.num_truncated,
+        **asdict(side.ends),
         "score": side.score,
         "score_low": low,
         "score_high": high,
+        "finished_score": side.finished_score,
         "interval": None if low is None else "bootstrap" if side.num_right is None else "wilson",
+    }
+
+
+def _base_columns(base: Side) -> dict[str, Any]:
+    return {
+        "base_n": base.n,
+        "base_num_missing": base.num_missing,
+        "base_num_cut": base.ends.num_cut,
+        "base_num_cut_in_thoughts": base.ends.num_cut_in_thoughts,
+        "base_num_stopped": base.ends.num_stopped,
+        "base_score": base.score,
+        "base_finished_score": base.finished_score,
     }
 
 

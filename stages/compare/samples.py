@@ -1,5 +1,6 @@
 """The per-document results a comparison reads: put together by leaf, checked, and paired by document and prompt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,23 @@ from stages.evaluate.differences import check_one_arithmetic, differences
 
 Indices = NDArray[np.int64]
 
-_KEY_COLUMNS = ["leaf", "doc_id", "doc_digest", "prompt_digest", "truncated"]
+_END_COLUMNS = ["truncated", "cut", "cut_in_thoughts", "stopped_by"]
+_KEY_COLUMNS = ["leaf", "doc_id", "doc_digest", "prompt_digest", *_END_COLUMNS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """How many documents had their prompts cut on the left, and of how many the answers ended at the limit of tokens,
+    inside of a model's thoughts, or at a stop string.
+
+    None of answers that are not written, and of stop strings where no chat template is applied: a chat model ends its
+    turn by itself, any other model only there.
+    """
+
+    num_truncated: int = 0
+    num_cut: int | None = None
+    num_cut_in_thoughts: int | None = None
+    num_stopped: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +45,33 @@ class Leaf:
     facts: TaskFacts
 
     @property
-    def num_truncated(self) -> int:
-        """Documents whose prompt was cut on the left to fit the model."""
-        return int(np.count_nonzero(self.documents["truncated"].to_numpy()))
+    def ends(self) -> Ends:
+        """How prompts and answers ended."""
+        is_chat = bool(self.facts.comparable.get("apply_chat_template"))
+        return Ends(
+            num_truncated=self._count("truncated") or 0,
+            num_cut=self._count("cut"),
+            num_cut_in_thoughts=self._count("cut_in_thoughts"),
+            num_stopped=None if self.is_cut is None or not is_chat else sum(map(bool, self._stop_strings())),
+        )
+
+    @property
+    def is_cut(self) -> NDArray[np.bool_] | None:
+        """Of each document whether an answer ended at the limit; None where nothing is written."""
+        column = self.documents["cut"]
+        return None if column.null_count == len(column) else column.fill_null(False).to_numpy()
+
+    @property
+    def stop_strings(self) -> Counter[str]:
+        """Those that answers ended at, by documents."""
+        return Counter(term for terms in self._stop_strings() for term in set(terms or ()))
+
+    def _stop_strings(self) -> list[list[str] | None]:
+        return list(self.documents["stopped_by"].to_pylist())
+
+    def _count(self, column: str) -> int | None:
+        values = self.documents[column]
+        return None if values.null_count == len(values) else int(np.count_nonzero(values.fill_null(False).to_numpy()))
 
     @property
     def settings(self) -> dict[str, Any]:

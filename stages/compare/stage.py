@@ -18,6 +18,7 @@ from stages.evaluate.artifact import MetricFacts
 from stages.statistics import generator
 
 VERSION = 7
+MOST_COMMON = 3
 
 
 class _Line(NamedTuple):
@@ -148,13 +149,13 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
     scorer = make_scorer(trial.facts.metrics[metric].aggregation, config.num_resamples, config.include_paths)
     score_rng, pairs_rng = (generator(config.seed, use, name, metric) for use in ("score", "pairs"))
     values = read_values(trial.documents, metric, scorer)
-    side = side_of_leaf(values, scorer, trial.num_truncated, score_rng)
+    side = side_of_leaf(values, scorer, trial, score_rng)
     if base is None:
         return Evidence(trial=side)
     base_values = read_values(base.documents, metric, scorer)
     return Evidence(
         trial=side,
-        base=side_of_leaf(base_values, scorer, base.num_truncated),
+        base=side_of_leaf(base_values, scorer, base),
         pairs=pairs_of_leaf(values, base_values, comparison.pairings[name], scorer, pairs_rng),
     )
 
@@ -206,3 +207,8 @@ def _notes(comparison: _Comparison) -> Iterator[str]:
                 f"{leaf}: {pairing.num_unmatched} documents of the trial and {pairing.num_base_unmatched} of the base "
                 f"have no partner and are not compared; {pairing.num_prompt_differs} of them had a different prompt"
             )
+    for side, leaves in (("", comparison.trial), ("of the base ", comparison.base)):
+        for name, answered in leaves.items():
+            if stopped := answered.stop_strings:
+                found = ", ".join(f"{term!r} {number}" for term, number in stopped.most_common(MOST_COMMON))
+                yield f"{name}: answers {side}that ended at a stop string: {found}"

@@ -154,6 +154,7 @@ def _facts(config: AnswerConfig, built: BuiltTask, session: Session) -> AnswerFa
         version=task.VERSION,
         output_type=task.OUTPUT_TYPE,
         num_docs=built.num_docs,
+        reasoning=built.reasoning,
         scoring=dict(session.engine.scoring),
         arithmetic=dict(session.engine.arithmetic),
         comparable={
@@ -162,6 +163,8 @@ def _facts(config: AnswerConfig, built: BuiltTask, session: Session) -> AnswerFa
             "max_model_len": config.engine.max_model_len,
             "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
             "apply_chat_template": prompt.apply_chat_template,
+            "chat_template_kwargs": prompt.chat_template_kwargs,
+            "reasoning_end": built.reasoning and built.reasoning.end,
             "system_role": _system_role(prompt, session.model),
             "fewshot_as_multiturn": prompt.fewshot_as_multiturn,
             "system_instruction": prompt.system_instruction,

@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from stages.documents import read_json, read_table, write_json, write_table
+from stages.evaluate.reasoning import Parts, Reasoning, parted
 
 ANSWERS, FACTS = "answers.parquet", "answers.json"
+FINISHED, CUT_OFF = "stop", "length"  # finish reasons
 
 _DOCUMENT_COLUMNS = {
     "doc_id": pa.int32(),
@@ -29,6 +31,7 @@ _ANSWER_COLUMNS = {
     "finish_reason": pa.string(),
     "stopped_by": pa.string(),
     "stop": pa.list_(pa.string()),
+    "opening": pa.string(),
     "seed": pa.int64(),
     "logprob": pa.float64(),
     "is_greedy": pa.bool_(),
@@ -42,8 +45,9 @@ _ANSWER_COLUMNS = {
 class Answer:
     """One answer as it came: a text that was written, or what a given one is worth (``logprob``, nats).
 
-    ``stop`` are the strings that a text ends before, ``stopped_by`` the one that ended it; ``truncated`` says that the
-    prompt was cut on the left.
+    ``stop`` are the strings that an answer ends before, ``stopped_by`` the one that the engine ended it at; ``opening``
+    is what of a model's thoughts the prompt had begun (see Reasoning), None where it does not think; ``truncated`` says
+    that the prompt was cut on the left.
     """
 
     text: str | None = None
@@ -51,6 +55,7 @@ class Answer:
     finish_reason: str | None = None
     stopped_by: str | None = None
     stop: Sequence[str] = ()
+    opening: str | None = None
     seed: int | None = None  # None: greedy
     logprob: float | None = None
     is_greedy: bool | None = None  # None: of a whole text
@@ -58,12 +63,38 @@ class Answer:
     num_output_tokens: int = 0
     truncated: bool = False
 
-    @property
-    def response(self) -> Any:
-        """What lm-eval expects: a text, (log-likelihood, is greedy), or the log-likelihood of a whole text."""
-        if self.text is not None:
-            return before(self.text, self.stop)
-        return self.logprob if self.is_greedy is None else (self.logprob, self.is_greedy)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What is scored of an answer.
+
+    ``value`` is what lm-eval expects: a text, (log-likelihood, is greedy), or the log-likelihood of a whole text.  Of a
+    text also its ``thoughts``, the stop string it ended at, and whether the limit ended it, in its thoughts or later.
+    """
+
+    value: Any
+    thoughts: str | None = None
+    stopped_by: str | None = None
+    is_cut: bool | None = None
+    is_cut_in_thoughts: bool | None = None
+
+
+def response_of(answer: Answer, reasoning: Reasoning | None) -> Response:
+    """Thoughts are no part of the answer, and end at no stop string; thoughts that never end leave an empty answer."""
+    if answer.text is None:
+        return Response(value=answer.logprob if answer.is_greedy is None else (answer.logprob, answer.is_greedy))
+    was_cut = answer.finish_reason == CUT_OFF
+    parts = parted(answer.text, answer.opening, was_cut, reasoning) if reasoning else Parts(None, answer.text)
+    if parts.answer is None:
+        return Response(value="", thoughts=parts.thoughts, is_cut=was_cut, is_cut_in_thoughts=was_cut)
+    found = min(((place, term) for term in answer.stop if (place := parts.answer.find(term)) >= 0), default=None)
+    return Response(
+        value=parts.answer if found is None else parts.answer[: found[0]],
+        thoughts=parts.thoughts,
+        stopped_by=answer.stopped_by if found is None else found[1],
+        is_cut=was_cut and found is None,
+        is_cut_in_thoughts=False,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,14 +127,10 @@ class AnswerFacts:
     version: Any
     output_type: str
     num_docs: int
+    reasoning: Reasoning | None
     scoring: dict[str, str]
     arithmetic: dict[str, Any]
     comparable: dict[str, Any]
-
-
-def before(text: str, stop: Sequence[str]) -> str:
-    """``text`` up to the first of the ``stop`` strings in it."""
-    return text[: min((place for term in stop if (place := text.find(term)) >= 0), default=len(text))]
 
 
 def write_answers(out: Path, answered: Sequence[Answered], facts: AnswerFacts) -> None:

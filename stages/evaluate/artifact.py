@@ -22,6 +22,7 @@ _COLUMNS = {
     "prompt_digest": pa.string(),
     "target": pa.string(),
     "responses": pa.list_(pa.string()),
+    "thoughts": pa.list_(pa.string()),
     "filtered": pa.string(),
 }
 _LAST_COLUMNS = {
@@ -29,6 +30,9 @@ _LAST_COLUMNS = {
     "num_prompt_tokens": pa.int32(),
     "num_output_tokens": pa.int32(),
     "finish_reason": pa.string(),
+    "cut": pa.bool_(),
+    "cut_in_thoughts": pa.bool_(),
+    "stopped_by": pa.list_(pa.string()),
     "truncated": pa.bool_(),
     "error": pa.string(),
 }
@@ -36,19 +40,27 @@ _LAST_COLUMNS = {
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why."""
+    """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why.
+
+    ``cut``: an answer ended at the limit of its tokens, None where nothing is written; ``stopped_by``: the stop strings
+    that answers ended at; ``truncated``: its prompt was cut on the left.
+    """
 
     doc_id: int
     doc_digest: str
     prompt_digest: str
     target: str
     responses: list[str] = field(default_factory=list)
+    thoughts: list[str | None] | None = None
     filtered: str = "{}"
     metrics: dict[str, Any] = field(default_factory=dict)
     loglikelihoods: list[float] | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     finish_reason: str | None = None
+    cut: bool | None = None
+    cut_in_thoughts: bool | None = None
+    stopped_by: list[str] = field(default_factory=list)
     truncated: bool = False
     error: str | None = None
 

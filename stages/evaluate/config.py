@@ -1,10 +1,12 @@
 """What an evaluation is asked: one shard of one task, its prompts and the engine; then, how its answers are scored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
+from stages.evaluate.reasoning import AUTO
 from stages.fields import execution, identity
 
 # Of a task's settings those that no prompt depends on.
@@ -103,11 +105,26 @@ class EngineConfig:
         return self.gpu_memory_utilization * self.gpus_per_rank
 
 
+_OWN_TEMPLATE_KWARGS = ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message")
+
+
+def _check_template_kwargs(given: Mapping[str, Any], is_applied: bool) -> None:
+    if given and not is_applied:
+        raise ValueError("chat_template_kwargs need apply_chat_template: true")
+    for name in given:
+        if name in _OWN_TEMPLATE_KWARGS:
+            raise ValueError(f"chat_template_kwargs.{name} is set by the evaluation itself: leave it out")
+
+
 @dataclass(kw_only=True, slots=True)
 class PromptConfig:
     """How documents become prompts; ``num_fewshot`` None keeps the task's own, ``gen_kwargs`` go over the task's.
 
     ``num_repeats``: so many answers to every document, each with a seed of its own; None for as many as the task says.
+
+    ``chat_template_kwargs`` are what the chat template reads beside the messages (``enable_thinking``).
+    ``reasoning_end`` is the text that ends a model's thoughts, which are no part of its answer; "auto" looks for the
+    tags of its tokenizer and chat template, null takes everything as the answer.
 
     ``harness_compat`` asks and scores as lm-eval does also where that is wrong: for comparing with its numbers.
     """
@@ -116,6 +133,8 @@ class PromptConfig:
     apply_chat_template: bool = identity(True)
     fewshot_as_multiturn: bool = identity(True)
     system_instruction: str | None = identity(None)
+    chat_template_kwargs: dict[str, Any] = identity(factory=dict, neutral={})
+    reasoning_end: str | None = identity(AUTO, neutral=AUTO)
     gen_kwargs: dict[str, Any] = identity(factory=dict)
     fewshot_seed: int = identity(1234)
     num_repeats: int | None = identity(None, neutral=None)
@@ -126,6 +145,9 @@ class PromptConfig:
             raise ValueError(f"num_fewshot must not be negative; got {self.num_fewshot}")
         if self.num_repeats is not None and self.num_repeats < 1:
             raise ValueError(f"num_repeats must be at least 1; got {self.num_repeats}")
+        if self.reasoning_end == "":
+            raise ValueError("reasoning_end is empty: give the text that ends thoughts, auto, or null for none")
+        _check_template_kwargs(self.chat_template_kwargs, self.apply_chat_template)
         check_gen_kwargs(self.gen_kwargs)
         self.gen_kwargs = {name: value for name, value in self.gen_kwargs.items() if value is not None}
 

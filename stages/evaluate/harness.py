@@ -22,6 +22,7 @@ from stages.local_files import found
 
 if TYPE_CHECKING:
     from stages.evaluate.config import PromptConfig
+    from stages.evaluate.reasoning import Reasoning
 
 MAX_ERROR_LENGTH = 500  # characters of a document's error
 
@@ -49,10 +50,15 @@ class Document:
 
 
 class BuiltTask:
-    """A leaf task with its prompt settings; ``chat_template`` turns messages into text (None: plain prompts)."""
+    """A leaf task with its prompt settings; ``chat_template`` turns messages into text (None: plain prompts), and
+    ``reasoning`` is how its model thinks, if it does.
+    """
 
-    def __init__(self, task: Any, prompt: "PromptConfig", chat_template: Any | None) -> None:
+    def __init__(
+        self, task: Any, prompt: "PromptConfig", chat_template: Any | None, reasoning: "Reasoning | None" = None
+    ) -> None:
         self.task = task
+        self.reasoning = reasoning
         self.num_fewshot = _set_num_fewshot(task, prompt.num_fewshot)
         _merge_gen_kwargs(task, prompt.gen_kwargs)
         if prompt.num_repeats is not None:

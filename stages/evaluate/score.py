@@ -52,7 +52,7 @@ def _score_leaf(
     _check_pass_at(leaf.task, config, answered)
     check_unchanged(leaf.task, leaf.harness, leaf.reads)
     task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir, leaf.reads)
-    samples = score_documents(task, answered, config.scoring, config.harness_compat)
+    samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
     _check_some_scored(leaf.task, samples)
     return samples, _facts(task, asked, samples, config)
 
@@ -60,9 +60,9 @@ def _score_leaf(
 def _agreed(task: str, facts: Mapping[str, AnswerFacts]) -> AnswerFacts:
     """What all shards say.  Raises DataError for the first that says otherwise."""
     first, asked = next(iter(facts.items()))
-    if asked.task != task:
-        raise DataError(f"{first}: holds answers to task {asked.task}, not to {task}")
     for name, other in facts.items():
+        if other.task != task:
+            raise DataError(f"{name}: holds answers to task {other.task}, not to {task}")
         ours, theirs = (each.comparable | {"version": each.version} for each in (asked, other))
         if found := differences(ours, theirs, f"shard {first}", f"shard {name}"):
             raise DataError(f"{task}: shards disagree: {found}; evaluate them alike")

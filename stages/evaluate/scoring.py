@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from stages.evaluate.answers import Answer, Answered
+from stages.evaluate.answers import Answer, Answered, Response, response_of
 from stages.evaluate.artifact import Sample
 from stages.evaluate.config import ScoringConfig
 from stages.evaluate.digests import digest, dumps
 from stages.evaluate.harness import document_error
+from stages.evaluate.reasoning import Reasoning
 from stages.evaluate.repeats import mean_of_repeats, of_repeats
 
 ALL_AT_ONCE = slice(None)
@@ -33,7 +34,11 @@ class _Page:
 
 
 def score_documents(
-    task: Any, answered: Sequence[Answered], config: ScoringConfig, harness_compat: bool = False
+    task: Any,
+    answered: Sequence[Answered],
+    config: ScoringConfig,
+    reasoning: Reasoning | None = None,
+    harness_compat: bool = False,
 ) -> list[Sample]:
     """The row of each document; a document that is not the one that was asked is missing, like one without answers.
 
@@ -42,7 +47,7 @@ def score_documents(
     _seed_scorers()
     docs = task.eval_docs
     docs = docs if hasattr(docs, "__getitem__") else list(docs)
-    pages = [_page(task, docs, each) for each in answered]
+    pages = [_page(task, docs, each, reasoning) for each in answered]
     whole = [page for page in pages if page.sample.error is None]
     for ensemble in task._filters:
         for view in _views(ensemble, whole, harness_compat):
@@ -59,7 +64,7 @@ def _seed_scorers() -> None:
         langdetect.DetectorFactory.seed = 0
 
 
-def _page(task: Any, docs: Any, answered: Answered) -> _Page:
+def _page(task: Any, docs: Any, answered: Answered, reasoning: Reasoning | None) -> _Page:
     doc = docs[answered.doc_id] if answered.doc_id < len(docs) else None
     sample = Sample(
         doc_id=answered.doc_id,
@@ -72,8 +77,10 @@ def _page(task: Any, docs: Any, answered: Answered) -> _Page:
         sample.error = "not scored: its data holds another document than the one that was asked"
     if sample.error is not None:
         return _Page(sample, doc, [], [])
+    by_request = [[response_of(answer, reasoning) for answer in repeats] for repeats in answered.by_request]
     _count(sample, answered.answers)
-    responses = [[answer.response for answer in repeats] for repeats in answered.by_request]
+    _note_ends(sample, [response for repeats in by_request for response in repeats])
+    responses = [[response.value for response in repeats] for repeats in by_request]
     sample.loglikelihoods = _loglikelihoods([repeats[0] for repeats in responses])
     return _Page(sample, doc, responses, [_instance(task, doc, answered, index) for index in range(len(responses))])
 
@@ -93,7 +100,16 @@ def _count(sample: Sample, answers: Sequence[Answer]) -> None:
     sample.num_output_tokens = sum(answer.num_output_tokens for answer in answers)
     sample.finish_reason = max(reasons, key=lambda reason: reason == "length", default=None)
     sample.truncated = any(answer.truncated for answer in answers)
-    sample.responses = [_text(answer.response) for answer in answers]
+
+
+def _note_ends(sample: Sample, responses: Sequence[Response]) -> None:
+    sample.responses = [_text(response.value) for response in responses]
+    if any(response.thoughts is not None for response in responses):
+        sample.thoughts = [response.thoughts for response in responses]
+    if all(response.is_cut is not None for response in responses):
+        sample.cut = any(response.is_cut for response in responses)
+        sample.cut_in_thoughts = any(response.is_cut_in_thoughts for response in responses)
+    sample.stopped_by = [response.stopped_by for response in responses if response.stopped_by is not None]
 
 
 def _views(ensemble: Any, pages: Sequence[_Page], harness_compat: bool) -> list[slice]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from stages.evaluate.harness import BuiltTask, Document, document_error, load_ta
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.opened import check_unchanged
 from stages.evaluate.order import documents_of
+from stages.evaluate.reasoning import AUTO, Reasoning, find_reasoning
 from stages.evaluate.task_index import task_roots
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ class Session:
         _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
         documents = built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
         self.model.tokenize(instance for document in documents for instance in document.instances)
-        work = [_encode(document, self.model, config) for document in documents]
+        work = [_encode(document, self.model, config, built.reasoning) for document in documents]
         _check_repeats(config, work)
         return Built(built, documents, work)
 
@@ -198,7 +200,8 @@ def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "Harness
     check_unchanged(config.task, config.harness, config.reads)
     overrides = config.overrides | config.scoring_overrides
     task = load_task(config.task, overrides, config.include_paths, data, rows_dir, config.reads)
-    return BuiltTask(task, config.prompt, _chat_template(config.prompt, model))
+    template = _chat_template(config.prompt, model)
+    return BuiltTask(task, config.prompt, template, _reasoning(config.prompt, model))
 
 
 def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
@@ -211,7 +214,25 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
             f"the checkpoint's tokenizer has no chat template to use ({one_line(error)}); set "
             "apply_chat_template: false on its task slot"
         ) from error
-    return model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
+    _check_read(prompt.chat_template_kwargs, model)
+    template = model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
+    return partial(template, **prompt.chat_template_kwargs)
+
+
+def _check_read(given: Mapping[str, Any], model: "HarnessModel") -> None:
+    """What a template does not read would change nothing, without a word."""
+    if unread := sorted(given.keys() - model.template_variables):
+        raise ConfigError(
+            f"the chat template reads no chat_template_kwargs.{unread[0]}; it reads "
+            f"{', '.join(sorted(model.template_variables))}"
+        )
+
+
+def _reasoning(prompt: "PromptConfig", model: "HarnessModel") -> Reasoning | None:
+    """lm-eval takes thoughts for the answer; a model that is not spoken to as a chat model has none of their tags."""
+    if prompt.reasoning_end == AUTO and (prompt.harness_compat or not prompt.apply_chat_template):
+        return None
+    return find_reasoning(prompt.reasoning_end, model.tokenizer)
 
 
 def _only_writes(built: Built) -> bool:
@@ -269,12 +290,14 @@ def _check_repeats(config: "AnswerConfig", work: Sequence[Sequence["Encoded"]]) 
             )
 
 
-def _encode(document: Document, model: "HarnessModel", config: "AnswerConfig") -> list["Encoded"]:
+def _encode(
+    document: Document, model: "HarnessModel", config: "AnswerConfig", reasoning: Reasoning | None
+) -> list["Encoded"]:
     if document.error is not None:
         return []
     try:
         return [
-            model.encode(request, repeat, config.prompt.harness_compat)
+            model.encode(request, repeat, config.prompt.harness_compat, reasoning)
             for request in document.instances
             for repeat in range(config.repeat_start, config.repeat_stop or request.repeats)
         ]

@@ -28,6 +28,7 @@ class SummaryCell:
     task: str
     status: str  # measured, incomplete (compared, but without a score), failed, skipped, missing
     metric: str | None
+    note: str | None = None  # what a reader must know before the score: what is missing, cut, or ended early
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,6 +84,8 @@ COLUMNS = (
     Column("n", _count("n")),
     Column("missing", _count("num_missing")),
     Column("truncated", _count("num_truncated")),
+    Column("cut", _count("num_cut")),
+    Column("stopped", _count("num_stopped")),
     Column("score", _score),
     Column("interval", _score_interval),
     Column("base", _base_score),

@@ -8,6 +8,7 @@ from typing import Any
 from stages.compare.artifact import ComparisonFacts
 from stages.drift import DriftFacts, read_drift
 from stages.gate.artifact import Check, read_checks
+from stages.report.artifact import Row
 from stages.report.config import TrialRow
 from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
 from stages.report.rows import Comparisons, arithmetic_of
@@ -45,15 +46,16 @@ def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, 
     }
 
 
-def notes(trials: Sequence[TrialRow], comparisons: Comparisons) -> list[str]:
+def notes(trials: Sequence[TrialRow], comparisons: Comparisons, rows: Sequence[Row]) -> list[str]:
     """What the models' configs and the comparisons ask a reader to know."""
     of_models = [f"{trial.model}: {trial.notes}" for trial in trials if trial.notes]
     of_models += [f"{trial.name}: {trial.mixed}" for trial in trials if trial.mixed]
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
+    of_ends = [f"{row['trial']}, {row['task']}: {row['note']}" for row in rows if row["note"]]
     of_engines = [*_arithmetics(comparisons), *_two_arithmetics(comparisons)]
-    return list(dict.fromkeys([*of_models, *of_engines, *of_comparisons]))
+    return list(dict.fromkeys([*of_models, *of_engines, *of_ends, *of_comparisons]))
 
 
 def _two_arithmetics(comparisons: Comparisons) -> Iterator[str]:

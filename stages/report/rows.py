@@ -11,6 +11,7 @@ import numpy as np
 from stages.compare.artifact import Comparison, Numbers, read_comparison
 from stages.report.artifact import Row, SuiteMean, SummaryCell
 from stages.report.config import FailureRow, SuiteRow, TrialRow
+from stages.report.endings import endings
 from stages.statistics import NO_INTERVAL, Interval, percentile_interval, recovery_draws, recovery_of
 
 Comparisons = Mapping[tuple[str, str], Comparison]  # by trial and task
@@ -34,6 +35,7 @@ def summary_rows(
     for trial in trials:
         for task in tasks:
             compared = comparisons.get((trial.name, task))
+            numbers = asdict(compared.facts.headline if compared else Numbers())
             cell = SummaryCell(
                 trial=trial.name,
                 model=trial.model,
@@ -43,8 +45,9 @@ def summary_rows(
                 task=task,
                 status=_status(trial.name, task, compared, failures),
                 metric=compared.facts.metric if compared else None,
+                note="; ".join(endings(numbers)) or None,
             )
-            yield asdict(cell) | asdict(compared.facts.headline if compared else Numbers())
+            yield asdict(cell) | numbers
 
 
 def suite_rows(

@@ -15,7 +15,7 @@ from stages.report.rows import Comparisons, read_comparisons, suite_rows, summar
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 7
+VERSION = 8
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -75,7 +75,7 @@ def _view(
         "failures": config.failures,
         "gates": gates(config.trials, inputs),
         "drifts": drifts(config.trials, inputs),
-        "notes": notes(config.trials, comparisons),
+        "notes": notes(config.trials, comparisons, rows),
         "statistics": statistics_facts(comparisons),
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),

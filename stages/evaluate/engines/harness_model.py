@@ -18,9 +18,10 @@ from lm_eval.api.model import TemplateLM  # noqa: TID253
 
 from stages.checkpoints.chat import DATE
 from stages.errors import ConfigError
-from stages.evaluate.answers import Answer
+from stages.evaluate.answers import Answer, response_of
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
+from stages.evaluate.reasoning import Reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Encoded:
 
     scores: tuple[ScoreRequest, ...] = ()
     generation: GenerateRequest | None = None
+    stop: tuple[str, ...] = ()  # the task's, also where the engine does not look for them
+    opening: str | None = None  # of thoughts, see Reasoning
     is_rolling: bool = False
     truncated: bool = False
 
@@ -89,25 +92,29 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _special(self, text: str, wanted: bool | None) -> bool | None:
         return False if wanted is None and text.startswith(self._bos_text) else wanted
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, **options: Any
+    ) -> str:
         """The conversation as text, and nothing of it lost.
 
         A template without a system role gets its text at the head of the first turn, and the beginning of an answer
-        keeps the white space around it that some templates strip.
+        keeps the white space around it that some templates strip.  ``options`` are the template's own.
         """
         messages = chat_history if self.takes_system else folded(chat_history)
-        text = self._rendered(messages, add_generation_prompt)
+        text = self._rendered(messages, add_generation_prompt, **options)
         return text if add_generation_prompt else _with_ends(text, messages[-1]["content"])
 
-    def harness_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def harness_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, **options: Any
+    ) -> str:
         """As lm-eval does it: without the system message where the template refuses one, and with what is stripped."""
         import jinja2
 
         try:
-            return self._rendered(chat_history, add_generation_prompt)
+            return self._rendered(chat_history, add_generation_prompt, **options)
         except jinja2.exceptions.TemplateError:
             rest = [message for message in chat_history if message["role"] != "system"]
-            return self._rendered(rest, add_generation_prompt)
+            return self._rendered(rest, add_generation_prompt, **options)
 
     @cached_property
     def takes_system(self) -> bool:
@@ -120,13 +127,30 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         except jinja2.exceptions.TemplateError:
             return False
 
-    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    @cached_property
+    def template_variables(self) -> frozenset[str]:
+        """What the chat template reads beside the messages and the tokenizer's own tokens."""
+        import jinja2
+        from jinja2 import meta
+
+        found = meta.find_undeclared_variables(jinja2.Environment().parse(self.tokenizer.get_chat_template()))
+        given = {
+            "messages",
+            "add_generation_prompt",
+            "raise_exception",
+            "strftime_now",
+            *self.tokenizer.special_tokens_map,
+        }
+        return frozenset(found - given)
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> str:
         text: str = self.tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
             strftime_now=DATE.strftime,  # or what was asked yesterday could not be compared with today's
+            **options,
         )
         return text
 
@@ -149,12 +173,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         assert self._engine is not None
         self.tokenize(requests)
         work = [self.encode(request, harness_compat=True) for request in requests]
-        return [answer.response for answer in self.answer(self._engine, work)]
+        return [response_of(answer, None).value for answer in self.answer(self._engine, work)]
 
-    def encode(self, instance: Instance, repeat: int = 0, harness_compat: bool = False) -> Encoded:
+    def encode(
+        self, instance: Instance, repeat: int = 0, harness_compat: bool = False, reasoning: Reasoning | None = None
+    ) -> Encoded:
         """Token ids of one request.  Raises ConfigError for settings that no document can be answered under."""
         if instance.request_type == "generate_until":
-            return self._encode_generation(instance, repeat)
+            return self._encode_generation(instance, repeat, reasoning)
         if instance.request_type == "loglikelihood_rolling":
             return self._encode_rolling(instance.args[0], harness_compat)
         if instance.request_type == "loglikelihood":
@@ -211,7 +237,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         truncated = len(context) + len(continuation) > size
         return Encoded(scores=(ScoreRequest(tokens[:split], tokens[split:]),), truncated=truncated)
 
-    def _encode_generation(self, instance: Instance, repeat: int) -> Encoded:
+    def _encode_generation(self, instance: Instance, repeat: int, reasoning: Reasoning | None) -> Encoded:
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
         context, arguments = instance.args[:2]
@@ -229,8 +255,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise ValueError("the prompt is empty")
         sampling = _sampling(options)
         seed = self._seed_of(instance, repeat) if dict(sampling).get("temperature", 0.0) > 0 else None
-        request = GenerateRequest(tuple(tokens[-room:]), max_tokens, stop, sampling, seed)
-        return Encoded(generation=request, truncated=len(tokens) > room)
+        opening = None if reasoning is None else reasoning.opening(context)
+        looked_for = stop if opening is None else ()  # a stop string would end the thoughts
+        request = GenerateRequest(tuple(tokens[-room:]), max_tokens, looked_for, sampling, seed)
+        return Encoded(generation=request, stop=stop, opening=opening, truncated=len(tokens) > room)
 
     def _seed_of(self, instance: Instance, repeat: int) -> int:
         """A seed of its own for every sampled answer, so that an answer does not depend on its neighbours."""
@@ -295,7 +323,8 @@ def _written(item: Encoded, request: GenerateRequest, generation: Generation) ->
         token_ids=generation.token_ids,
         finish_reason=generation.finish_reason,
         stopped_by=generation.stopped_by,
-        stop=request.stop,
+        stop=item.stop,
+        opening=item.opening,
         seed=request.seed,
         num_prompt_tokens=len(request.prompt),
         num_output_tokens=generation.num_tokens,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-FINISHED, CUT_OFF = "stop", "length"  # finish reasons
-
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
@@ -48,7 +46,7 @@ class Generation:
 
     text: str
     num_tokens: int
-    finish_reason: str
+    finish_reason: str  # FINISHED or CUT_OFF
     token_ids: tuple[int, ...] | None = None  # all that were written; None: the engine does not tell
     stopped_by: str | None = None
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, one_line
+from stages.evaluate.answers import CUT_OFF, FINISHED
 from stages.evaluate.engines.protocol import (
-    CUT_OFF,
-    FINISHED,
     GenerateRequest,
     Generation,
     Score,

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, one_line
-from stages.evaluate.engines.protocol import CUT_OFF, FINISHED, GenerateRequest, Generation
+from stages.evaluate.answers import CUT_OFF, FINISHED
+from stages.evaluate.engines.protocol import GenerateRequest, Generation
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -242,6 +243,35 @@ def test_a_plain_mean_of_leaves_has_the_interval_of_its_leaves_combined(run, wri
     assert width == pytest.approx(1.96 * math.sqrt(sum(variances)), rel=0.06)
     assert found["difference"] == pytest.approx(np.mean([trial[leaf].mean() - base[leaf].mean() for leaf in trial]))
     assert found["mcnemar_p"] is None
+
+
+def test_leaves_in_one_artifact_are_compared_as_in_one_each(run, write_evaluation, tmp_path):
+    one, other = write_evaluation("a", [1.0, 0.0, 1.0]), write_evaluation("b", [0.0, 1.0])
+    both = tmp_path / "both"
+    both.mkdir()
+    tables = [pq.read_table(path / "samples.parquet") for path in (one, other)]
+    pq.write_table(pa.concat_tables(tables), both / "samples.parquet")
+    facts = [json.loads((path / "task.json").read_text())["leaves"] for path in (one, other)]
+    (both / "task.json").write_text(json.dumps({"leaves": facts[0] | facts[1]}))
+    apart = run({"a": one, "b": other}, {"a": one, "b": other}, task="group")
+    assert run({"x": both}, {"x": both}, task="group", leaves=["a", "b"]).files == apart.files
+
+
+def test_how_answers_ended_is_counted_for_both_sides_and_the_score_among_the_finished_is_there(run, write_evaluation):
+    trial = write_evaluation(
+        "t", [1.0, 0.0, 0.0, 1.0], cut=[1, 2], cut_in_thoughts=[2], stopped={0: ["\n\n"]}, apply_chat_template=True
+    )
+    base = write_evaluation("t", [1.0, 1.0, 0.0, 1.0], cut=[2], apply_chat_template=True)
+    result = run({"t": trial}, {"t": base})
+    found = result.whole
+    assert (found["num_cut"], found["num_cut_in_thoughts"], found["num_stopped"]) == (2, 1, 1)
+    assert (found["base_num_cut"], found["base_num_cut_in_thoughts"], found["base_num_stopped"]) == (1, 0, 0)
+    assert (found["finished_score"], found["base_finished_score"]) == (1.0, 1.0)
+    assert result.document["notes"] == ["t: answers that ended at a stop string: '\\n\\n' 1"]
+    chosen = run({"t": write_evaluation("t", [1.0])}, {"t": write_evaluation("t", [1.0])}).whole
+    assert {chosen[name] for name in ("num_cut", "num_stopped", "finished_score", "base_num_cut")} == {None}
+    plain = run({"t": write_evaluation("t", [1.0], cut=[], stopped={0: ["."]}, apply_chat_template=False)}).whole
+    assert (plain["num_cut"], plain["num_stopped"]) == (0, None), "without a chat template that is how an answer ends"
 
 
 def test_a_group_without_one_of_its_leaves_has_no_score(run, write_evaluation):

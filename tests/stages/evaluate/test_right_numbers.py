@@ -6,12 +6,17 @@ from dataclasses import fields, replace
 
 import pytest
 
+from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, Answered
-from stages.evaluate.config import PromptConfig, ScoringConfig
+from stages.evaluate.artifact import read_leaf_facts, read_samples
+from stages.evaluate.config import AnswerConfig, PromptConfig, ScoringConfig
 from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.harness_model import HarnessModel
+from stages.evaluate.engines.protocol import Generation
 from stages.evaluate.harness import BuiltTask, load_task
 from stages.evaluate.scoring import score_documents
+from stages.evaluate.session import Session, build_task
+from tests.evaluation import evaluate
 from tests.stages.evaluate.test_evaluate import row
 
 pytestmark = pytest.mark.dear
@@ -45,6 +50,7 @@ FILTERS = "filter_list: [{name: own, filter: [{function: custom, filter_fn: !fun
 TASKS = {
     "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{question}}"\ntest_split: test\n',
     "plain": OUTPUT + "test_split: test\n",
+    "stops": OUTPUT + 'test_split: test\ngeneration_kwargs: {until: ["Q:", "\\n\\n"], max_gen_toks: 9}\n',
     "described": OUTPUT + 'test_split: test\ndescription: "About boats."\n',
     "filtered": OUTPUT + "test_split: test\n" + FILTERS,
     "languages": OUTPUT + "test_split: test\nprocess_results: !function code.language\n",
@@ -166,7 +172,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_prompt_setting_changes_what_is_asked(task_of, model_of, template):
-    assert {field.name for field in fields(PromptConfig)} - set(CHANGES) == {"harness_compat", "num_repeats"}
+    # The others say how often something is asked, and what is read of the answer.
+    others = {"harness_compat", "num_repeats", "reasoning_end", "chat_template_kwargs"}
+    assert {field.name for field in fields(PromptConfig)} - set(CHANGES) == others
     model, prompt = model_of(TEMPLATES[template]), PromptConfig(num_fewshot=3, system_instruction="Say less.")
 
     def digests(asked):
@@ -236,3 +244,81 @@ def test_what_is_scored_twice_scores_alike(task_of):
     task = task_of("languages")
     found = [score(task, [["x"]] * 10) for _ in range(8)]
     assert len({sample.metrics["language,none"] for samples in found for sample in samples}) == 1
+
+
+NO_THOUGHTS = "<think>\\n\\n</think>\\n\\n"
+ENDS_THOUGHTS = (
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '" + NO_THOUGHTS + "' }}{% endif %}{% endif %}"
+)
+THINKING = HEAD + TURNS + "{% if add_generation_prompt %}<assistant>" + ENDS_THOUGHTS
+
+
+class Writer:
+    """An engine that writes down what it is asked, and answers as a model that thinks if it may."""
+
+    scoring, facts, arithmetic = {}, {"engine": "writer"}, {"method": "dense"}
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.asked = tokenizer, []
+
+    def loglikelihood(self, requests):
+        return []
+
+    def generate(self, requests):
+        self.asked += requests
+        return [self._answer(self.tokenizer.decode(request.prompt)) for request in requests]
+
+    def _answer(self, prompt):
+        text = "16" if prompt.rstrip().endswith("</think>") else "<think>Q: not 3\n\n</think>16\n\nQ: 4"
+        return Generation(text, 5, "stop")
+
+    def reset(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("kwargs", "thinks"), [({}, True), ({"enable_thinking": False}, False)])
+def test_a_model_is_told_whether_to_think_and_only_its_answer_is_read(
+    tasks_dir, task_of, model_of, tmp_path, kwargs, thinks
+):
+    task_of("stops")  # writes the data
+    model = model_of(THINKING)
+    writer = Writer(model.tokenizer)
+    session = Session(model, writer, tmp_path, tmp_path / "work")
+    prompt = PromptConfig(chat_template_kwargs=kwargs)
+    config = AnswerConfig(task="stops", stop=4, start=0, harness="h", include_paths=[str(tasks_dir)], prompt=prompt)
+    out = tmp_path / "out"
+    out.mkdir()
+    evaluate(config, {"checkpoint": tmp_path, "data:own/rows": tmp_path / "rows"}, out, session)
+    session.close()
+    assert {request.stop for request in writer.asked} == {() if thinks else ("Q:", "\n\n", "<|im_end|>")}
+    for row_ in read_samples(out).to_pylist():
+        assert row_["responses"] == ["16"]
+        assert row_["thoughts"] == (["Q: not 3"] if thinks else None)
+        assert row_["stopped_by"] == (["\n\n"] if thinks else [])
+    (facts,) = read_leaf_facts(out).values()
+    assert facts.comparable["reasoning_end"] == "</think>" and facts.comparable["chat_template_kwargs"] == kwargs
+
+
+def test_what_the_template_does_not_read_is_refused(tasks_dir, task_of, model_of, tmp_path):
+    task_of("plain")
+    prompt = PromptConfig(chat_template_kwargs={"enable_thinkin": False})
+    config = AnswerConfig(task="plain", stop=4, start=0, harness="h", include_paths=[str(tasks_dir)], prompt=prompt)
+    with pytest.raises(ConfigError, match=r"reads no chat_template_kwargs\.enable_thinkin; it reads enable_thinking$"):
+        build_task(config, {"own/rows": tmp_path / "rows"}, model_of(THINKING), tmp_path / "read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": True}, "apply_chat_template": False}, "need apply_chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize is set by the evaluation itself"),
+        ({"reasoning_end": ""}, "reasoning_end is empty"),
+        ({"num_repeats": 0}, "num_repeats must be at least 1"),
+    ],
+)
+def test_prompt_settings_that_cannot_be_are_refused_at_the_door(changes, says):
+    with pytest.raises(ValueError, match=says):
+        PromptConfig(**changes)

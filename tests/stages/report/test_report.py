@@ -159,16 +159,18 @@ def test_every_number_of_the_page_is_the_parquets_rounded(written):
     assert len(lines) == len(rows)
     for line in lines:
         row = rows[line[0], line[1]]
-        shown = dict(zip(["n", "num_missing", "num_truncated", "score"], line[3:7], strict=True))
-        shown |= {"base_score": line[8], "difference": line[11]}
+        shown = dict(
+            zip(["n", "num_missing", "num_truncated", "num_cut", "num_stopped", "score"], line[3:9], strict=True)
+        )
+        shown |= {"base_score": line[10], "difference": line[13]}
         for name, text in shown.items():
             assert text == "–" if row[name] is None else as_numbers(text) == [pytest.approx(row[name], abs=6e-3)]
         assert (
-            line[9] == "–"
+            line[11] == "–"
             if row["recovery"] is None
-            else as_numbers(line[9])[0] == pytest.approx(100 * row["recovery"], abs=0.6)
+            else as_numbers(line[11])[0] == pytest.approx(100 * row["recovery"], abs=0.6)
         )
-        for name, text, scale in (("score", line[7], 1), ("recovery", line[10], 100), ("difference", line[12], 1)):
+        for name, text, scale in (("score", line[9], 1), ("recovery", line[12], 100), ("difference", line[14], 1)):
             ends = [end if end is None else scale * end for end in (row[f"{name}_low"], row[f"{name}_high"])]
             assert (
                 text == "–"
@@ -235,8 +237,8 @@ def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(wr
     table = Tables(page.html).tables["v2, normalized"]
     assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
     detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
-    assert as_numbers(detail[6])[0] == pytest.approx(2 / 3, abs=0.01)
-    assert as_numbers(detail[17])[0] == pytest.approx(500 / 9, abs=0.5)
+    assert as_numbers(detail[8])[0] == pytest.approx(2 / 3, abs=0.01)
+    assert as_numbers(detail[19])[0] == pytest.approx(500 / 9, abs=0.5)
 
 
 @pytest.mark.parametrize("suite", ["leaderboard_v1", "leaderboard_v2"])
