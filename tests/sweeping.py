@@ -74,11 +74,14 @@ def collecting(directory: Path, *arguments: str) -> Iterator[None]:
 
 
 def tables(store: Path) -> dict[str, bytes]:
-    """The bytes of every comparison by its artifact's name, and of the report's summary; a report also says times."""
+    """The bytes of every answer, score and comparison by its artifact's name, and of the report's summary; a report
+    also says times.
+    """
     sweep = json.loads((store / "sweeps" / "small.json").read_text())
     report = next((store / "report").glob(f"*-{sweep['report'][1][:12]}"))
-    comparisons = {path.parent.name: path.read_bytes() for path in store.glob("compare/*/comparison.parquet")}
-    return comparisons | {"summary": (report / "summary.parquet").read_bytes()}
+    names = ("answer/*/answers.parquet", "score/*/samples.parquet", "compare/*/comparison.parquet")
+    found = {str(path.parent.relative_to(store)): path.read_bytes() for name in names for path in store.glob(name)}
+    return found | {"summary": (report / "summary.parquet").read_bytes()}
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:

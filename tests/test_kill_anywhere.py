@@ -33,6 +33,7 @@ from tests.sweeping import (
     wait_for,
     wait_until_it_answers,
 )
+from tests.synthetic import DISK_VARIABLE
 
 # Garbage collection runs beside a sweep, again and again, or not.
 BESIDE = [pytest.param(False, id="alone"), pytest.param(True, id="beside gc", marks=pytest.mark.full)]
@@ -187,8 +188,9 @@ def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path
 
 @pytest.mark.e2e
 def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
-    own: Path, reference: dict[str, bytes], small_disk: Path
+    own: Path, reference: dict[str, bytes], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(DISK_VARIABLE, "1")
     arguments = ["cluster=inline", "tracking=off"]
     stored = [*arguments, f"store.root={small_disk / 'store'}"]
     assert driver(own, *stored).wait() == 2, "weights that cannot fit are refused before anything is made"
@@ -223,7 +225,7 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     assert driver(own, *first).wait() == 0
     lost = sorted((own / "first" / "answer").glob("*w8a8_int-piqa*"))[:3]
     fingerprints = {path.name: read_manifest(path)["fingerprint"] for path in lost}
-    contents = {path.name: (path / "samples.parquet").read_bytes() for path in lost}
+    contents = {path.name: (path / "answers.parquet").read_bytes() for path in lost}
     for path in lost:
         ref = StepRef("answer", fingerprints[path.name])
         Ledger(open_storage(own / "first")).started(ref, "a run that died", None)
@@ -238,7 +240,7 @@ def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     assert made.keys() == fingerprints.keys()
     for name, path in made.items():
         assert read_manifest(path)["fingerprint"] == fingerprints[name]
-        assert (path / "samples.parquet").read_bytes() == contents[name]
+        assert (path / "answers.parquet").read_bytes() == contents[name]
     exported["environment"]["packages"]["torch"] = "1.0"
     (own / "failed.json").write_text(json.dumps(exported))
     refused = _without_sweep(own, elsewhere)

@@ -223,4 +223,5 @@ class ScoreConfig:
     leaves: list[LeafConfig] = identity()
     scoring: ScoringConfig = identity(factory=ScoringConfig)
     harness_compat: bool = identity(False, neutral=False)
+    num_expected: int = execution(0)  # documents over all leaves, for estimates
     include_paths: list[str] = execution(factory=list)

@@ -221,8 +221,7 @@ class Bench:
 
     def sharded(self, row: Row, num_documents: int) -> float:
         """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
-        from stages.evaluate.stage import announce, evaluate
-
+        from stages.evaluate.answer import announce, answer
         from stages.evaluate.config import AnswerConfig, PromptConfig
         from stages.evaluate.session import Session
 
@@ -246,7 +245,7 @@ class Bench:
             for later in shards[index + 1 : index + 3]:
                 announce(later, data, session)
             with TemporaryDirectory(dir=self._work_dir) as out:
-                evaluate(shard, data, Path(out), session)
+                answer(shard, data, Path(out), session)
         return time.perf_counter() - started
 
     def raw(self, instances: Iterable[Any]) -> list[str]:

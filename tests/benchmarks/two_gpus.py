@@ -444,7 +444,11 @@ def _tried_again(store: Path) -> list[str]:
 
 def _digests(store: Path) -> dict[str, str]:
     """Answers and tables by their place: what must not depend on how a sweep was run."""
-    files = [*store.glob("answer/*/samples.parquet"), *store.glob("compare/*/*")]
+    files = [
+        *store.glob("answer/*/answers.parquet"),
+        *store.glob("score/*/samples.parquet"),
+        *store.glob("compare/*/*"),
+    ]
     return {
         file.relative_to(store).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files
