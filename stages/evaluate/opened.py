@@ -77,8 +77,8 @@ def _add_hook() -> None:
 
 
 def _was_there(name: str, time_s: float) -> bool:
-    """Not what the task has written itself, under whatever name."""
-    return Path(name).is_file() and Path(name).stat().st_ctime < time_s
+    """Not what the task has written itself, under whatever name, nor what NLTK's packages unpack."""
+    return "nltk_data" not in Path(name).parts and Path(name).is_file() and Path(name).stat().st_ctime < time_s
 
 
 def _source(name: str) -> str:

@@ -16,6 +16,7 @@ from stages.evaluate.task_code import class_constant, function_refs, imports, mo
 from stages.evaluate.task_index import FunctionRef
 
 _OUTPUT_TYPES = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
+NAMELESS = "is aggregated by a function that cannot be found by name; use another task"
 _UNFIT = (ImportError, AssertionError, metadata.PackageNotFoundError)
 
 
@@ -88,17 +89,50 @@ def _unfit_code(name: str, config: Mapping[str, Any], roots: Sequence[Path]) -> 
 
 
 def _lost_aggregation(config: Mapping[str, Any], roots: Sequence[Path]) -> str | None:
-    """One that a comparison could not find again: it lies outside of every folder of tasks."""
+    """One that a comparison could not find again: it has no name, or lies outside of every folder of tasks."""
+    if isinstance(reference := config.get("class"), FunctionRef):
+        return _nameless_aggregation(reference)
     for item in config.get("metric_list") or []:
         function = item.get("aggregation") if isinstance(item, Mapping) else None
-        if isinstance(function, FunctionRef) and function.file.is_file():
-            places = [root.resolve() for root in roots]
-            if not any(function.file.resolve().is_relative_to(place) for place in places):
-                return (
-                    f"metric {_name(item['metric'])} is aggregated by a function of {function.file}, outside of the "
-                    "folders of tasks: move it into one of them"
-                )
+        if not isinstance(function, FunctionRef) or not function.file.is_file():
+            continue
+        if any(_is_nameless(value) for value in _assigned(function)):
+            return f"metric {_name(item['metric'])} {NAMELESS}"
+        if not any(function.file.resolve().is_relative_to(root.resolve()) for root in roots):
+            return (
+                f"metric {_name(item['metric'])} is aggregated by a function of {function.file}, outside of the "
+                "folders of tasks: move it into one of them"
+            )
     return None
+
+
+def _nameless_aggregation(reference: FunctionRef) -> str | None:
+    """Of a task that is a Python class: the first that its own table of them makes without a name."""
+    own = [
+        node for node in parsed(reference.file).body if isinstance(node, ast.ClassDef) and node.name == reference.name
+    ]
+    methods = [node for each in own for node in each.body if isinstance(node, ast.FunctionDef)]
+    for method in (node for node in methods if node.name == "aggregation"):
+        for table in (node for node in ast.walk(method) if isinstance(node, ast.Dict)):
+            for key, value in zip(table.keys, table.values, strict=True):
+                if isinstance(key, ast.Constant) and _is_nameless(value):
+                    return f"metric {key.value!s} {NAMELESS}"
+    return None
+
+
+def _assigned(function: FunctionRef) -> list[ast.expr]:
+    """What a module sets the name of a function to, where it does not define it."""
+    assignments = [node for node in parsed(function.file).body if isinstance(node, ast.Assign)]
+    return [
+        node.value
+        for node in assignments
+        if any(isinstance(target, ast.Name) and target.id == function.name for target in node.targets)
+    ]
+
+
+def _is_nameless(value: ast.expr) -> bool:
+    is_partial = isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] == "partial"
+    return is_partial or isinstance(value, ast.Lambda)
 
 
 def _name(metric: Any) -> str:
