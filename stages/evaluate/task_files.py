@@ -17,6 +17,7 @@ from stages.evaluate.task_index import Entry, included_files
 FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
 _PATH = re.compile(r"[\w.~+ -]*[/.][\w./~+ -]*")
 _MAX_PATH = 300
+_OF_OTHERS = ("*.safetensors", "*.gguf", "pyvenv.cfg")  # beside what is no part of a task, and may be large
 
 
 @dataclass(slots=True)
@@ -125,16 +126,22 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _subfolders(home: Path, task_folders: set[Path], leave_out: Path | None) -> Iterator[str]:
-    """What lies below a task's home and belongs to no other task, nor to the store."""
-    for folder in sorted(child for child in home.iterdir() if child.is_dir()):
-        if folder.name.startswith(".") or folder.name == "__pycache__" or folder in task_folders:
+    """What lies below a task's home and belongs to no other task, nor to the store, a model or an environment."""
+    others = task_folders | {file.parent for pattern in _OF_OTHERS for file in home.rglob(pattern)}
+    yield from _own_below(home, others, leave_out)
+
+
+def _own_below(folder: Path, others: set[Path], leave_out: Path | None) -> Iterator[str]:
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if child.name.startswith(".") or child.name == "__pycache__" or child in others:
             continue
-        if leave_out is not None and leave_out.is_relative_to(folder):
+        if leave_out is not None and leave_out.is_relative_to(child):
             continue
-        if any(other.is_relative_to(folder) for other in task_folders):
-            yield from _subfolders(folder, task_folders, leave_out)
-        elif any(path.is_file() for path in folder.rglob("*")):
-            yield str(folder)
+        if any(other.is_relative_to(child) for other in others):
+            yield from (str(path) for path in sorted(child.iterdir()) if path.is_file())
+            yield from _own_below(child, others, leave_out)
+        elif any(path.is_file() for path in child.rglob("*")):
+            yield str(child)
 
 
 def _is_known(name: str, home: Path | None) -> bool:

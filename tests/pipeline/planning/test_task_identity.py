@@ -79,6 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tasks and what they read elsewhere in it."""
     monkeypatch.chdir(tmp_path)
     written = {file: "{}\n" for _, file in TASKS.values()} | FILES
+    written["tasks/beside/models/one/model.safetensors"] = ""
     written["data/some/old.jsonl"] = written.pop("data/some/new.jsonl")
     written |= {f"tasks/{name}/{name}.yaml": f"task: {name}\n{text}{BODY}" for name, (text, _) in TASKS.items()}
     written["tasks/beside/beside.yaml"] = f"task: beside\ndataset_path: own/rows{BODY}"
@@ -114,7 +115,8 @@ def test_what_a_task_reads_elsewhere_is_what_it_is(here: Path) -> None:
     for _, file in TASKS.values():
         with (here / file).open("a") as stream:
             stream.write("\n")
-    (here / "tasks" / "beside" / "results" / "store" / "made.json").write_text("{}")
+    for name in ("results/store/made.json", "models/one/model.safetensors"):
+        (here / "tasks" / "beside" / name).write_text("{}")
     after = shards(here, slots)
     assert [slot for slot in slots if after[slot] == before[slot]] == ["beside"]
     assert shards(here, slots) == after
