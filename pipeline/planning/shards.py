@@ -15,7 +15,7 @@ from stages.evaluate.config import (
     ScoreConfig,
     ScoringConfig,
 )
-from stages.quantize import Algorithm
+from stages.quantize import Algorithm, weight_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def answer_config(config: Config, task: TaskConfig, leaf: str, known: TaskFacts,
         include_paths=config.data.task_paths,
         engine=config.engine,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
+        weights_alone=_is_weights_alone(config),
     )
 
 
@@ -122,3 +123,12 @@ def _may_be_simulated(config: Config) -> bool:
     """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
     is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu
     return is_on_cpu and config.recipe.algorithm is not Algorithm.none
+
+
+def _is_weights_alone(config: Config) -> bool:
+    """Whether the GPU that is planned with lacks the products of the recipe's format."""
+    found = weight_format(config.recipe)
+    if found is None or found.activations is None:
+        return False
+    is_on_gpu = config.engine.kind is EngineKind.vllm and config.engine.on_gpu
+    return is_on_gpu and not found.rounds_inputs_on(config.gpu.capability)

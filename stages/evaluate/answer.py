@@ -18,6 +18,7 @@ from stages.errors import DataError
 from stages.evaluate.answers import Answer, Answered, AnswerFacts, write_answers
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.digests import digest, prompt_digest
+from stages.evaluate.engines.native import check_arithmetic
 from stages.evaluate.harness import BuiltTask, Document, data_sets
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.session import Session, build_task, open_engine
@@ -69,6 +70,7 @@ def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[S
         opened = open_engine(checkpoint, engine)
         session = Session(model, opened, checkpoint, Path(work_dir), engine.overlap_shards)
         try:
+            check_arithmetic(config.weights_alone, opened.arithmetic, checkpoint)
             yield session
         finally:
             session.close()

@@ -182,6 +182,8 @@ class AnswerConfig:
     engine: EngineConfig = identity(factory=EngineConfig)
     # Version of the arithmetic that stands in for kernels which a CPU lacks; None where nothing can be simulated.
     simulation: int | None = identity(None, neutral=None)
+    # The planned GPU cannot multiply the inputs that the format rounds: it computes with rounded weights alone.
+    weights_alone: bool = identity(False, neutral=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.fields import identity
+from stages.fields import execution, identity
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,11 +22,13 @@ class GpuConfig:
     """A GPU that is served on, and what it is rented for.
 
     ``product`` is a part of the name that the driver gives it; ``driver`` null is the one found when the plan is made.
+    ``capability`` is NVIDIA's compute capability, which says what it can multiply; null: not known.
     """
 
     name: str = identity()
     product: str = identity()
     driver: str | None = identity(None)
+    capability: float | None = execution(None)
     prices: list[PriceConfig] = identity(factory=list)
     price_source: str | None = identity(None)
     priced_on: str | None = identity(None)  # YYYY-MM-DD

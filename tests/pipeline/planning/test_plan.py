@@ -240,3 +240,17 @@ def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path)
     assert simulations() == {"bf16": None, "w8a8_fp": 1, "w8a8_int": 1, "w4a16_int": 1}
     assert set(simulations("engine=vllm_gpu").values()) == {None}
     assert set(simulations("engine=transformers").values()) == {None}
+
+
+def test_what_a_gpu_cannot_multiply_is_another_result_and_nothing_else(tmp_path: Path) -> None:
+    """FP8 on an A100 is weights alone; other formats, and GPUs that have the products, give what they always did."""
+
+    def answers(*overrides: str) -> dict[str, tuple[bool, str]]:
+        plan = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", *overrides)
+        steps = [step for step in by_stage(plan, "answer") if step.config.task == "mathador"]
+        return {step.trial.rpartition("/")[2]: (step.config.weights_alone, step.fingerprint) for step in steps}
+
+    unknown, old, new = answers(), answers("gpu=a100"), answers("gpu=h100")
+    assert unknown == new and not any(alone for alone, _ in new.values())
+    assert {recipe for recipe, (alone, _) in old.items() if alone} == {"w8a8_fp"}
+    assert {recipe for recipe in new if old[recipe] != new[recipe]} == {"w8a8_fp"}
