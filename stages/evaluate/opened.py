@@ -18,6 +18,9 @@ from stages.local_files import digest_files
 _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
 
 
+_KEPT = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA", "XDG_CACHE_HOME")
+
+
 @dataclass(slots=True)
 class _Watch:
     """The files that one thread opens to read, in order."""
@@ -93,7 +96,7 @@ def _source(name: str) -> str:
 def _packages() -> tuple[str, ...]:
     """Where programs are, and what they keep for themselves."""
     installed = [*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])]
-    kept = [os.environ.get(name) for name in ("HF_HOME", "NLTK_DATA", "XDG_CACHE_HOME")]
+    kept = [os.environ.get(name) for name in _KEPT]
     hidden = [str(path) for path in Path.home().glob(".*")]
     places = [*_SYSTEM, *installed, *(place for place in kept if place), *hidden, str(Path.home() / "nltk_data")]
     return tuple(os.path.realpath(place) for place in places)

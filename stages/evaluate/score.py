@@ -16,7 +16,7 @@ from stages.evaluate.differences import check_one_arithmetic, differences
 from stages.evaluate.harness import data_sets, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.opened import check_unchanged
+from stages.evaluate.opened import check_unchanged, only_known_files
 from stages.evaluate.scoring import score_documents
 from stages.evaluate.task_index import task_roots
 
@@ -52,7 +52,8 @@ def _score_leaf(
     _check_pass_at(leaf.task, config, answered)
     check_unchanged(leaf.task, leaf.harness, leaf.reads)
     task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir, leaf.reads)
-    samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
+    with only_known_files(leaf.task, task.known_files):
+        samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
     _check_some_scored(leaf.task, samples)
     return samples, _facts(task, asked, samples, config)
 
