@@ -16,8 +16,7 @@ from stages.errors import DataError
 from stages.local_files import digest_files
 
 _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
-
-
+_CLOCK_TICK_S = 0.02  # a file's time is that of the kernel's last tick
 _KEPT = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA", "XDG_CACHE_HOME")
 
 
@@ -30,7 +29,7 @@ class _Watch:
     read: dict[str, None] = field(default_factory=dict)
 
     def note(self, name: str, mode: str | None, flags: int) -> None:
-        if not (set(mode or "") & set("wxa") or flags & os.O_WRONLY):
+        if not (set(mode or "") & set("wxa") or flags & (os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
             self.read[name] = None
 
 
@@ -81,7 +80,11 @@ def _add_hook() -> None:
 
 def _was_there(name: str, time_s: float) -> bool:
     """Not what the task has written itself, under whatever name, nor what NLTK's packages unpack."""
-    return "nltk_data" not in Path(name).parts and Path(name).is_file() and Path(name).stat().st_ctime < time_s
+    return (
+        "nltk_data" not in Path(name).parts
+        and Path(name).is_file()
+        and Path(name).stat().st_ctime < time_s - _CLOCK_TICK_S
+    )
 
 
 def _source(name: str) -> str:
