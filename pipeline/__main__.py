@@ -47,8 +47,9 @@ def execute(config: Config, overrides: Sequence[str]) -> int:
         trials = expand(overrides, config)
         for trial in trials:
             check_nothing_is_blank(trial.config)
-        plan = make_plan(config.sweep.name, trials, resolve(trials, cache))
-        check_engines(plan, cache)
+        facts = resolve(trials, cache)
+        plan = make_plan(config.sweep.name, trials, facts)
+        check_engines(plan, facts)
         check_gpu_memory(plan)
         return plan
 

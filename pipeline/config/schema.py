@@ -44,13 +44,21 @@ class ModelConfig:
     note: str | None = None
 
 
+class LimitOrder(Enum):
+    """Whether ``limit`` takes a random sample of a leaf's documents, or the first of them."""
+
+    random = "random"
+    first = "first"
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskConfig(PromptConfig):
     """One task slot: an lm-eval task or group by name, and how it is asked.
 
     ``num_docs`` (documents of each leaf task) and ``datasets`` (hub ids each leaf reads) may be declared so that a plan
-    needs neither the data nor lm-eval; when absent they are looked up.  ``limit`` counts documents per leaf, as in
-    lm-eval.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
+    needs not the data; when absent they are looked up.  ``limit`` counts documents per leaf, as in lm-eval, but takes a
+    random sample, drawn with ``limit_seed``, the same for all trials; ``limit_order: first`` takes those that lm-eval
+    takes.  ``leaves`` selects some members of a group; ``overrides`` go over lm-eval's settings of each leaf, as
     those of a group do.  ``output_tokens``, for estimates of time: the most that an answer may have where no
     ``gen_kwargs`` say it, 0 for choices that are scored.  ``random_baseline`` (what guessing scores on the whole task)
     or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
@@ -59,6 +67,8 @@ class TaskConfig(PromptConfig):
 
     task: str = execution(MISSING)
     limit: int | None = execution(None)
+    limit_order: LimitOrder = execution(LimitOrder.random)
+    limit_seed: int = execution(0)
     leaves: list[str] | None = execution(None)
     overrides: dict[str, Any] = execution(factory=dict)
     metric: str | None = execution(None)

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.command_line import check, quoted
-from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig
+from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
 from stages.quantize import Algorithm, needs_calibration
@@ -67,11 +67,15 @@ def identity_of(config: Config) -> str:
         "weights": config.model.weights,
         "served": [config.gpu, config.server, config.workloads] if config.workloads else None,
         "tasks": {
-            slot: [task, task.task, task.limit, task.leaves, task.overrides, task.metric]
+            slot: [task, task.task, _limit(task), task.leaves, task.overrides, task.metric]
             for slot, task in sorted(config.tasks.items())
         },
     }
     return canonical_json(used)
+
+
+def _limit(task: TaskConfig) -> list[Any]:
+    return [] if task.limit is None else [task.limit, task.limit_order, task.limit_seed]
 
 
 # What is found by its name from here on, and what it stands for.

@@ -1,20 +1,17 @@
 """What can be known to be wrong with servers that somebody else runs, before anything is asked of one."""
 
-from collections.abc import Iterable, Mapping
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
-from pipeline.config.schema import Config, DataConfig
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
+from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.planning.remembered import cached, stamps
-from pipeline.planning.task_facts import answered_by_catalog, task_paths
+from pipeline.planning.task_facts import task_key
 from pipeline.steps.fingerprint import canonical_json
 from stages.evaluate.config import EngineConfig
 
 
-def check_engines(plan: Plan, cache_dir: Path | None) -> None:
+def check_engines(plan: Plan, facts: Facts) -> None:
     """Raise UserError for trials whose engine cannot answer their tasks, or whose answers could not be compared."""
     for planned in plan.trials.values():
         _check_base(plan, planned)
@@ -22,7 +19,7 @@ def check_engines(plan: Plan, cache_dir: Path | None) -> None:
     for planned in servers:
         _check_said(planned.trial.config)
     _check_one_checkpoint_each(servers)
-    _check_writes(plan, servers, cache_dir)
+    _check_writes(servers, facts)
 
 
 def _check_said(config: Config) -> None:
@@ -58,24 +55,11 @@ def _check_one_checkpoint_each(servers: list[TrialPlan]) -> None:
             )
 
 
-def _check_writes(plan: Plan, servers: Iterable[TrialPlan], cache_dir: Path | None) -> None:
-    """Of what the configs do not say lm-eval's own files are asked; what they leave open only a shard can tell."""
-    steps = [(planned.trial.config.data, plan.steps[ref]) for planned in servers for ref in planned.shards]
-    for _, step in steps:
-        if step.output_tokens == 0:
-            raise UserError(EngineConfig.refusal(step.config.task))
-    unknown = {step.config.task: step.config.overrides for _, step in steps if step.output_tokens is None}
-    if not unknown:
-        return
-    for task, known in _described(unknown, steps[0][0], cache_dir).items():
-        if known.get("output_type", {}).get(task) not in (None, "generate_until"):
-            raise UserError(EngineConfig.refusal(task))
-
-
-def _described(tasks: Mapping[str, Any], data: DataConfig, cache_dir: Path | None) -> dict[str, Any]:
-    paths = task_paths(data)
-    asked = {name: [name, overrides, False] for name, overrides in sorted(tasks.items())}
-    request = {"tasks": asked, "include_paths": paths, "mirror": None}
-    key = ["kinds 1", metadata.version("lm_eval"), request, [stamps(Path(path)) for path in paths]]
-    facts: dict[str, Any] = cached(cache_dir, key, lambda: answered_by_catalog(request))
-    return facts
+def _check_writes(servers: Iterable[TrialPlan], facts: Facts) -> None:
+    """What lm-eval's files leave open only a shard can tell."""
+    for planned in servers:
+        for task in planned.trial.config.tasks.values():
+            known = facts.tasks[task_key(task)]
+            for leaf in known.leaves:
+                if known.output_tokens[leaf] == 0 or known.output_types[leaf] not in (None, "generate_until"):
+                    raise UserError(EngineConfig.refusal(leaf))

@@ -12,7 +12,8 @@ from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
 from pipeline.planning.remembered import cached, stamps
-from pipeline.planning.task_facts import TaskFacts, ask_catalog, task_facts, task_key
+from pipeline.planning.task_catalog import ask_catalog
+from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
 from stages.fetch import DatasetSource, check_model_path, digest_tree
@@ -49,7 +50,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
             for repo_id, revision in task.datasets.items():
                 sources.get(repo_id, revision)
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
-        return Facts(task_facts(tasks, data, sources, catalog.result()), models, datasets, devices)
+        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices)
 
 
 def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, fields
 
-from pipeline.config.schema import Config, TaskConfig
+from pipeline.config.schema import Config, LimitOrder, TaskConfig
 from pipeline.planning.task_facts import TaskFacts
 from stages.evaluate.config import (
     SCORING_SETTINGS,
@@ -52,6 +52,12 @@ def num_asked(task: TaskConfig, known: TaskFacts, leaf: str) -> int:
     return min(known.leaves[leaf], task.limit or known.leaves[leaf])
 
 
+def limit_seed(task: TaskConfig, known: TaskFacts, leaf: str) -> int | None:
+    """What draws the documents of a leaf; None where all of them are asked, or the first."""
+    is_drawn = task.limit_order is LimitOrder.random and num_asked(task, known, leaf) < known.leaves[leaf]
+    return task.limit_seed if is_drawn else None
+
+
 def ranges(num_items: int, size: int) -> list[tuple[int, int]]:
     """Half-open ranges that cover ``num_items``, as even as ``size`` allows."""
     num_ranges = -(-num_items // size)
@@ -70,10 +76,12 @@ def answer_config(config: Config, task: TaskConfig, leaf: str, known: TaskFacts,
         scoring_overrides={name: value for name, value in overrides.items() if name in SCORING_SETTINGS},
         start=shard.start,
         stop=shard.stop,
+        limit_seed=limit_seed(task, known, leaf),
         repeat_start=repeat_start,
         repeat_stop=repeat_stop,
         num_docs=known.leaves[leaf],
         harness=known.harness[leaf],
+        reads=list(known.reads[leaf]),
         include_paths=config.data.task_paths,
         engine=config.engine,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
@@ -85,7 +93,12 @@ def score_config(config: Config, task: TaskConfig, known: TaskFacts) -> ScoreCon
     """How all answers to a task slot are scored."""
     return ScoreConfig(
         leaves=[
-            LeafConfig(task=leaf, overrides=dict(known.overrides[leaf]), harness=known.harness[leaf])
+            LeafConfig(
+                task=leaf,
+                overrides=dict(known.overrides[leaf]),
+                harness=known.harness[leaf],
+                reads=list(known.reads[leaf]),
+            )
             for leaf in known.leaves
         ],
         scoring=ScoringConfig(pass_at=task.pass_at, majority=task.majority),

@@ -1,25 +1,19 @@
 """What a plan must know of its tasks: leaves, sizes, data sets, and what makes their prompts."""
 
 import hashlib
-import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import DataConfig, TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
-from pipeline.planning.remembered import cached, stamps
+from pipeline.planning.remembered import cached, stamps_of
 from pipeline.steps.fingerprint import canonical_json, fingerprint
 from stages.fetch import DatasetSource
-
-_TASK_NAME = re.compile(r"^(?:task|group):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
+from stages.local_files import digest_files, found
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +25,8 @@ class TaskFacts:
     weight_by_size: bool
     overrides: Mapping[str, Mapping[str, Any]]  # leaf task -> settings that the group lays over it
     harness: Mapping[str, str]  # leaf task -> what makes its prompts and metrics
+    reads: Mapping[str, list[str]]  # leaf task -> names of the local files that it reads beside its own folder
+    output_types: Mapping[str, str | None]  # leaf task -> lm-eval's word; None where its files do not say
     output_tokens: Mapping[str, int | None]  # leaf task -> the most an answer may have by the task itself, 0: choices
     metric: str | None = None  # that the group averages
 
@@ -42,24 +38,26 @@ def task_key(task: TaskConfig) -> str:
 
 
 def task_facts(
-    tasks: Mapping[str, TaskConfig], data: DataConfig, sources: Sources, catalog: Mapping[str, Any]
+    tasks: Mapping[str, TaskConfig], sources: Sources, catalog: Mapping[str, Any], cache_dir: Path | None
 ) -> dict[str, TaskFacts]:
     """Facts by ``task_key``.  Raises UserError for tasks that do not exist or cannot be asked that way."""
     for known in catalog.values():
         if "error" in known:
             raise UserError(known["error"])
-    harness = _Harness(data)
-    facts = {key: _facts_of(task, catalog.get(key, {}), sources, harness) for key, task in tasks.items()}
+    identity = _Identity(cache_dir)
+    facts = {key: _facts_of(task, catalog[key], sources, identity) for key, task in tasks.items()}
     sources.check_some_at_hand([task.datasets for task in facts.values()])
     return facts
 
 
-def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harness: "_Harness") -> TaskFacts:
+def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, identity: "_Identity") -> TaskFacts:
     num_docs: Mapping[str, int | None] = task.num_docs or known["num_docs"]
     leaves = task.leaves or list(num_docs)
     if strange := [leaf for leaf in leaves if leaf not in num_docs]:
         raise UserError(f"task {task.task} has no member {strange[0]!r}; its members: {', '.join(num_docs)[:300]}")
-    _check_num_fewshot(task, leaves, known.get("num_examples", {}), known.get("num_fewshot", {}))
+    for leaf in leaves:
+        _check_member(task, leaf, known)
+    _check_num_fewshot(task, leaves, known["num_examples"], known["num_fewshot"])
     _check_metric(task, leaves, known)
     uncounted = [leaf for leaf in leaves if num_docs[leaf] is None]
     if uncounted and not sources.is_mirrored:
@@ -68,22 +66,40 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, harn
             f"or declare num_docs and datasets in the task's config"
         )
     repo_ids: Mapping[str, str | None] = task.datasets or {
-        repo_id: None for leaf in leaves for repo_id in known.get("datasets", {}).get(leaf, [])
+        repo_id: None for leaf in leaves for repo_id in known["datasets"].get(leaf, [])
     }
-    weight = task.weight_by_size if task.weight_by_size is not None else known.get("weight_by_size")
+    weight = task.weight_by_size if task.weight_by_size is not None else known["weight_by_size"]
+    reads = {leaf: known["reads"].get(leaf, []) for leaf in leaves}
     return TaskFacts(
         leaves={leaf: num_docs[leaf] or 0 for leaf in leaves},
         datasets=tuple(sources.get(repo_id, revision) for repo_id, revision in sorted(repo_ids.items())),
         weight_by_size=weight is not False,
-        overrides={leaf: known.get("overrides", {}).get(leaf, task.overrides) for leaf in leaves},
-        harness={leaf: harness.of(leaf) for leaf in leaves},
-        metric=known.get("group_metric"),
+        overrides={leaf: known["overrides"].get(leaf, {}) for leaf in leaves},
+        harness={leaf: identity.of(known["homes"].get(leaf), names) for leaf, names in reads.items()},
+        reads=reads,
+        metric=_group_metric(task, leaves, known),
+        output_types={leaf: known["output_type"].get(leaf) for leaf in leaves},
         output_tokens={leaf: _output_tokens(task, known, leaf) for leaf in leaves},
     )
 
 
+def _check_member(task: TaskConfig, leaf: str, known: Mapping[str, Any]) -> None:
+    """Whatever forbids to evaluate it, before anything is paid."""
+    if leaf not in known["leaves"]:
+        raise UserError(f"task {task.task} has no member {leaf!r}; its members: {', '.join(known['leaves'])[:300]}")
+    if (line := known["refused"].get(leaf)) is not None:
+        raise UserError(line)
+
+
+def _group_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, Any]) -> str | None:
+    """None where the leaves of a slot that declares its sizes have it first, and so are compared by it anyway."""
+    metric: str | None = known["group_metric"]
+    is_first = all(known["metrics"][leaf][:1] == [metric] for leaf in leaves)
+    return None if task.num_docs and not task.num_fewshot and is_first else metric
+
+
 def _output_tokens(task: TaskConfig, known: Mapping[str, Any], leaf: str) -> int | None:
-    looked_up: int | None = known.get("output_tokens", {}).get(leaf)
+    looked_up: int | None = known["output_tokens"].get(leaf)
     return looked_up if task.output_tokens is None else task.output_tokens
 
 
@@ -102,7 +118,7 @@ def _check_num_fewshot(
 
 def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, Any]) -> None:
     """Of a task that may report more than it lists, the comparison alone can say that a metric is not there."""
-    others = known.get("reports_others", {})
+    others = known["reports_others"]
     for metrics in (known["metrics"][leaf] for leaf in leaves if not others.get(leaf, True)):
         if task.metric is not None and task.metric not in metrics:
             raise UserError(
@@ -110,69 +126,31 @@ def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, A
             )
 
 
-def ask_catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Path | None) -> dict[str, Any]:
-    """What lm-eval says of those tasks, by ``task_key``, that do not say enough themselves.
+class _Identity:
+    """Names the code and data that make prompts and metrics: lm-eval's version, and digests of what lies elsewhere."""
 
-    A process of its own is asked: lm-eval's import takes seconds, and this process stays free of torch.
-    """
-    tasks = {key: task for key, task in tasks.items() if not task.num_docs or (data.mirror and task.num_fewshot)}
-    if not tasks:
-        return {}
-    mirror = str(Path(data.mirror).resolve()) if data.mirror else None
-    asked = {key: [task.task, task.overrides, not task.num_docs] for key, task in sorted(tasks.items())}
-    request = {"tasks": asked, "include_paths": task_paths(data), "mirror": mirror}
-    mirrorstamps = stamps(Path(mirror)) if mirror else []
-    key = ["catalog 2", metadata.version("lm_eval"), request, mirrorstamps, [stamps(Path(p)) for p in task_paths(data)]]
-    facts: dict[str, Any] = cached(cache_dir, key, lambda: answered_by_catalog(request))
-    return facts
-
-
-def answered_by_catalog(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``stages.evaluate.catalog`` writes, by label."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.evaluate.catalog"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        names = ", ".join(name for name, *_ in request["tasks"].values())
-        raise UserError(f"lm-eval could not describe the tasks {names}: {last}")
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
-
-
-def own_tasks_dir() -> Path:
-    """The folder of the lm-eval tasks that this project brings."""
-    return Path(str(resources.files("stages"))) / "tasks"
-
-
-def task_paths(data: DataConfig) -> list[str]:
-    """Folders of lm-eval tasks beside lm-eval's own."""
-    return [str(own_tasks_dir()), *(str(Path(path).resolve()) for path in data.task_paths)]
-
-
-class _Harness:
-    """Names the code that makes prompts and metrics: lm-eval's version, and the digest of a task folder of our own."""
-
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, cache_dir: Path | None) -> None:
         self._lm_eval = f"lm_eval-{metadata.version('lm_eval')}"
-        self._folders = {
-            name: yaml.parent
-            for root in task_paths(data)
-            for yaml in sorted(Path(root).rglob("*.yaml"))
-            for name in _TASK_NAME.findall(yaml.read_text(encoding="utf-8"))
-        }
+        self._cache_dir = cache_dir
+        self._known: dict[tuple[str, ...], str] = {}
 
-    def of(self, leaf: str) -> str:
-        folder = self._folders.get(leaf)
-        return self._lm_eval if folder is None else f"{self._lm_eval}+{folder.name}-{_digest_sources(folder)[:12]}"
+    def of(self, home: str | None, reads: Iterable[str]) -> str:
+        """``home``: the folder of a task that lm-eval does not bring; ``reads``: names of files that lie elsewhere."""
+        names = tuple(reads)
+        own = "" if home is None else f"+{Path(home).name}-{self._once((home,), _digest_sources)[:12]}"
+        return self._lm_eval + own + (f"+files-{self._once(names, self._digest)[:12]}" if names else "")
+
+    def _once(self, names: tuple[str, ...], digest: Callable[[tuple[str, ...]], str]) -> str:
+        if names not in self._known:
+            self._known[names] = digest(names)
+        return self._known[names]
+
+    def _digest(self, names: tuple[str, ...]) -> str:
+        seen = [stamps_of(found(name)) for name in names]
+        digest: str = cached(self._cache_dir, ["files", names, seen], lambda: digest_files(names))
+        return digest
 
 
-def _digest_sources(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc")
+def _digest_sources(home: tuple[str, ...]) -> str:
+    files = sorted(path for path in Path(*home).iterdir() if path.is_file() and path.suffix != ".pyc")
     return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])

@@ -20,7 +20,10 @@ from typing import Any
 from stages.errors import ConfigError, DataError
 from stages.evaluate.catalog_rows import Rows, hub_ids
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES
-from stages.evaluate.task_index import FunctionRef, Index, build_index, expand
+from stages.evaluate.refusals import refusal
+from stages.evaluate.task_files import Lookups, home_of, task_files
+from stages.evaluate.task_index import FunctionRef, Index, build_index, expand, task_roots
+from stages.local_files import found
 
 _DEFAULT_METRICS = {  # lm-eval's, of tasks without a metric_list
     "loglikelihood": ["perplexity", "acc"],
@@ -34,6 +37,7 @@ def describe(
     tasks: Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any], bool]],
     include_paths: Sequence[str] = (),
     mirror: Path | None = None,
+    leave_out: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Facts of every named task, group or tag, or ``{"error": one line}``.
 
@@ -41,18 +45,49 @@ def describe(
     ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
     fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
     ``versions``, ``output_type``, ``output_tokens`` (the most of an answer), ``num_fewshot``, ``metrics``, whether the
-    task ``reports_others`` than these, and ``overrides`` (settings that a group lays over its members);
-    ``weight_by_size`` of a group's mean and its ``group_metric``, null unless the group names one that each of its
-    leaves lists.
+    task ``reports_others`` than these, ``overrides`` (settings that a group lays over its members), ``homes`` (folders
+    of tasks that lm-eval does not bring), ``reads`` (other local files that it depends on: ``task_files``, which also
+    says what ``leave_out`` is) and ``refused``, of those that cannot be evaluated here, why.
+    ``lookups`` and ``place`` are what ``reads`` rests on; ``weight_by_size`` of a group's mean and its
+    ``group_metric``, null unless the group names one that each of its leaves lists.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
         rows = Rows(include_paths, mirror, Path(rows_dir))
         asked = tasks if isinstance(tasks, Mapping) else {name: (name, {}, True) for name in tasks}
-        return {label: _facts(index, rows, *of_task) for label, of_task in asked.items()}
+        look = _Looker(index, task_roots(include_paths), leave_out)
+        return {label: _facts(index, rows, look, *of_task) for label, of_task in asked.items()}
 
 
-def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], counted: bool) -> dict[str, Any]:
+class _Looker:
+    """What files a leaf depends on, and what speaks against it."""
+
+    def __init__(self, index: Index, roots: Sequence[Path], leave_out: Path | None) -> None:
+        self._index = index
+        self._roots = roots
+        self._leave_out = leave_out
+        entries = [entry for entry in index.values() if entry.path is not None]
+        self._folders = {home for entry in entries if (home := home_of(entry)) is not None}
+
+    def homes(self, leaves: Sequence[str]) -> dict[str, str]:
+        homes = {leaf: home_of(self._index[leaf]) for leaf in leaves}
+        return {leaf: str(home) for leaf, home in homes.items() if home is not None}
+
+    def reads(self, leaf: str, config: Mapping[str, Any], lookups: Lookups) -> list[str]:
+        return task_files(self._index[leaf], config, self._roots, self._folders, self._leave_out, lookups)
+
+    def refusal(self, leaf: str, config: Mapping[str, Any], reads: Sequence[str]) -> str | None:
+        for name in reads:
+            try:
+                found(name)
+            except DataError as error:
+                return f"task {leaf}: {error}: put there what it reads, or correct where its settings look for it"
+        return refusal(leaf, config, self._roots)
+
+
+def _facts(
+    index: Index, rows: Rows, look: _Looker, name: str, laid_over: Mapping[str, Any], counted: bool
+) -> dict[str, Any]:
     if name not in index:
         near = difflib.get_close_matches(name, index, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "tasks of your own are found with data.task_paths=[DIR]"
@@ -60,9 +95,15 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
     try:
         overrides = {leaf: {**changed, **laid_over} for leaf, changed in expand(index, name).items()}
         configs = {leaf: {**index[leaf].config, **changed} for leaf, changed in overrides.items()}
-        num_docs = {
-            leaf: _num_docs(rows, leaf, configs[leaf], overrides[leaf]) if counted else None for leaf in configs
-        }
+        lookups = Lookups()
+        reads = {leaf: look.reads(leaf, config, lookups) for leaf, config in configs.items()}
+        refused = {leaf: look.refusal(leaf, config, reads[leaf]) for leaf, config in configs.items()}
+        num_docs = dict.fromkeys(configs)
+        for leaf in (leaf for leaf in configs if counted and refused[leaf] is None):
+            try:
+                num_docs[leaf] = _num_docs(rows, leaf, configs[leaf], overrides[leaf], reads[leaf])
+            except ConfigError as error:
+                refused[leaf] = str(error)
     except (ConfigError, DataError) as error:
         return {"error": str(error)}
     metrics = {leaf: _metrics(config) for leaf, config in configs.items()}
@@ -81,13 +122,20 @@ def _facts(index: Index, rows: Rows, name: str, laid_over: Mapping[str, Any], co
         "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
         "overrides": {leaf: changed for leaf, changed in overrides.items() if changed},
         "group_metric": _group_metric(aggregate, list(metrics.values())),
+        "homes": look.homes(list(configs)),
+        "reads": {leaf: names for leaf, names in reads.items() if names},
+        "lookups": lookups.seen,
+        "place": lookups.place,
+        "refused": {leaf: line for leaf, line in refused.items() if line is not None},
     }
 
 
-def _num_docs(rows: Rows, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
+def _num_docs(
+    rows: Rows, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any], reads: Sequence[str]
+) -> int | None:
     """Data sets that do not fit their task cost a sweep this leaf; a task that fails to make its rows is an error."""
     try:
-        return rows.num_docs(leaf, config, overrides)
+        return rows.num_docs(leaf, config, overrides, reads)
     except DataError:
         if not hub_ids(config):
             raise
@@ -112,7 +160,7 @@ def _metrics(config: Mapping[str, Any]) -> list[str]:
         return []
     listed = [item["metric"] for item in config.get("metric_list") or []]
     names = [item.name if isinstance(item, FunctionRef) else item for item in listed]
-    names = names or _DEFAULT_METRICS[str(_output_type(config))]
+    names = names or _DEFAULT_METRICS.get(str(_output_type(config)), [])
     filters = [item["name"] for item in config.get("filter_list") or []] or ["none"]
     return [f"{name},{chosen}" for chosen in filters for name in names]
 
@@ -146,8 +194,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    mirror = request.get("mirror")
-    facts = describe(request["tasks"], request.get("include_paths") or (), Path(mirror) if mirror else None)
+    mirror, leave_out = (Path(place) if place else None for place in (request.get("mirror"), request.get("leave_out")))
+    facts = describe(request["tasks"], request.get("include_paths") or (), mirror, leave_out)
     with answers:
         json.dump(facts, answers)
 

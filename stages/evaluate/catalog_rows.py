@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ConfigError, DataError
+from stages.errors import DataError
 from stages.evaluate.declared_files import Splits, declared_files
-from stages.evaluate.task_index import FunctionRef
+from stages.evaluate.task_files import FILE_FORMATS, dataset_path
+from stages.evaluate.task_index import task_roots
 
-_FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
 _MAKES_ROWS = ("process_docs", "class", "custom_dataset", "dataset_kwargs")  # what files hold is not what a task has
 
 
@@ -24,13 +24,18 @@ class Rows:
         self._files: dict[tuple[Path, str | None], Mapping[str, Any]] = {}
         self._num_examples: dict[str, int | None] = {}  # of loaded tasks
 
-    def num_docs(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
-        """Documents of a leaf task; None without its data at hand.  Raises DataError for data that does not fit it."""
+    def num_docs(
+        self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any], reads: Sequence[str]
+    ) -> int | None:
+        """Documents of a leaf task; None without its data at hand.
+
+        Raises DataError for data that does not fit it, ConfigError for a task that cannot run here.
+        """
         folders = self._folders(config)
         if folders is None:
             return None
         rows = self._num_rows(config, folders, config.get("test_split") or config.get("validation_split"))
-        return self._load(leaf, overrides, folders) if rows is None else rows
+        return self._load(leaf, overrides, folders, reads) if rows is None else rows
 
     def num_examples(self, leaf: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> int | None:
         """What few-shot examples of a document are drawn from; None where only a task that is not loaded could say."""
@@ -55,13 +60,12 @@ class Rows:
         is_whole = all(name in folders and folders[name].is_dir() for name in hub_ids(config))
         return folders if is_whole else None
 
-    def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path]) -> int | None:
+    def _load(self, leaf: str, overrides: Mapping[str, Any], folders: Mapping[str, Path], reads: Sequence[str]) -> int:
         from stages.evaluate.harness import load_task, num_examples
+        from stages.evaluate.metrics import metric_facts
 
-        try:
-            task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir)
-        except ConfigError:
-            return None  # a task that cannot run here still has members and metrics
+        task = load_task(leaf, overrides, self._include_paths, folders, self._rows_dir, reads)
+        metric_facts(task, task_roots(self._include_paths), ())
         self._num_examples[_key(leaf, overrides)] = num_examples(task)
         return len(task.eval_docs)
 
@@ -101,24 +105,7 @@ def _key(leaf: str, overrides: Mapping[str, Any]) -> str:
 
 def hub_ids(config: Mapping[str, Any]) -> list[str]:
     """The data sets that a leaf task reads."""
-    if "class" in config:
-        return _class_hub_ids(config["class"])
-    path = config.get("dataset_path")
-    if path is None or path in _FILE_FORMATS or "custom_dataset" in config or Path(path).exists():
+    path = dataset_path(config)
+    if path is None or path in FILE_FORMATS or "custom_dataset" in config or Path(path).exists():
         return []
     return [path]
-
-
-def _class_hub_ids(reference: FunctionRef) -> list[str]:
-    """``DATASET_PATH`` of a task that is a Python class, without importing it."""
-    import ast
-
-    tree = ast.parse(reference.file.read_text(encoding="utf-8"))
-    assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    found = [
-        node.value.value
-        for node in assignments
-        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        if any(isinstance(target, ast.Name) and target.id == "DATASET_PATH" for target in node.targets)
-    ]
-    return found[:1]

@@ -185,6 +185,8 @@ class PromptConfig:
 class AnswerConfig:
     """One shard: documents ``start`` to ``stop`` (half open) of the leaf lm-eval task ``task``, each asked as often as
     its task says, or the repeats from ``repeat_start`` to ``repeat_stop`` of that.
+
+    With ``limit_seed`` they are counted in an order that is drawn with it (``order.py``), not in the task's own.
     """
 
     task: str = identity()
@@ -193,11 +195,13 @@ class AnswerConfig:
     scoring_overrides: dict[str, Any] = execution(factory=dict)  # those of SCORING_SETTINGS
     start: int = identity()
     stop: int = identity()
+    limit_seed: int | None = identity(None, neutral=None)
     repeat_start: int = identity(0, neutral=0)
     repeat_stop: int | None = identity(None, neutral=None)  # None: the last one
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
-    harness: str = identity()  # lm-eval's version and the digest of extra task files
+    harness: str = identity()  # lm-eval's version and the digests of other task files and of local data
     include_paths: list[str] = execution(factory=list)
+    reads: list[str] = execution(factory=list)  # names of local files that the task reads beside its own folder
     engine: EngineConfig = identity(factory=EngineConfig)
     # Version of the arithmetic that stands in for kernels which a CPU lacks; None where nothing can be simulated.
     simulation: int | None = identity(None, neutral=None)
@@ -217,7 +221,8 @@ class LeafConfig:
 
     task: str = identity()
     overrides: dict[str, Any] = identity(factory=dict, neutral={})
-    harness: str = identity()  # lm-eval's version and the digest of extra task files
+    harness: str = identity()  # as of its answers
+    reads: list[str] = execution(factory=list)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """lm-eval's tasks over local data, and their documents as requests, exactly as lm-eval builds them.
 
-Few-shot examples are drawn from one random stream that every document moves on, so the prompts of a range are right
-only if all documents before it were built as well: a task is built once and sliced.
+Few-shot examples are drawn from one random stream that every document moves on, so the prompts of some documents are
+right only if all documents before them were built as well (0.5 ms each): a task is built once, and some are taken.
 """
 
 import random
@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, DataError, StageError, one_line
 from stages.evaluate.gen_kwargs import LENGTH_NAMES
+from stages.evaluate.opened import only_known_files
+from stages.evaluate.refusals import refused_kind, unfit_environment
+from stages.evaluate.task_files import home_of
 from stages.evaluate.task_index import Entry, build_index
+from stages.local_files import found
 
 if TYPE_CHECKING:
     from stages.evaluate.config import PromptConfig
@@ -74,11 +78,12 @@ class BuiltTask:
         """Documents of the whole task."""
         return len(self._docs)
 
-    def documents(self, start: int, stop: int) -> list[Document]:
-        """Documents ``start`` to ``stop`` (half open), with prompts as if the whole task had been built."""
-        while len(self._built) < stop:
-            self._built.append(self._build(len(self._built)))
-        return self._built[start:stop]
+    def documents(self, doc_ids: Sequence[int]) -> list[Document]:
+        """The documents with those numbers, with prompts as if the whole task had been built."""
+        with only_known_files(self.task.config.task, self.task.known_files):
+            while len(self._built) <= max(doc_ids):
+                self._built.append(self._build(len(self._built)))
+        return [self._built[doc_id] for doc_id in doc_ids]
 
     def _build(self, doc_id: int) -> Document:
         document = Document(doc_id, self._docs[doc_id])
@@ -111,11 +116,17 @@ class BuiltTask:
 
 
 def load_task(
-    name: str, overrides: Mapping[str, Any], include_paths: Sequence[str], data: Mapping[str, Path], rows_dir: Path
+    name: str,
+    overrides: Mapping[str, Any],
+    include_paths: Sequence[str],
+    data: Mapping[str, Path],
+    rows_dir: Path,
+    reads: Sequence[str] = (),
 ) -> Any:
     """lm-eval's task object, its data sets read from the directories ``data`` (by hub id) and nowhere else.
 
-    ``rows_dir`` must be new: the datasets library keys its cache by name, so an old one can hold other rows.
+    ``reads`` names the local files that it may read beside those in its own folder.  ``rows_dir`` must be new: the
+    datasets library keys its cache by name, so an old one can hold other rows.
     Raises ConfigError for a task that cannot run here, DataError for data that is missing or does not fit the task.
     """
     import numpy as np
@@ -125,21 +136,31 @@ def load_task(
     assert entry.path is not None
     _compile_templates_once()
     config = {**entry.config, **overrides}
-    _check_safe(name, config)  # before its file is imported, which may look for a code runner
+    if (line := refused_kind(name, config)) is not None:  # before its file is imported, which may look for a runner
+        raise ConfigError(line)
     reading = _Reading(data, rows_dir, config.get("test_split") or config.get("validation_split"))
     random.seed(0)  # lm-eval's own seeds: a task may shuffle its documents
     np.random.seed(1234)
     try:
-        with _only_local_data(reading):
-            manager = TaskManager(include_defaults=False, include_path=str(entry.path.parent))
+        manager = TaskManager(include_defaults=False, include_path=str(entry.path.parent))
+        known_files = _known_files(entry, reading, reads)
+        with _only_local_data(reading), only_known_files(name, known_files):
             member = {"task": name, **overrides}
             task = manager.load([{"group": "one", "task": [member]}])["tasks"][name]
     except StageError:
         raise
     except Exception as error:
+        if (line := unfit_environment(name, error)) is not None:
+            raise ConfigError(line) from error
         raise DataError(f"task {name} does not load from its data: {one_line(error)}") from error
-    _check_supported(name, task)
+    task.known_files = known_files  # what its code may read later as well
     return task
+
+
+def _known_files(entry: Entry, reading: _Reading, reads: Sequence[str]) -> list[Path]:
+    home = home_of(entry)
+    beside = [] if home is None else [path for path in home.iterdir() if path.is_file()]
+    return [*beside, *(file for name in reads for file in found(name)), *reading.data.values(), reading.rows_dir]
 
 
 def data_sets(inputs: Mapping[str, Path]) -> dict[str, Path]:
@@ -220,17 +241,6 @@ def _splits(path: str, loaded: Any, docs_split: str | None) -> Any:
             return next(iter(self.values())).select([])
 
     return Splits(loaded)
-
-
-def _check_safe(name: str, config: Mapping[str, Any]) -> None:
-    if config.get("unsafe_code"):
-        raise ConfigError(f"task {name} runs code that the model wrote; that needs a sandbox, which is not here yet")
-
-
-def _check_supported(name: str, task: Any) -> None:
-    _check_safe(name, {"unsafe_code": getattr(task, "UNSAFE_CODE", False)})
-    if getattr(task, "MULTIMODAL", False):
-        raise ConfigError(f"task {name} shows images or plays sound; only text is supported")
 
 
 def _set_num_fewshot(task: Any, wanted: int | None) -> int:

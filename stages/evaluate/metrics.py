@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.errors import ConfigError
 from stages.evaluate.artifact import MetricFacts
+from stages.evaluate.refusals import NAMELESS
 
 _OF_REPEATS = re.compile(r"_(pass|majority)@\d+$")  # what scoring makes of a metric of repeated answers
 
@@ -44,4 +45,4 @@ def _aggregation(metric: str, function: Any, roots: Sequence[Path]) -> dict[str,
         for root in roots:
             if file.is_relative_to(root.resolve()):
                 return {"file": file.relative_to(root.resolve()).as_posix(), "function": name}
-    raise ConfigError(f"metric {metric} is aggregated by a function that cannot be found by name; use another task")
+    raise ConfigError(f"metric {metric} {NAMELESS}")

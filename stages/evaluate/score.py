@@ -16,6 +16,7 @@ from stages.evaluate.differences import check_one_arithmetic, differences
 from stages.evaluate.harness import data_sets, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
+from stages.evaluate.opened import check_unchanged, only_known_files
 from stages.evaluate.scoring import score_documents
 from stages.evaluate.task_index import task_roots
 
@@ -49,8 +50,10 @@ def _score_leaf(
     asked = _agreed(leaf.task, {name: read_answer_facts(path, name) for name, path in shards.items()})
     answered = _together(leaf.task, [each for name, path in shards.items() for each in read_answers(path, name)])
     _check_pass_at(leaf.task, config, answered)
-    task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir)
-    samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
+    check_unchanged(leaf.task, leaf.harness, leaf.reads)
+    task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir, leaf.reads)
+    with only_known_files(leaf.task, task.known_files):
+        samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
     _check_some_scored(leaf.task, samples)
     return samples, _facts(task, asked, samples, config)
 

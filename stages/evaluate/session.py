@@ -21,6 +21,8 @@ from stages.evaluate.engines.family import family
 from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
 from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
 from stages.evaluate.metrics import metric_facts
+from stages.evaluate.opened import check_unchanged
+from stages.evaluate.order import documents_of
 from stages.evaluate.reasoning import AUTO, Reasoning, find_reasoning
 from stages.evaluate.task_index import task_roots
 
@@ -133,7 +135,7 @@ class Session:
         _check_size(config, built.num_docs)
         # Refuses what cannot be averaged before it is paid.
         _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
-        documents = built.documents(config.start, config.stop)
+        documents = built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
         self.model.tokenize(instance for document in documents for instance in document.instances)
         work = [_encode(document, self.model, config, built.reasoning) for document in documents]
         _check_repeats(config, work)
@@ -195,7 +197,9 @@ class Session:
 
 def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
     """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
-    task = load_task(config.task, config.overrides | config.scoring_overrides, config.include_paths, data, rows_dir)
+    check_unchanged(config.task, config.harness, config.reads)
+    overrides = config.overrides | config.scoring_overrides
+    task = load_task(config.task, overrides, config.include_paths, data, rows_dir, config.reads)
     if config.engine.is_endpoint and task.OUTPUT_TYPE != "generate_until":
         raise ConfigError(config.engine.refusal(config.task))
     template = _chat_template(config.prompt, model)
@@ -259,7 +263,7 @@ def _key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -
 
 
 def _range(config: "AnswerConfig") -> tuple[int | None, ...]:
-    return config.start, config.stop, config.repeat_start, config.repeat_stop
+    return config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop
 
 
 def _check_size(config: "AnswerConfig", num_docs: int) -> None:

@@ -138,6 +138,13 @@ def _load(path: Path, includes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return merged | own
 
 
+def included_files(path: Path) -> list[Path]:
+    """Every file that a task's file includes, directly or not."""
+    own = _parse(path).get("include", [])
+    named = [Path(os.path.normpath(path.parent / name)) for name in ([own] if isinstance(own, str) else own)]
+    return [file for include in named for file in (include, *included_files(include))]
+
+
 def _parse(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         loader = _Loader(stream)

@@ -171,6 +171,7 @@ def _task(task: str, leaves: dict[str, int]) -> dict[str, Any]:
         "apply_chat_template": False,
         "fewshot_as_multiturn": False,
         "limit": next(iter(leaves.values())),
+        "limit_order": "first",  # as lm-eval
         "gen_kwargs": {"max_gen_toks": MAX_GEN_TOKS},
         "leaves": list(leaves) if task == MMLU else None,
     }

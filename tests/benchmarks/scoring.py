@@ -190,7 +190,7 @@ class Bench:
             task = load_task(leaf, overrides, (), data, self._work_dir / f"rows_{row.task}_{index}")
             prompt = PromptConfig(num_fewshot=row.num_fewshot, apply_chat_template=row.chat)
             built = BuiltTask(task, prompt, self.ours.apply_chat_template if row.chat else None)
-            documents = built.documents(0, min(portion, built.num_docs))
+            documents = built.documents(range(min(portion, built.num_docs)))
             assert not any(document.error for document in documents), documents[0].error
             requests += [instance for document in documents for instance in document.instances]
         return requests

@@ -16,7 +16,7 @@ from pipeline.config.bad_input import check_nothing_is_blank
 from pipeline.config.schema import Config, TaskConfig, register
 from pipeline.config.sweep import expand
 from pipeline.errors import UserError
-from pipeline.planning.task_facts import own_tasks_dir
+from pipeline.planning.task_catalog import own_tasks_dir
 from stages.evaluate.catalog import describe
 from stages.evaluate.task_index import build_index
 from stages.evaluate.task_index import expand as expand_task

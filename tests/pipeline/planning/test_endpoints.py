@@ -11,10 +11,12 @@ from pipeline.__main__ import main
 from pipeline.errors import UserError
 from pipeline.planning.endpoints import check_engines
 from pipeline.planning.estimate import Estimator
+from pipeline.planning.facts import resolve
+from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import bytes_to_write, check_gpu_memory, gpu_memory
 from pipeline.planning.plan import Plan
 from pipeline.results.environment import environment
-from tests.pipeline.planning.test_plan import by_stage, planned
+from tests.pipeline.planning.test_plan import by_stage, planned, trials_of
 
 ROOT = Path(__file__).parents[3]
 SERVER = ["engine=endpoint", "engine.url=http://host:8000/v1", "engine.served_model=own"]
@@ -29,8 +31,10 @@ LLAMA |= {"num_attention_heads": 4, "vocab_size": 384}
 
 
 def checked(tmp_path: Path, *cli: str) -> Plan:
-    plan = planned(tmp_path, *cli)
-    check_engines(plan, tmp_path / "cache")
+    trials = trials_of(*cli)
+    facts = resolve(trials, tmp_path / "cache")
+    plan = make_plan("test", trials, facts)
+    check_engines(plan, facts)
     check_gpu_memory(plan)
     return plan
 

@@ -143,6 +143,21 @@ def test_a_limit_counts_documents_of_every_leaf(tmp_path: Path) -> None:
     assert set(documents) == {7}
 
 
+def test_a_limit_draws_the_same_sample_for_all_trials_and_no_limit_draws_none(tmp_path: Path) -> None:
+    def asked(*changed: str) -> dict[str, set[int | None]]:
+        plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.limit=130", *changed)
+        found: dict[str, set[int | None]] = {}
+        for step in by_stage(plan, "answer"):
+            found.setdefault(step.config.task, set()).add(step.config.limit_seed)
+        return found
+
+    drawn = ["tasks.tabular.limit_order=random"]
+    assert asked() == {"mathador": {None}, "tabular_iris": {None}, "tabular_wine": {None}}
+    assert asked(*drawn) == {"mathador": {None}, "tabular_iris": {None}, "tabular_wine": {0}}, "iris has no more"
+    assert asked(*drawn, "tasks.tabular.limit_seed=7")["tabular_wine"] == {7}
+    assert asked(*drawn, "tasks.tabular.limit=null")["tabular_wine"] == {None}
+
+
 def test_comparisons_pair_a_trial_with_its_base(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke")
     for step in by_stage(plan, "compare"):

@@ -47,7 +47,7 @@ def as_text(value):
 
 def test_facts_need_no_data_and_no_heavy_import():
     code = (
-        "import sys, json; from stages.evaluate.catalog import describe; facts = describe(['mmlu', 'squadv2']);"
+        "import sys, json; from stages.evaluate.catalog import describe; facts = describe(['mmlu', 'fda']);"
         "print(json.dumps([facts, sorted({'torch', 'lm_eval', 'datasets', 'transformers'} & {*sys.modules})]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -60,7 +60,7 @@ def test_facts_need_no_data_and_no_heavy_import():
     assert mmlu["group_metric"] == "acc,none"
     assert set(mmlu["num_docs"].values()) == {None}
     assert mmlu["datasets"]["mmlu_anatomy"] == ["cais/mmlu"]
-    assert facts["squadv2"]["datasets"] == {"squadv2": ["lighteval/squad_v2"]}
+    assert facts["fda"]["datasets"] == {"fda": ["hazyresearch/based-fda"]}
 
 
 def test_the_command_answers_json_with_json():

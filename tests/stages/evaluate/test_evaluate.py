@@ -14,6 +14,7 @@ from stages.errors import ConfigError, DataError, EngineError
 from stages.evaluate.answer import announce, answer, exchange, open_session, session_key
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import Generation, Score
+from stages.evaluate.order import documents_of
 from stages.evaluate.session import Session
 from stages.quantize import Algorithm
 from tests.evaluation import evaluate
@@ -67,8 +68,12 @@ generation_kwargs: {until: [], max_gen_toks: 4}
 metric_list: [{metric: length, aggregation: !function code.longest, higher_is_better: true}]
 """,
 }
+TASKS["quiz_peeks"] = (
+    TASKS["quiz_code"].replace("code.measure", "code.peek").replace("!function code.prompt", "question")
+)
 TASKS["quiz_broken"] = TASKS["quiz_code"].replace("code.measure", "code.fail")
 CODE = """
+import os
 class TimedOut(BaseException):
     "As math-verify's"
 def prompt(doc):
@@ -81,6 +86,8 @@ def measure(doc, results):
     if doc["question"].startswith("Which 7"):
         raise TimedOut("too long")
     return {"length": len(results[0]), "words": results[0].split()}
+def peek(doc, results):
+    return {"length": len(open(os.environ["ELSEWHERE"]).read())}
 def fail(doc, results):
     raise ValueError("no number")
 def longest(values):
@@ -306,6 +313,15 @@ def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
     assert facts == first_facts
 
 
+def test_a_drawn_sample_keeps_the_numbers_and_prompts_that_its_documents_have(run, config_of):
+    """Examples are drawn from one stream that all documents move on, those between as well."""
+    rows = {row["doc_id"]: row for row in run(config_of("quiz_letter", num_fewshot=3))[1]}
+    config = replace(config_of("quiz_letter", num_fewshot=3, stop=3), limit_seed=2)
+    sample = run(config)[1]
+    assert [row["doc_id"] for row in sample] == documents_of(NUM_DOCS, 0, 3, 2) != [0, 1, 2]
+    assert sample == [rows[row["doc_id"]] for row in sample]
+
+
 def test_a_document_whose_prompt_or_score_fails_is_missing_and_the_shard_lives(run, config_of):
     metrics, rows, facts = run(config_of("quiz_code"))
     assert metrics["num_missing"] == 3
@@ -317,6 +333,13 @@ def test_a_document_whose_prompt_or_score_fails_is_missing_and_the_shard_lives(r
     assert len(rows[5]["responses"]) == 1
     assert json.loads(rows[0]["words,none"]) == rows[0]["responses"][0].split()
     assert facts["metrics"]["length,none"]["aggregation"] == {"file": "code.py", "function": "longest"}
+
+
+def test_a_score_that_reads_what_nobody_foresaw_is_refused(run, config_of, tmp_path, monkeypatch):
+    (tmp_path / "words.txt").write_text("seven words")
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "words.txt"))
+    with pytest.raises(DataError, match=r"^task quiz_peeks reads /.*/words.txt, which the plan did not know of"):
+        run(config_of("quiz_peeks"))
 
 
 def test_a_task_that_scores_nothing_fails_with_its_first_error(run, config_of):

@@ -52,7 +52,7 @@ def test_prompts_are_lm_evals(card, model, tmp_path):
     overrides = settings.get("overrides", {})
 
     task = load_task(CARDS[card], overrides, (), {hub_id: HUB / hub_id}, tmp_path / "ours")
-    documents = BuiltTask(task, prompt, model.apply_chat_template).documents(0, NUM_DOCS)
+    documents = BuiltTask(task, prompt, model.apply_chat_template).documents(range(NUM_DOCS))
     expected = lm_evals_digests(CARDS[card], hub_id, prompt, model, tmp_path / "theirs")
     assert [document.error for document in documents] == [None] * NUM_DOCS
     assert [prompt_digest(document.instances) for document in documents] == expected

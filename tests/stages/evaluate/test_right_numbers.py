@@ -115,7 +115,7 @@ def model_of(tiny_model):
 
 def built(task, prompt, model):
     template = model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
-    return BuiltTask(task, prompt, template if prompt.apply_chat_template else None).documents(0, 10)
+    return BuiltTask(task, prompt, template if prompt.apply_chat_template else None).documents(range(10))
 
 
 def texts(documents):
@@ -132,7 +132,7 @@ def own_questions(documents):
 def test_a_text_is_conditioned_on_one_bos_token(task_of, model_of, compat):
     model = model_of(bos=True)
     task = task_of("rolling")
-    (document, *_) = BuiltTask(task, PromptConfig(apply_chat_template=False), None).documents(0, 1)
+    (document, *_) = BuiltTask(task, PromptConfig(apply_chat_template=False), None).documents(range(1))
     (request,) = model.encode(document.instances[0], harness_compat=compat).scores
     bos = model.tokenizer.bos_token_id
     assert request.context == (bos,)

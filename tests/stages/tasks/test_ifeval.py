@@ -34,7 +34,7 @@ def test_prompts_and_verdicts_are_lm_evals(tmp_path):
     names = {"ours": "ifeval_strict", "theirs": "leaderboard_ifeval"}
     tasks = {side: load_task(name, {}, (), {HUB_ID: HUB / HUB_ID}, tmp_path / side) for side, name in names.items()}
     documents = {
-        side: BuiltTask(task, PromptConfig(apply_chat_template=False), None).documents(0, 100)
+        side: BuiltTask(task, PromptConfig(apply_chat_template=False), None).documents(range(100))
         for side, task in tasks.items()
     }
     digests = {side: [prompt_digest(document.instances) for document in built] for side, built in documents.items()}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -102,6 +103,41 @@ def test_whole_texts_score_as_in_lm_eval(model, reference, text):
     (found,) = model.loglikelihood_rolling([rolling(text)])
     (expected,) = reference.loglikelihood_rolling([rolling(text)], disable_tqdm=True)
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_windows_of_a_long_text_are_two_tokens_shorter_than_lm_evals_transformers_adapter_has_them(model, tiny_model):
+    """As in its vLLM adapter.  A text that fits into one is scored alike."""
+    from lm_eval.models.huggingface import HFLM
+
+    whole = HFLM(str(tiny_model), dtype="float32", device="cpu", max_length=WINDOW)
+    texts = [rolling("short"), rolling("a text of several windows, " * 40)]
+    found = model.loglikelihood_rolling(texts)
+    expected = whole.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert found[0] == pytest.approx(expected[0], abs=1e-3)
+    assert found[1] != pytest.approx(expected[1], abs=1e-1)
+
+
+def test_special_tokens_that_a_model_writes_stay_in_its_answer(model, engine, reference):
+    import torch
+
+    special = model.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    (text,) = model.generate_until([writing("one", max_gen_toks=4)])
+    first = model.tokenizer.encode(text, add_special_tokens=False)[0]
+    heads = [loaded.get_output_embeddings().weight for loaded in (engine._model, reference.model)]
+
+    def exchange():
+        with torch.no_grad():
+            for weight in heads:
+                weight[[first, special]] = weight[[special, first]]
+
+    exchange()
+    try:
+        (ours,) = model.generate_until([writing("one", max_gen_toks=4)])
+        (theirs,) = reference.generate_until([writing("one", max_gen_toks=4)], disable_tqdm=True)
+    finally:
+        exchange()
+    assert ours.startswith("<|im_start|>")
+    assert theirs == re.sub(r"<\|\w*\|>", "", ours), "lm-eval's transformers adapter drops them"
 
 
 def test_greedy_texts_equal_lm_evals_own_adapter(model, reference):

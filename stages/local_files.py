@@ -1,0 +1,48 @@
+"""Local files that belong to what is asked for: found by the names and patterns that settings give, and digested."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from stages.errors import DataError
+
+
+def found(name: str) -> list[Path]:
+    """The files of a name: a file, a folder with all below it, or a pattern.  Raises DataError where there is none."""
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    matches = [path] if path.is_dir() else sorted(Path(path.anchor).glob(name.lstrip("/")))
+    files = [file for match in matches for file in ([match] if match.is_file() else _below(match))]
+    if not files:
+        raise DataError(f"{name} is not there, or holds no files")
+    return list(dict.fromkeys(files))
+
+
+def digest_files(names: Iterable[str]) -> str:
+    """Sha256 over the files of each name in turn: their contents, and their places from where the name is."""
+    rows = [[_place(file, name), _digest(file)] for name in names for file in found(name)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Without what is hidden or compiled, which no data library reads."""
+    for path, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__pycache__")
+        yield from (Path(path, name) for name in sorted(names) if not name.startswith(".") and name[-4:] != ".pyc")
+
+
+def _place(file: Path, name: str) -> str:
+    """From the folder that is named, or from the last that a pattern names plainly: the same on every machine."""
+    start = Path(name)
+    while glob.has_magic(str(start)) and not start.exists():
+        start = start.parent
+    return file.name if file == start else os.path.relpath(file, start)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
