@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.instance import Instance  # noqa: TID253
 from lm_eval.api.model import TemplateLM  # noqa: TID253
 
-from stages.checkpoints.chat import DATE
+from stages.checkpoints.chat import DATE, template_variables
 from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, response_of
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
@@ -130,10 +130,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     @cached_property
     def template_variables(self) -> frozenset[str]:
         """What the chat template reads beside the messages and the tokenizer's own tokens."""
-        import jinja2
-        from jinja2 import meta
-
-        found = meta.find_undeclared_variables(jinja2.Environment().parse(self.tokenizer.get_chat_template()))
         given = {
             "messages",
             "add_generation_prompt",
@@ -141,7 +137,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             "strftime_now",
             *self.tokenizer.special_tokens_map,
         }
-        return frozenset(found - given)
+        return template_variables(self.tokenizer.get_chat_template()) - given
 
     def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> str:
         text: str = self.tokenizer.apply_chat_template(

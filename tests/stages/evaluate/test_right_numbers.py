@@ -302,6 +302,19 @@ def test_a_model_is_told_whether_to_think_and_only_its_answer_is_read(
     assert facts.comparable["reasoning_end"] == "</think>" and facts.comparable["chat_template_kwargs"] == kwargs
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}])
+def test_templates_may_mark_what_is_written_and_leave_loops(tasks_dir, task_of, model_of, tmp_path, kwargs):
+    task_of("plain")
+    template = (
+        "{% for message in messages %}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}{{ enable_thinking }}"
+    )
+    prompt = PromptConfig(chat_template_kwargs=kwargs)
+    config = AnswerConfig(task="plain", stop=4, start=0, harness="h", include_paths=[str(tasks_dir)], prompt=prompt)
+    built = build_task(config, {"own/rows": tmp_path / "rows"}, model_of(template), tmp_path / "read")
+    assert built.documents([0])[0].error is None
+
+
 def test_what_the_template_does_not_read_is_refused(tasks_dir, task_of, model_of, tmp_path):
     task_of("plain")
     prompt = PromptConfig(chat_template_kwargs={"enable_thinkin": False})
