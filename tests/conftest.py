@@ -80,7 +80,7 @@ _LONGEST = ("test_end_to_end.py", "test_kill_anywhere.py", "test_vllm.py", "test
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test is quick that is not marked as anything dearer, by its marks, its module or its fixtures.
 
-    Where tests run side by side the files with long ones begin, the longest first, so that none is left over at the end.
+    Where tests run side by side the files with long ones begin, the longest first: none is left over at the end.
     """
     if hasattr(config, "workerinput"):
         long = {item.path for item in items if {mark.name for mark in item.iter_markers()} & {"vllm", "e2e"}}
