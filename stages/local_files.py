@@ -53,7 +53,7 @@ def local_identity(
     digest: Callable[[Sequence[str], Collection[str]], str] = digest_files,
 ) -> str:
     """Digests of a task's own folder, and of what ``reads`` names, which lies elsewhere."""
-    own = "" if home is None else f"+{home.name}-{_digest_home(home, parts)[:12]}"
+    own = "" if home is None else f"+{Path(os.path.realpath(home)).name}-{_digest_home(home, parts)[:12]}"
     named = [name for name in reads if any(os.path.realpath(file) not in parts.apart for file in found(name))]
     return own + (f"+files-{digest(named, parts.apart)[:12]}" if named else "")
 
