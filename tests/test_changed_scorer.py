@@ -18,8 +18,9 @@ def judge(doc, results):
 """
 
 
+@pytest.mark.full
 @pytest.mark.e2e
-def test_a_changed_scorer_scores_the_stored_answers(lab: Path) -> None:  # noqa: F811
+def test_a_changed_scorer_scores_the_stored_answers(lab: Path) -> None:
     (lab / "tasks" / "code.py").write_text(CODE)
     leaf = lab / "tasks" / "whole.yaml"
     said = leaf.read_text().replace('"{{question}}"', "!function code.text")
@@ -31,9 +32,13 @@ def test_a_changed_scorer_scores_the_stored_answers(lab: Path) -> None:  # noqa:
     planned = run(lab, "only=[whole]", "mode=plan")
     assert re.search(r"^ *answer +0 +1 ", planned.stdout, re.MULTILINE), planned.stdout
     why = run(lab, "only=[whole]", "mode=why")
-    print(first.stdout, planned.stdout, why.stdout)
+    assert re.search(
+        r"^score-\w+ tiny/bf16-whole\n +leaves: .*'harness': .* -> .*'harness': ", why.stdout, re.MULTILINE
+    )
     again = run(lab, "only=[whole]")
-    print(again.stdout)
+    assert "\n2 steps run" in again.stdout, "the scores and what they are compared to"
     rows = {row["task"]: row for row in load(lab / "results" / "store", "tiny").summary().to_pylist()}
     assert rows["whole"]["score"] == 0.75
-    assert 0
+    (lab / "tasks" / "code.py").write_text(CODE.replace('doc["question"]', 'doc["question"] + " "'))
+    planned = run(lab, "only=[whole]", "mode=plan")
+    assert re.search(r"^ *answer +1 +0 ", planned.stdout, re.MULTILINE), planned.stdout

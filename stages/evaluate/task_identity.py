@@ -24,7 +24,7 @@ from stages.evaluate.task_code import function_refs
 from stages.evaluate.task_effects import is_opaque, names_code
 from stages.evaluate.task_files import home_of
 from stages.evaluate.task_index import Entry, FunctionRef, included_files, settings_of
-from stages.evaluate.task_slices import live, module_name, plain, reached, texts_in, trees, without_imports
+from stages.evaluate.task_slices import is_deep, live, module_name, plain, reached, texts_in, trees, without_imports
 from stages.local_files import Parts, files_in, found, local_identity
 
 _NO_PROMPTS = SCORING_SETTINGS | {"task_alias", "tag"}
@@ -74,6 +74,8 @@ class _Leaf:
 
     def identities(self) -> Identities:
         """A task that is a Python class stays whole: what it asks and how it scores is one."""
+        if any(map(is_deep, self._modules.values())):
+            return Identities()
         everything = [node for tree in self._modules.values() for node in tree.body]
         texts = [*_strings(self._config), *texts_in(everything)]
         hides = is_opaque(everything) or any(map(names_code, _strings(self._config)))

@@ -14,6 +14,7 @@ from typing import Any
 
 from stages.evaluate.task_effects import defined_names, is_docstring, may_go, texts_of
 
+_MAX_DEPTH = 100
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -29,6 +30,14 @@ def trees(files: Iterable[Path]) -> dict[Path, ast.Module]:
     """The syntax trees of those that Python can read."""
     found = {file: _tree(file.read_bytes()) for file in files}
     return {file: tree for file, tree in found.items() if tree is not None}
+
+
+def is_deep(tree: ast.AST) -> bool:
+    """Whether it nests so far that Python's own limit of recursion, which differs by caller, may come into it."""
+    level, depth = [tree], 0
+    while level and depth <= _MAX_DEPTH:
+        level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
+    return depth > _MAX_DEPTH
 
 
 def reached(starts: Iterable[Path], known: Mapping[Path, ast.Module]) -> list[Path]:

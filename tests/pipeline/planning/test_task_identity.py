@@ -1,9 +1,9 @@
 """Whatever a task is made of or reads belongs to its identity, however it is named; what cannot be is refused here."""
 
-import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -311,6 +311,11 @@ def test_a_task_that_is_a_class_is_one_with_its_scorer(leaf: Path) -> None:
     assert changed(leaf, *OF_SCORING["the scorer"]) == ["prompts", "whole"]
 
 
+def test_code_that_nests_without_end_stays_whole(leaf: Path) -> None:
+    (leaf / "code.py").write_text(CODE.replace("def judge", f"LONG = {' + '.join(['1'] * 900)}\ndef judge"))
+    assert changed(leaf, *OF_SCORING["the scorer"]) == ["prompts", "whole"]
+
+
 def test_a_scorer_in_a_module_of_its_own_may_change_its_place(leaf: Path) -> None:
     before = known_by(leaf)
     (leaf / "scoring.py").write_text("import math\ndef judge(doc, results):\n    return {'acc': math.pi}\n")
@@ -322,16 +327,19 @@ def test_a_scorer_in_a_module_of_its_own_may_change_its_place(leaf: Path) -> Non
 def test_a_plan_asks_again_what_prompts_depend_on_and_scores_again_the_rest(
     leaf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slots = {"leaf": TaskConfig(task="leaf", num_docs={"leaf": 3}, datasets={"own/rows": None})}
-
-    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}:{leaf}" if "PYTHONPATH" in os.environ else str(leaf))
-    made = [steps(leaf.parents[1], slots)["leaf"]]
-    for edit in ("the scorer", "the text's function"):
-        name, old, new = (OF_SCORING | OF_PROMPTS)[edit]
-        (leaf / name).write_text((leaf / name).read_text().replace(old, new))
-        made.append(steps(leaf.parents[1], slots)["leaf"])
-    differ = [[one != other for one, other in zip(*pair, strict=True)] for pair in itertools.pairwise(made)]
-    assert differ == [[False, True], [True, True]]
+    """One task gets another scorer, its copy other prompts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(leaf)]))
+    edits = {"leaf": OF_SCORING["the scorer"], "copy": OF_PROMPTS["the text's function"]}
+    shutil.copytree(leaf, copy := leaf.with_name("copy"))
+    (copy / "leaf.yaml").write_text(LEAF.replace("task: leaf", "task: copy"))
+    slots = {name: TaskConfig(task=name, num_docs={name: 3}, datasets={"own/rows": None}) for name in edits}
+    before = steps(leaf.parents[1], slots)
+    for home, (name, old, new) in edits.items():
+        file = leaf.with_name(home) / name
+        file.write_text(file.read_text().replace(old, new))
+    after = steps(leaf.parents[1], slots)
+    differ = {name: [one != other for one, other in zip(before[name], after[name], strict=True)] for name in slots}
+    assert differ == {"leaf": [False, True], "copy": [True, True]}
 
 
 def test_a_worker_refuses_what_is_not_as_planned_only_where_it_matters(leaf: Path) -> None:
