@@ -60,7 +60,9 @@ def live(modules: Mapping[Path, ast.Module], names: Iterable[str]) -> dict[Path,
     kept = {id(node) for tree in modules.values() for node in tree.body} - {id(node) for node in dropped}
     mentioned = set(names)
     waiting = [node for tree in modules.values() for node in tree.body if id(node) in kept]
-    while waiting:
+    is_begun = False
+    while waiting or not is_begun:  # a module may do nothing but define
+        is_begun = True
         mentioned |= {name for node in waiting for name in _mentions(node)}
         waiting = [node for node in dropped if id(node) not in kept and mentioned.intersection(defined_names(node))]
         kept |= {id(node) for node in waiting}

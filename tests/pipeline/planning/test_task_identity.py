@@ -306,6 +306,13 @@ def test_a_scorer_that_prompts_may_find_otherwise_than_by_name_is_a_part_of_them
     assert changed(leaf, *OF_SCORING["the scorer"]) == ["prompts", "whole"]
 
 
+def test_a_module_that_does_nothing_but_define_is_no_other(leaf: Path) -> None:
+    defined = "def text(doc):\n    return doc['question']\ndef docs(rows):\n    return rows\n"
+    (leaf / "code.py").write_text(defined + "def judge(doc, results):\n    return {'acc': 1}\n")
+    assert changed(leaf, "code.py", "doc['question']", "doc['query']") == ["prompts", "whole"]
+    assert changed(leaf, "code.py", "'acc': 1", "'acc': 0") == ["whole"]
+
+
 def test_a_task_that_is_a_class_is_one_with_its_scorer(leaf: Path) -> None:
     (leaf / "leaf.yaml").write_text("task: leaf\nclass: !function code.Layout\n")
     assert changed(leaf, *OF_SCORING["the scorer"]) == ["prompts", "whole"]
