@@ -67,13 +67,13 @@ def ranges(num_items: int, size: int) -> list[tuple[int, int]]:
 
 def answer_config(config: Config, task: TaskConfig, leaf: str, known: TaskFacts, shard: Shard) -> AnswerConfig:
     """What a shard is asked."""
-    overrides = known.overrides[leaf]
+    overrides, scoring = known.overrides[leaf], _scoring_settings(known, leaf)
     repeat_start, repeat_stop = shard.repeats or (0, None)
     return AnswerConfig(
         task=leaf,
         prompt=PromptConfig(**{each.name: getattr(task, each.name) for each in fields(PromptConfig)}),
-        overrides={name: value for name, value in overrides.items() if name not in SCORING_SETTINGS},
-        scoring_overrides={name: value for name, value in overrides.items() if name in SCORING_SETTINGS},
+        overrides={name: value for name, value in overrides.items() if name not in scoring},
+        scoring_overrides={name: value for name, value in overrides.items() if name in scoring},
         start=shard.start,
         stop=shard.stop,
         limit_seed=limit_seed(task, known, leaf),
@@ -87,6 +87,12 @@ def answer_config(config: Config, task: TaskConfig, leaf: str, known: TaskFacts,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
         weights_alone=_is_weights_alone(config),
     )
+
+
+def _scoring_settings(known: TaskFacts, leaf: str) -> frozenset[str]:
+    """Of choices lm-eval asks for more where a metric needs it (acc_mutual_info)."""
+    writes = known.output_types[leaf] == "generate_until"
+    return SCORING_SETTINGS if writes else SCORING_SETTINGS - {"metric_list"}
 
 
 def score_config(config: Config, task: TaskConfig, known: TaskFacts) -> ScoreConfig:

@@ -254,3 +254,12 @@ def test_what_a_gpu_cannot_multiply_is_another_result_and_nothing_else(tmp_path:
     assert unknown == new and not any(alone for alone, _ in new.values())
     assert {recipe for recipe, (alone, _) in old.items() if alone} == {"w8a8_fp"}
     assert {recipe for recipe in new if old[recipe] != new[recipe]} == {"w8a8_fp"}
+
+
+def test_other_metrics_score_again_and_ask_again_only_where_they_need_more_answers(tmp_path: Path) -> None:
+    metric = "++tasks.{}.overrides.metric_list=[{{metric: {}, aggregation: mean, higher_is_better: true}}]"
+    plain = planned(tmp_path, "+sweep=smoke")
+    for slot, name, asked_again in (("mathador", "exact_match", False), ("tabular", "acc_mutual_info", True)):
+        changed = planned(tmp_path, "+sweep=smoke", metric.format(slot, name))
+        new = {step.stage.name for ref, step in changed.steps.items() if ref not in plain.steps}
+        assert new == {"score", "compare"} | ({"answer"} if asked_again else set())
