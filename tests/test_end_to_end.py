@@ -125,6 +125,20 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
 
 
 @pytest.mark.e2e
+def test_a_new_scorer_scores_what_was_answered_where_no_model_could_run(tiny: Path) -> None:
+    """All numbers are those of before; the process finds no torch, no transformers and no vLLM."""
+    assert run(tiny).returncode == 0
+    before = rows(run(tiny).stdout)
+    program = [sys.executable, "-m", "tests.new_scorer", *command()[3:], "cluster=inline"]
+    done = subprocess.run(
+        program, cwd=tiny, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16 steps run" in done.stdout, "scores and comparisons of four trials on two tasks"
+    assert rows(done.stdout) == before
+
+
+@pytest.mark.e2e
 def test_a_failure_is_told_and_the_rest_is_done_without_a_tracking_server(tiny: Path) -> None:
     nowhere = "tracking.uri=http://127.0.0.1:9"
     done = run(tiny, "sweep.axes.recipe=[bf16,w8a8_fp]", "gate.max_mean_kl=0.0", nowhere)

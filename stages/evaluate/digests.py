@@ -8,7 +8,7 @@ from typing import Any
 
 def digest(value: Any) -> str:
     """Sha256 of canonical JSON."""
-    return hashlib.sha256(dumps(value).encode()).hexdigest()
+    return hashlib.sha256(dumps(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def prompt_digest(instances: Sequence[Any]) -> str:

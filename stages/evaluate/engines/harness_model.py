@@ -86,7 +86,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._known = {}
         for special in {special for _, special in keys}:
             some = [text for text, wanted in keys if wanted is special]
-            tokens = self.tokenizer(some, return_attention_mask=False, return_token_type_ids=False, **_option(special))
+            try:
+                tokens = self.tokenizer(
+                    some, return_attention_mask=False, return_token_type_ids=False, **_option(special)
+                )
+            except Exception:  # of one text; each is then read when it is asked for, and costs its own document
+                continue
             self._known |= {(text, special): ids for text, ids in zip(some, tokens["input_ids"], strict=True)}
 
     def _special(self, text: str, wanted: bool | None) -> bool | None:
@@ -292,6 +297,8 @@ def _with_ends(text: str, beginning: str) -> str:
 
 def _texts(instance: Instance) -> tuple[str, ...]:
     """What will be tokenised for a request: the context without the spaces that lm-eval gives to the continuation."""
+    if not all(isinstance(text, str) for text in instance.args[: 2 if instance.request_type == "loglikelihood" else 1]):
+        return ()
     if instance.request_type == "loglikelihood" and instance.args[0] != "":
         context, continuation = instance.args[:2]
         return context.rstrip(), context + continuation

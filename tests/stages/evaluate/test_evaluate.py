@@ -71,6 +71,9 @@ metric_list: [{metric: length, aggregation: !function code.longest, higher_is_be
 TASKS["quiz_peeks"] = (
     TASKS["quiz_code"].replace("code.measure", "code.peek").replace("!function code.prompt", "question")
 )
+TASKS["quiz_unreadable"] = (
+    TASKS["quiz_code"].replace("code.prompt", "code.unreadable").replace("code.measure", "code.count")
+)
 TASKS["quiz_broken"] = TASKS["quiz_code"].replace("code.measure", "code.fail")
 CODE = """
 import os
@@ -80,6 +83,10 @@ def prompt(doc):
     if doc["question"].startswith("Which 3"):
         raise KeyError("picture")
     return doc["question"]
+def unreadable(doc):
+    return "half a character: \\ud83d" if doc["question"].startswith("Which 3") else doc["question"]
+def count(doc, results):
+    return {"length": len(results[0])}
 def measure(doc, results):
     if doc["question"].startswith("Which 5"):
         raise ValueError("no\\nnumber")
@@ -340,6 +347,13 @@ def test_a_score_that_reads_what_nobody_foresaw_is_refused(run, config_of, tmp_p
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "words.txt"))
     with pytest.raises(DataError, match=r"^task quiz_peeks reads /.*/words.txt, which the plan did not know of"):
         run(config_of("quiz_peeks"))
+
+
+def test_a_text_that_no_tokenizer_reads_costs_its_document(run, config_of):
+    metrics, rows, _ = run(config_of("quiz_unreadable", apply_chat_template=False))
+    assert metrics["num_missing"] == 1
+    assert [row["doc_id"] for row in rows if row["error"] is not None] == [3]
+    assert all(row["responses"] for row in rows if row["doc_id"] != 3)
 
 
 def test_a_task_that_scores_nothing_fails_with_its_first_error(run, config_of):
