@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.steps.fingerprint import canonical_json
 from stages.errors import StageError
 from stages.evaluate.recorded.artifact import RecordedRun, read_run, repeats_apart
 
@@ -12,8 +13,8 @@ from stages.evaluate.recorded.artifact import RecordedRun, read_run, repeats_apa
 def check_recorded(plan: Plan) -> None:
     """Raise UserError for recorded answers that are not there, are of something else, or could not be compared."""
     planned = [each for each in plan.trials.values() if each.trial.config.engine.is_recorded]
-    _check_one_trial_each(planned)
     runs = {each.trial.name: _run(plan, each) for each in planned}
+    _check_one_trial_each(runs)
     for each in planned:
         _check_alike(each, runs)
 
@@ -32,15 +33,15 @@ def _run(plan: Plan, planned: TrialPlan) -> RecordedRun:
     return run
 
 
-def _check_one_trial_each(planned: list[TrialPlan]) -> None:
+def _check_one_trial_each(runs: Mapping[str, RecordedRun]) -> None:
     """Or one model's answers would be two trials', and nothing would be lost between them."""
-    first: dict[str | None, str] = {}
-    for trial in (each.trial for each in planned):
-        other = first.setdefault(trial.config.engine.samples_digest, trial.name)
-        if other != trial.name:
+    first: dict[str, str] = {}
+    for name, run in runs.items():
+        if (other := first.setdefault(canonical_json(run.arithmetic), name)) != name:
+            places = " and ".join(dict.fromkeys(str(each.directory) for each in (runs[other], run)))
             raise UserError(
-                f"{other} and {trial.name} both take their answers from {trial.config.engine.samples}, which are of "
-                "one checkpoint: give each its own engine.samples in the sweep's adjust, and none on the command line"
+                f"{other} and {name} are both answered by {run.checkpoint} ({places}), which cannot be two things: give "
+                "each the run of its own checkpoint, engine.samples in the sweep's adjust, none on the command line"
             )
 
 

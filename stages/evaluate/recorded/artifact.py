@@ -39,6 +39,12 @@ class RecordedRun:
     arithmetic: Mapping[str, Any]
 
     @property
+    def checkpoint(self) -> str:
+        """What was asked, in words."""
+        named = self.arithmetic["model_args"].get("pretrained")
+        return " ".join(filter(None, (self.arithmetic["model"], named)))
+
+    @property
     def scoring(self) -> Mapping[str, str]:
         """How log-likelihoods were found nobody here knows."""
         return {}

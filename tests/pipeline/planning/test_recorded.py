@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.planning.estimate import Estimator
 from pipeline.planning.memory import bytes_to_write, gpu_memory
 from pipeline.results.environment import environment
+from stages.evaluate.recorded.artifact import read_run
 from tests.pipeline.planning.test_endpoints import checked, evaluations
 from tests.pipeline.planning.test_plan import by_stage
 
@@ -103,9 +104,8 @@ def test_samples_must_be_said_and_be_there_and_be_of_the_task(tmp_path: Path) ->
     assert "is no directory with files in it" in refusal(tmp_path, *one(tmp_path / "nowhere"))
     unsaid = ["suite=none", "+task@tasks.game=mathador", "engine=recorded"]
     assert "say where, engine.samples=DIR" in refusal(tmp_path, *unsaid)
-    assert "runs code that the model wrote" in refusal(
-        tmp_path, "suite=none", "+tasks.code.task=humaneval", "engine=recorded", f"engine.samples={folder}"
-    )
+    code = ["tasks.game.task=humaneval", "++tasks.game.leaves=[humaneval]", "++tasks.game.num_docs.humaneval=164"]
+    assert "runs code that the model wrote" in refusal(tmp_path, *one(folder, *code))
 
 
 def test_repeats_of_a_document_must_be_in_one_shard(tmp_path: Path) -> None:
@@ -119,21 +119,42 @@ def test_repeats_of_a_document_must_be_in_one_shard(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused_in_the_plan(tmp_path: Path) -> None:
     base, trial = write_run(tmp_path / "whole"), write_run(tmp_path / "quantized")
     both = refusal(tmp_path, *two(base, base))
-    assert re.search("bf16 and smollm2_135m/w8a8_int both take their answers from .*sweep's adjust", both)
+    assert re.search("bf16 and smollm2_135m/w8a8_int are both answered by hf org/whole .*sweep's adjust", both)
+    again = refusal(tmp_path, *two(base, write_run(tmp_path / "again" / "whole", date="2026-03-02T10-00-00")))
+    assert "are both answered by hf org/whole" in again
     write_run(trial, config={"model": "hf", "model_args": {"pretrained": "x", "dtype": "float16"}})
     assert re.search(
         'w8a8_int and its base were not asked alike: dtype is "float16" in .*w8a8_int and "bfloat16" in',
         refusal(tmp_path, *two(base, trial)),
     )
-    write_run(trial, model_source="vllm")
-    assert "engine_version is" in refusal(tmp_path, *two(base, trial))
-    write_run(trial, config={"model": "hf", "model_args": {"pretrained": "x", "dtype": "bfloat16", "max_length": 9}})
-    assert 'model_args is {"max_length": "9"}' in refusal(tmp_path, *two(base, trial))
     alone = [
         "+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int]", "~tasks.tabular",
-        f"sweep.adjust=[{{when: {{recipe: w8a8_int}}, set: [engine=recorded, 'engine.samples={write_run(trial)}']}}]",
+        f"sweep.adjust=[{{when: {{recipe: w8a8_int}}, set: ['engine=recorded', 'engine.samples={write_run(trial)}']}}]",
     ]  # fmt: skip
     assert "is answered by engine recorded and its base smollm2_135m/bf16 by vllm" in refusal(tmp_path, *alone)
+
+
+def test_what_may_differ_between_two_runs_names_the_checkpoint_or_says_how_fast(tmp_path: Path) -> None:
+    def differs(model_args: object, **said: object) -> str:
+        config = {"model": "hf", "model_args": model_args}
+        other = read_run(write_run(tmp_path / "trial", config=config, **said))
+        return read_run(write_run(tmp_path / "base")).differs_from(other, "base", "trial")
+
+    same = {"pretrained": "x", "dtype": "bfloat16", "load_in_8bit": True, "bnb_4bit_quant_type": "nf4", "revision": "y"}
+    assert differs(same | {"device_map": "auto", "trust_remote_code": True}) == ""
+    assert differs("pretrained=x,dtype=bfloat16") == ""
+    assert 'model_args is {} in base and {"add_bos_token": "True"}' in differs(same | {"add_bos_token": True})
+    assert 'dtype is "bfloat16" in base and null in trial' in differs("pretrained=x")
+    assert "engine_version is" in differs(same, model_source="vllm")
+    assert "engine_version is" in differs(same, transformers_version="4.9")
+    assert "max_model_len is 4096 in base and 2048 in trial" in differs(same, max_length=2048)
+
+
+def test_no_secret_of_a_run_is_kept(tmp_path: Path) -> None:
+    run = read_run(
+        write_run(tmp_path, config={"model": "hf", "model_args": "pretrained=x,token=hf_abcdefghijklmnopqrst"})
+    )
+    assert "hf_abc" not in json.dumps([run.facts, run.arithmetic])
 
 
 def test_how_long_reading_takes_is_not_known_of_this_machine(tmp_path: Path) -> None:
@@ -158,3 +179,21 @@ def test_settings_of_an_engine_that_is_not_there_are_refused(
         assert main() == 2
         printed = capfd.readouterr()
         assert says in printed.err and printed.err.count("\n") == 1
+
+
+def test_the_example_of_the_page_makes_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "stages" / "evaluate" / "README.md").read_text()
+    (example,) = re.findall(r"^# DIR/sweep/brought\.yaml.*?\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "DIR" / "sweep").mkdir(parents=True)
+    (tmp_path / "DIR" / "sweep" / "brought.yaml").write_text(example)
+    for name in ("whole", "quantized"):
+        write_run(tmp_path / "RUNS" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quantsweep", "--config-dir=DIR", "+sweep=brought", "mode=plan"])
+    code = main()
+    printed = capfd.readouterr()
+    assert (code, printed.err) == (0, "")
+    assert re.search(r"^smollm2_135m/w8a8_int +smollm2_135m/bf16 +– +– +– +1,000 ", printed.out, re.MULTILINE)
+    assert re.search(r"of answer on files; nothing like that was measured", printed.out)

@@ -1,6 +1,5 @@
 """Samples that lm-eval itself wrote, brought in: its own scores come out, and what is not comparable is refused."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,24 +14,15 @@ from stages.evaluate.recorded.artifact import read_run
 from stages.evaluate.recorded.session import RecordedSession
 from stages.local_files import digest_files
 from tests.evaluation import evaluate
-from tests.stages.evaluate.test_evaluate import DATA_SET, ENGINE, NUM_DOCS, TASKS, write_data_set
+from tests.lm_eval_run import NAMES, PROMPT, run_lm_eval, write_tasks
+from tests.stages.evaluate.test_evaluate import DATA_SET, ENGINE, NUM_DOCS, write_data_set
 
 pytestmark = pytest.mark.dear
-
-NAMES = ("quiz_choice", "quiz_letter", "quiz_write", "quiz_text")
-PLAIN = {"apply_chat_template": True, "fewshot_as_multiturn": True}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return write_data_set(tmp_path_factory.mktemp("data") / "harbour")
-
-
-def write_tasks(folder, data_set):
-    common = f"dataset_path: {data_set}\ndataset_name: main\ntest_split: test\nfewshot_split: train\n"
-    for name in NAMES:
-        (folder / f"{name}.yaml").write_text(f"task: {name}\n{common}metadata: {{version: 2.0}}\n{TASKS[name]}")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +33,8 @@ def tasks_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm_evals(tiny_model, data_dir, tmp_path_factory):
     """What lm-eval leaves of all four tasks, written by itself, and its samples as they were before."""
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    folder = write_tasks(tmp_path_factory.mktemp("reference"), data_dir)
-    out = tmp_path_factory.mktemp("recorded")
-    tracker = EvaluationTracker(output_path=str(out))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "asks every tool on the machine: slow")
-        results = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(tiny_model), "dtype": "float32", "max_length": ENGINE.max_model_len - 2},
-            tasks=list(NAMES),
-            task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
-            device="cpu",
-            batch_size=4,
-            bootstrap_iters=0,
-            log_samples=True,
-            evaluation_tracker=tracker,
-            **PLAIN,
-        )
-    samples = results.pop("samples")
-    before = copy.deepcopy(samples)  # written, an array has eight digits
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for name in NAMES:
-        tracker.save_results_samples(task_name=name, samples=samples[name])
-    return out, before
+    folder, out = write_tasks(tmp_path_factory.mktemp("reference"), str(data_dir)), tmp_path_factory.mktemp("recorded")
+    return out, run_lm_eval(tiny_model, folder, out, ENGINE.max_model_len - 2)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +62,7 @@ def config_of(tasks_dir, run_dir):
         recorded = EngineConfig(kind=EngineKind.recorded, dtype="recorded", samples=str(samples), samples_digest=digest)
         return AnswerConfig(
             task=task, start=start, stop=stop, num_docs=NUM_DOCS, harness="test", include_paths=[str(tasks_dir)],
-            engine=engine or recorded, repeat_stop=repeat_stop, prompt=PromptConfig(**PLAIN | prompt),
+            engine=engine or recorded, repeat_stop=repeat_stop, prompt=PromptConfig(**PROMPT | prompt),
         )  # fmt: skip
 
     return make
