@@ -103,6 +103,10 @@ class TaskConfig(PromptConfig):
                 f"task {self.task}: pass_at={wrong[0]} needs as many answers to a document, at least one; "
                 f"num_repeats is {most}"
             )
+        asked = "pass_at" if self.pass_at else "majority"
+        if (self.pass_at or self.majority) and (self.harness_compat or most == 1):
+            why = "harness_compat scores one" if self.harness_compat else "there is one"
+            raise ValueError(f"task {self.task}: {asked} needs several answers to a document, and {why}: leave it out")
 
     @property
     def is_normalized(self) -> bool:

@@ -40,8 +40,8 @@ def _check_one_trial_each(runs: Mapping[str, RecordedRun]) -> None:
         if (other := first.setdefault(canonical_json(run.arithmetic), name)) != name:
             places = " and ".join(dict.fromkeys(str(each.directory) for each in (runs[other], run)))
             raise UserError(
-                f"{other} and {name} are both answered by {run.checkpoint} ({places}), which cannot be two things: give "
-                "each the run of its own checkpoint, engine.samples in the sweep's adjust, none on the command line"
+                f"{other} and {name} are both answered by {run.checkpoint} ({places}), which cannot be two things: "
+                "give each the run of its own checkpoint, engine.samples in the sweep's adjust"
             )
 
 

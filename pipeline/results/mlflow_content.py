@@ -34,7 +34,7 @@ SHOWN: Mapping[str, Shown] = {
         by_slot=True,
         files=("comparison.*",),
     ),
-    "answer": Shown(metrics=()),
+    "answer": Shown(metrics=(), files=("answers.json",)),  # every token stays in the store
     "score": Shown(metrics=()),
 }  # fmt: skip
 # Shared with other trials: what is known of a trial by its own steps stays known, whichever of these are shown.

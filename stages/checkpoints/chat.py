@@ -13,3 +13,22 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_ge
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=DATE.strftime
     )
     return str(text)
+
+
+def template_variables(template: str) -> frozenset[str]:
+    """What a chat template reads from outside.  Raises jinja2.TemplateError for one that cannot be read."""
+    import jinja2
+    from jinja2 import meta
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        """``{% generation %}``, with which templates mark what a model has written."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])  # as transformers has it
+    return frozenset(meta.find_undeclared_variables(environment.parse(template)))

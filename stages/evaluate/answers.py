@@ -45,10 +45,10 @@ _ANSWER_COLUMNS = {
 class Answer:
     """One answer as it came: a text that was written, or what a given one is worth (``logprob``, nats).
 
-    ``stop`` are the strings that an answer ends before, ``stopped_by`` the one that the engine ended it at; ``opening``
-    is what of a model's thoughts the prompt had begun (see Reasoning), None where it does not think; ``truncated`` says
-    that the prompt was cut on the left.  What whoever answered does not tell is None: what ended a text, how many
-    tokens there were, whether the prompt was cut.
+    ``stop`` are the strings that an answer ends before, but for those that end a turn; ``stopped_by`` is the one that
+    the engine ended it at; ``opening`` is what of a model's thoughts the prompt had begun (see Reasoning), None where
+    it does not think; ``truncated`` says that the prompt was cut on the left.  What whoever answered does not tell is
+    None: what ended a text, how many tokens there were, whether the prompt was cut.
     """
 
     text: str | None = None
@@ -158,10 +158,13 @@ def write_answers(out: Path, answered: Sequence[Answered], facts: AnswerFacts) -
 
 
 def read_answers(directory: Path, artifact: str | None = None) -> list[Answered]:
-    """What was answered; errors name ``artifact``, by default the directory."""
-    table = read_table(directory / ANSWERS, [*_DOCUMENT_COLUMNS, *_ANSWER_COLUMNS], artifact)
+    """What was answered, without its tokens, which are most of the memory; errors name ``artifact``, by default the
+    directory.
+    """
+    columns = [name for name in _ANSWER_COLUMNS if name != "token_ids"]
+    table = read_table(directory / ANSWERS, [*_DOCUMENT_COLUMNS, *columns], artifact)
     documents = table.select(list(_DOCUMENT_COLUMNS)).to_pylist()
-    answers = table.select(list(_ANSWER_COLUMNS)).to_pylist()
+    answers = table.select(columns).to_pylist()
     return [Answered(**each, answers=_each(lists)) for each, lists in zip(documents, answers, strict=True)]
 
 

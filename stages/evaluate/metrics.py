@@ -1,6 +1,5 @@
 """What is known of a task's metrics: how values become a score, and which way is better."""
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 from stages.errors import ConfigError
 from stages.evaluate.artifact import MetricFacts
 from stages.evaluate.refusals import NAMELESS
-
-_OF_REPEATS = re.compile(r"_(pass|majority)@\d+$")  # what scoring makes of a metric of repeated answers
+from stages.evaluate.repeats import OF_REPEATS
 
 
 def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[str, MetricFacts]:
@@ -23,7 +21,7 @@ def metric_facts(task: Any, roots: Sequence[Path], seen: Sequence[str]) -> dict[
     directions = task.higher_is_better()
     facts = {}
     for column in dict.fromkeys([*declared, *seen]):
-        metric = _OF_REPEATS.sub("", column.rpartition(",")[0])
+        metric = OF_REPEATS.sub("", column.rpartition(",")[0])
         facts[column] = MetricFacts(
             aggregation=_aggregation(metric, task.aggregation().get(metric), roots),
             higher_is_better=directions.get(metric),

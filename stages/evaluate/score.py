@@ -17,6 +17,7 @@ from stages.evaluate.harness import data_sets, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.opened import check_unchanged, only_known_files
+from stages.evaluate.repeats import OF_REPEATS
 from stages.evaluate.scoring import score_documents
 from stages.evaluate.task_index import task_roots
 
@@ -55,6 +56,7 @@ def _score_leaf(
     with only_known_files(leaf.task, task.known_files):
         samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
     _check_some_scored(leaf.task, samples)
+    _check_repeats_told(leaf.task, config, samples)
     return samples, _facts(task, asked, samples, config)
 
 
@@ -83,7 +85,8 @@ def _together(task: str, answered: Sequence[Answered]) -> list[Answered]:
 def _joined(task: str, one: Answered, other: Answered) -> Answered:
     if one.error is not None or other.error is not None:
         return one if one.error is not None else other
-    if {answer.seed for answer in one.answers} & {answer.seed for answer in other.answers}:
+    seeds, others = ({answer.seed for answer in each.answers} for each in (one, other))
+    if len(seeds & others) == min(len(seeds), len(others)):  # two of many may be equal by chance
         raise DataError(f"{task}: document {one.doc_id} is in two shards; shards must not overlap")
     by_request = zip(one.by_request, other.by_request, strict=True)
     answers = [answer for repeats in by_request for part in repeats for answer in part]
@@ -112,6 +115,17 @@ def _check_some_scored(task: str, samples: Sequence[Sample]) -> None:
     """A task that scores nothing is broken; a single document may be."""
     if len(samples) > 1 and all(sample.error is not None for sample in samples):
         raise DataError(f"task {task}: none of {len(samples)} documents could be scored; the first: {samples[0].error}")
+
+
+def _check_repeats_told(task: str, config: ScoreConfig, samples: Sequence[Sample]) -> None:
+    """What is asked of repeats must be among the scores."""
+    asked = [name for name in ("pass_at", "majority") if getattr(config.scoring, name)]
+    is_told = any(OF_REPEATS.search(name.rpartition(",")[0]) for sample in samples for name in sample.metrics)
+    if asked and not is_told and any(sample.error is None for sample in samples):
+        raise ConfigError(
+            f"task {task}: {asked[0]} needs several answers to a document that are scored one by one: raise "
+            f"num_repeats of its task slot, or leave {asked[0]} out where the task's own filters choose among them"
+        )
 
 
 def _facts(task: Any, asked: AnswerFacts, samples: Sequence[Sample], config: ScoreConfig) -> TaskFacts:

@@ -17,7 +17,7 @@ from stages.evaluate.config import ScoringConfig
 from stages.evaluate.digests import digest, dumps
 from stages.evaluate.harness import document_error
 from stages.evaluate.reasoning import Reasoning
-from stages.evaluate.repeats import mean_of_repeats, of_repeats
+from stages.evaluate.repeats import drop_partial, mean_of_repeats, of_repeats
 
 ALL_AT_ONCE = slice(None)
 
@@ -55,6 +55,7 @@ def score_documents(
     for page in whole:
         if page.sample.error is None:
             _measure(page, task, config)
+    drop_partial(page.sample.metrics for page in whole)
     return [page.sample for page in pages]
 
 

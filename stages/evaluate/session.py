@@ -234,7 +234,7 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
 
 def _check_read(given: Mapping[str, Any], model: "HarnessModel") -> None:
     """What a template does not read would change nothing, without a word."""
-    if unread := sorted(given.keys() - model.template_variables):
+    if given and (unread := sorted(given.keys() - model.template_variables)):
         raise ConfigError(
             f"the chat template reads no chat_template_kwargs.{unread[0]}; it reads "
             f"{', '.join(sorted(model.template_variables))}"

@@ -128,6 +128,14 @@ BAD_INPUT = {
     "an export of nothing": (["+sweep=smoke", "mode=plan", "failures.export=x"], r"failures\.export.*mode=status"),
     "a limit of nothing": (["+sweep=smoke", "tasks.mathador.limit=-1"], r"task mathador: limit must be at least 1"),
     "a shard of nothing": (["+sweep=smoke", "tasks.mathador.shard_size=0"], r"shard_size must be at least 1"),
+    "tries of which one is scored": (
+        ["+sweep=smoke", "tasks.mathador.harness_compat=true", "tasks.mathador.pass_at=[1]"],
+        r"pass_at needs several answers to a document, and harness_compat scores one: leave it out",
+    ),
+    "a vote of one": (
+        ["+sweep=smoke", "tasks.mathador.majority=true", "tasks.mathador.num_repeats=1"],
+        r"majority needs several answers to a document, and there is one: leave it out",
+    ),
     "a confidence in per cent": (["+sweep=smoke", "compare.confidence=95"], r"compare.confidence must lie between"),
     "an axis without values": (["+sweep=smoke", "sweep.axes.recipe=[]"], r"axis recipe has no values"),
     "a budget of nothing": (["+sweep=smoke", "budget.gpu_hours=-1"], r"budget.gpu_hours must be more than 0"),

@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.instance import Instance  # noqa: TID253
 from lm_eval.api.model import TemplateLM  # noqa: TID253
 
-from stages.checkpoints.chat import DATE
+from stages.checkpoints.chat import DATE, template_variables
 from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, response_of
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
@@ -30,7 +30,7 @@ class Encoded:
 
     scores: tuple[ScoreRequest, ...] = ()
     generation: GenerateRequest | None = None
-    stop: tuple[str, ...] = ()  # the task's, also where the engine does not look for them
+    stop: tuple[str, ...] = ()  # inside of a turn, also where the engine does not look for them
     opening: str | None = None  # of thoughts, see Reasoning
     is_rolling: bool = False
     truncated: bool = False
@@ -122,6 +122,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             return self._rendered(rest, add_generation_prompt, **options)
 
     @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """Texts that are no part of what is said; one among a task's stop strings is the end of a turn."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return frozenset((*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)))
+
+    @cached_property
     def takes_system(self) -> bool:
         """Whether the template shows a system message: some refuse it, some leave it out without a word."""
         import jinja2
@@ -135,10 +141,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     @cached_property
     def template_variables(self) -> frozenset[str]:
         """What the chat template reads beside the messages and the tokenizer's own tokens."""
-        import jinja2
-        from jinja2 import meta
-
-        found = meta.find_undeclared_variables(jinja2.Environment().parse(self.tokenizer.get_chat_template()))
         given = {
             "messages",
             "add_generation_prompt",
@@ -146,7 +148,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             "strftime_now",
             *self.tokenizer.special_tokens_map,
         }
-        return frozenset(found - given)
+        return template_variables(self.tokenizer.get_chat_template()) - given
 
     def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> str:
         text: str = self.tokenizer.apply_chat_template(
@@ -261,12 +263,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         sampling = _sampling(options)
         seed = self._seed_of(instance, repeat) if dict(sampling).get("temperature", 0.0) > 0 else None
         opening = None if reasoning is None else reasoning.opening(context)
-        looked_for = stop if opening is None else ()  # a stop string would end the thoughts
+        inside = tuple(term for term in stop if term not in self.special_tokens)
+        ends = tuple(term for term in stop if term in self.special_tokens)
+        looked_for = stop if opening is None else ends  # any other would end the thoughts
         kept, truncated = tuple(tokens[-room:]), len(tokens) > room
         text = self._text_of(kept) if truncated else context
         is_complete = truncated or self._special(context, None) is False
         request = GenerateRequest(kept, max_tokens, looked_for, sampling, seed, text, is_complete)
-        return Encoded(generation=request, stop=stop, opening=opening, truncated=truncated)
+        return Encoded(generation=request, stop=inside, opening=opening, truncated=truncated)
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -336,7 +340,7 @@ def _written(item: Encoded, request: GenerateRequest, generation: Generation) ->
         text=generation.text,
         token_ids=generation.token_ids,
         finish_reason=generation.finish_reason,
-        stopped_by=generation.stopped_by,
+        stopped_by=generation.stopped_by if generation.stopped_by in item.stop else None,  # else the turn's end
         stop=item.stop,
         opening=item.opening,
         seed=request.seed,

@@ -13,6 +13,7 @@ from stages.evaluate.differences import differences
 from stages.local_files import digest_files
 
 IMPORTED = "imported"  # the method of an arithmetic that somebody else's program used
+_SECRET = re.compile(r"((hf|auth|api|access)_)?token|(.*_)?(key|password|secret|auth|header)s?", re.IGNORECASE)
 _DATE = r"\d{4}-\d\d-\d\dT[\d.-]+"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl")
 # Of a model's arguments those in which a trial and its base differ: what the checkpoint is, and how it is stored.
@@ -211,5 +212,5 @@ def _arguments(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     given = (content.get("config") or {}).get("model_args") or {}
     pairs = given.items() if isinstance(given, dict) else (part.partition("=")[::2] for part in str(given).split(","))
     for name, value in pairs:
-        if redacted(text := f"{name}={value}") == text:
+        if redacted(text := f"{name}={value}") == text and not _SECRET.fullmatch(str(name)):
             yield str(name).strip(), str(value)

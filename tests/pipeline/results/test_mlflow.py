@@ -64,6 +64,17 @@ def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by
     assert files["model"] == ["model/config.json"]  # weights stay in the store
 
 
+def test_answers_stay_in_the_store(tmp_path: Path) -> None:
+    """Every token of every answer: a score's rows hold what was said."""
+    plan = planned(tmp_path, "+sweep=smoke")
+    trial = plan.trials["smollm2_135m/w8a8_int"]
+    patterns = {(ref.stage, pattern) for ref, _, pattern in small_files(plan, trial)}
+    assert {found for found in patterns if found[0] in ("answer", "score")} == {
+        ("answer", "answers.json"),
+        ("score", "*"),
+    }
+
+
 def test_a_task_s_numbers_stand_under_its_name_and_durations_are_summed_by_kind(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.shard_size=5")
     store, trial = Store(tmp_path / "store"), plan.trials["smollm2_135m/w8a8_int"]

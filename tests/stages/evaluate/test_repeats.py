@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.evaluate.config import ScoringConfig
-from stages.evaluate.repeats import mean_of_repeats, of_repeats, pass_at
+from stages.evaluate.repeats import drop_partial, mean_of_repeats, of_repeats, pass_at
 
 rights = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=8)
 
@@ -40,10 +40,19 @@ def test_the_majority_is_the_score_of_the_answer_that_is_given_most_often():
 
 def test_partial_credit_has_no_pass_at_and_a_list_no_mean():
     each = [{"m": 0.5}, {"m": 1.0}]
-    assert of_repeats(each, ["", ""], ScoringConfig(pass_at=[1])) == {}
+    assert of_repeats(each, ["", ""], ScoringConfig(pass_at=[1])) == {"m_pass@1": None}
     assert mean_of_repeats(each) == {"m": 0.75}
     with pytest.raises(ValueError, match="m of repeated answers is no number"):
         mean_of_repeats([{"m": [1, 2]}, {"m": [3, 4]}])
+
+
+def test_what_has_no_pass_at_of_one_document_has_none_of_any():
+    """A mean over the documents that happen to be all or nothing would be another number."""
+    whole = {"f1,none": 1.0, "f1_pass@2,none": 1.0, "em_pass@2,none": 1.0, "f1_majority@2,none": 1.0}
+    documents = [whole, {"f1,none": 0.7, "f1_pass@2,none": None, "em_pass@2,none": 0.0, "f1_majority@2,none": 0.4}, {}]
+    drop_partial(documents)
+    assert [each.get("f1_pass@2,none") for each in documents] == [None, None, None] and documents[2] == {}
+    assert documents[0]["em_pass@2,none"] == documents[0]["f1_majority@2,none"] == 1.0
 
 
 def test_one_answer_has_neither():

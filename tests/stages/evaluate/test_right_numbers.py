@@ -14,6 +14,7 @@ from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.harness_model import HarnessModel
 from stages.evaluate.engines.protocol import Generation
 from stages.evaluate.harness import BuiltTask, load_task
+from stages.evaluate.reasoning import Reasoning
 from stages.evaluate.scoring import score_documents
 from stages.evaluate.session import Session, build_task
 from tests.evaluation import evaluate
@@ -293,13 +294,40 @@ def test_a_model_is_told_whether_to_think_and_only_its_answer_is_read(
     out.mkdir()
     evaluate(config, {"checkpoint": tmp_path, "data:own/rows": tmp_path / "rows"}, out, session)
     session.close()
-    assert {request.stop for request in writer.asked} == {() if thinks else ("Q:", "\n\n", "<|im_end|>")}
+    assert {request.stop for request in writer.asked} == {("<|im_end|>",) if thinks else ("Q:", "\n\n", "<|im_end|>")}
     for row_ in read_samples(out).to_pylist():
         assert row_["responses"] == ["16"]
         assert row_["thoughts"] == (["Q: not 3"] if thinks else None)
         assert row_["stopped_by"] == (["\n\n"] if thinks else [])
     (facts,) = read_leaf_facts(out).values()
     assert facts.comparable["reasoning_end"] == "</think>" and facts.comparable["chat_template_kwargs"] == kwargs
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_special_token_among_stop_strings_ends_a_turn_and_not_a_text(task_of, model_of, thinks):
+    """Fine-tuned checkpoints whose own end token is another one end their turns there, those that think, too."""
+    task, model = task_of("stops"), model_of(THINKING)
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]}, replace_extra_special_tokens=False)
+    built = BuiltTask(task, PromptConfig(gen_kwargs={"until": ["\n\n", "<|turn|>"]}), model.apply_chat_template)
+    (request,) = built.documents([0])[0].instances
+    work = model.encode(request, reasoning=Reasoning(start="<think>", end="</think>") if thinks else None)
+    assert ("<|turn|>" in work.generation.stop) and ("\n\n" in work.generation.stop) is not thinks
+    for stopped_by, told in (("<|turn|>", None), ("\n\n", "\n\n")):
+        (answer,) = model.assembled([work], iter(()), iter([Generation("16", 5, "stop", None, stopped_by)]))
+        assert answer.stopped_by == told and list(answer.stop) == ["\n\n"]
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}])
+def test_templates_may_mark_what_is_written_and_leave_loops(tasks_dir, task_of, model_of, tmp_path, kwargs):
+    task_of("plain")
+    template = (
+        "{% for message in messages %}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}{{ enable_thinking }}"
+    )
+    prompt = PromptConfig(chat_template_kwargs=kwargs)
+    config = AnswerConfig(task="plain", stop=4, start=0, harness="h", include_paths=[str(tasks_dir)], prompt=prompt)
+    built = build_task(config, {"own/rows": tmp_path / "rows"}, model_of(template), tmp_path / "read")
+    assert built.documents([0])[0].error is None
 
 
 def test_what_the_template_does_not_read_is_refused(tasks_dir, task_of, model_of, tmp_path):

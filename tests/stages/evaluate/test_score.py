@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.documents import read_table
 from stages.errors import ConfigError, DataError
-from stages.evaluate.answers import Answer, Answered, AnswerFacts, write_answers
+from stages.evaluate.answers import ANSWERS, Answer, Answered, AnswerFacts, read_answers, write_answers
 from stages.evaluate.artifact import read_leaf_facts, read_samples
 from stages.evaluate.config import LeafConfig, ScoreConfig, ScoringConfig
 from stages.evaluate.digests import digest
@@ -136,6 +137,23 @@ def test_a_task_that_votes_gets_all_answers_at_once(run, shard):
     given = shard({1: ["2", "3", "2"], 2: ["2", "2", "3"]}, facts=replace(FACTS, task="votes"))
     _, rows, _ = run({"votes/0000": given}, ("votes",))
     assert [row["exact_match,vote"] for row in rows] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("asked", [{"pass_at": [1]}, {"majority": True}])
+def test_what_is_asked_of_repeats_is_told_or_refused(run, shard, asked):
+    one = shard({0: ["1"], 1: ["2"]}, "one")
+    voting = shard({1: ["2", "3", "2"], 2: ["2", "2", "3"]}, facts=replace(FACTS, task="votes"))
+    for shards, leaf in (({"sums/0000": one}, "sums"), ({"votes/0000": voting}, "votes")):
+        with pytest.raises(ConfigError, match=f"{next(iter(asked))} needs several answers to a document"):
+            run(shards, (leaf,), **asked)
+
+
+def test_tokens_are_not_read_again(shard):
+    """They are most of what answers of thousands of tokens take in memory, and no score needs them."""
+    out = shard({0: ["1"]}, token_ids=(5, 6))
+    assert read_table(out / ANSWERS).to_pylist()[0]["token_ids"] == [[5, 6]]
+    (answered,) = read_answers(out)
+    assert answered.answers[0].text == "1" and answered.answers[0].token_ids is None
 
 
 def test_more_tries_than_answers_are_refused(run, shard):
