@@ -4,10 +4,19 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """``code`` digests what some files mean; those that are ``apart``, by real paths, count no more than that."""
+
+    code: str = ""
+    apart: tuple[str, ...] = ()
 
 
 def found(name: str) -> list[Path]:
@@ -22,10 +31,36 @@ def found(name: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def digest_files(names: Iterable[str]) -> str:
-    """Sha256 over the files of each name in turn: their contents, and their places from where the name is."""
-    rows = [[_place(file, name), _digest(file)] for name in names for file in found(name)]
+def digest_files(names: Iterable[str], apart: Collection[str] = ()) -> str:
+    """Sha256 over the files of each name in turn: their contents, and their places from where the name is.
+
+    Without those that are ``apart``, by their real paths.
+    """
+    files = [(file, name) for name in names for file in found(name) if os.path.realpath(file) not in apart]
+    rows = [[_place(file, name), _digest(file)] for file, name in files]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Those that lie directly in it, but for compiled ones."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc")
+
+
+def local_identity(
+    home: Path | None,
+    parts: Parts,
+    reads: Sequence[str],
+    digest: Callable[[Sequence[str], Collection[str]], str] = digest_files,
+) -> str:
+    """Digests of a task's own folder, and of what ``reads`` names, which lies elsewhere."""
+    own = "" if home is None else f"+{Path(os.path.realpath(home)).name}-{_digest_home(home, parts)[:12]}"
+    named = [name for name in reads if any(os.path.realpath(file) not in parts.apart for file in found(name))]
+    return own + (f"+files-{digest(named, parts.apart)[:12]}" if named else "")
+
+
+def _digest_home(home: Path, parts: Parts) -> str:
+    files = [path for path in files_in(home) if os.path.realpath(path) not in parts.apart]
+    return hashlib.sha256(json.dumps([parts.code, [[path.name, _digest(path)] for path in files]]).encode()).hexdigest()
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -74,14 +74,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (config.option.markexpr == "quick" and _reads_heavy(collection_path)) or None
 
 
+_LONGEST = ("test_end_to_end.py", "test_kill_anywhere.py", "test_vllm.py", "test_serving_end_to_end.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test is quick that is not marked as anything dearer, by its marks, its module or its fixtures.
 
-    Where tests run side by side the files with long ones begin, so that none of them is left over at the end.
+    Where tests run side by side the files with long ones begin, the longest first: none is left over at the end.
     """
     if hasattr(config, "workerinput"):
         long = {item.path for item in items if {mark.name for mark in item.iter_markers()} & {"vllm", "e2e"}}
-        items.sort(key=lambda item: item.path not in long)
+        first = {name: place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: (item.path not in long, first.get(item.path.name, len(first))))
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         fixtures = set(getattr(item, "fixturenames", ()))

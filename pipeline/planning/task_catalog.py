@@ -35,7 +35,7 @@ def ask_catalog(tasks: Mapping[str, TaskConfig], data: DataConfig, cache_dir: Pa
         "leave_out": str(store) if store and any(store.is_relative_to(path) for path in paths) else None,
     }
     seen = [stamps(Path(path), store) for path in paths] + ([stamps(mirror)] if mirror else [])
-    key = ["catalog 3", _packages(), stamps_of(_catalog_code()), request, seen]
+    key = ["catalog 4", _packages(), stamps_of(_catalog_code()), request, seen]
     place = cache_dir if needs_data else of_this_user()
     return dict(cached(place, key, lambda: _answered(request), _still_holds)["facts"])
 

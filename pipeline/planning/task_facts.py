@@ -1,7 +1,6 @@
 """What a plan must know of its tasks: leaves, sizes, data sets, and what makes their prompts."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,9 +10,9 @@ from pipeline.config.schema import TaskConfig
 from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.remembered import cached, stamps_of
-from pipeline.steps.fingerprint import canonical_json, fingerprint
+from pipeline.steps.fingerprint import canonical_json
 from stages.fetch import DatasetSource
-from stages.local_files import digest_files, found
+from stages.local_files import Parts, digest_files, found, local_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,7 @@ class TaskFacts:
     datasets: tuple[DatasetSource, ...]
     weight_by_size: bool
     overrides: Mapping[str, Mapping[str, Any]]  # leaf task -> settings that the group lays over it
+    prompts: Mapping[str, str]  # leaf task -> what makes its prompts
     harness: Mapping[str, str]  # leaf task -> what makes its prompts and metrics
     reads: Mapping[str, list[str]]  # leaf task -> names of the local files that it reads beside its own folder
     output_types: Mapping[str, str | None]  # leaf task -> lm-eval's word; None where its files do not say
@@ -75,7 +75,8 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, iden
         datasets=tuple(sources.get(repo_id, revision) for repo_id, revision in sorted(repo_ids.items())),
         weight_by_size=weight is not False,
         overrides={leaf: known["overrides"].get(leaf, {}) for leaf in leaves},
-        harness={leaf: identity.of(known["homes"].get(leaf), names) for leaf, names in reads.items()},
+        prompts={leaf: identity.of(known, leaf, "prompts") for leaf in leaves},
+        harness={leaf: identity.of(known, leaf, "whole") for leaf in leaves},
         reads=reads,
         metric=_group_metric(task, leaves, known),
         output_types={leaf: known["output_type"].get(leaf) for leaf in leaves},
@@ -127,30 +128,22 @@ def _check_metric(task: TaskConfig, leaves: Iterable[str], known: Mapping[str, A
 
 
 class _Identity:
-    """Names the code and data that make prompts and metrics: lm-eval's version, and digests of what lies elsewhere."""
+    """Names the code and data that make prompts and metrics; large files are digested once."""
 
     def __init__(self, cache_dir: Path | None) -> None:
         self._lm_eval = f"lm_eval-{metadata.version('lm_eval')}"
         self._cache_dir = cache_dir
-        self._known: dict[tuple[str, ...], str] = {}
+        self._known: dict[Any, str] = {}
 
-    def of(self, home: str | None, reads: Iterable[str]) -> str:
-        """``home``: the folder of a task that lm-eval does not bring; ``reads``: names of files that lie elsewhere."""
-        names = tuple(reads)
-        own = "" if home is None else f"+{Path(home).name}-{self._once((home,), _digest_sources)[:12]}"
-        return self._lm_eval + own + (f"+files-{self._once(names, self._digest)[:12]}" if names else "")
+    def of(self, known: Mapping[str, Any], leaf: str, which: str) -> str:
+        """``which`` of the identities of a leaf that the catalog has told apart."""
+        home, said = known["homes"].get(leaf), known["identities"][leaf][which]
+        parts = Parts(said["code"], tuple(said["apart"]))
+        return self._lm_eval + local_identity(home and Path(home), parts, known["reads"].get(leaf, []), self._digest)
 
-    def _once(self, names: tuple[str, ...], digest: Callable[[tuple[str, ...]], str]) -> str:
-        if names not in self._known:
-            self._known[names] = digest(names)
-        return self._known[names]
-
-    def _digest(self, names: tuple[str, ...]) -> str:
-        seen = [stamps_of(found(name)) for name in names]
-        digest: str = cached(self._cache_dir, ["files", names, seen], lambda: digest_files(names))
-        return digest
-
-
-def _digest_sources(home: tuple[str, ...]) -> str:
-    files = sorted(path for path in Path(*home).iterdir() if path.is_file() and path.suffix != ".pyc")
-    return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
+    def _digest(self, names: Sequence[str], apart: Collection[str]) -> str:
+        key = tuple(names), frozenset(apart)
+        if key not in self._known:
+            seen = [names, sorted(apart), [stamps_of(found(name)) for name in names]]
+            self._known[key] = cached(self._cache_dir, ["files", *seen], lambda: digest_files(names, apart))
+        return self._known[key]

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from stages.evaluate.catalog_rows import Rows, hub_ids
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES
 from stages.evaluate.refusals import refusal
 from stages.evaluate.task_files import Lookups, home_of, task_files
+from stages.evaluate.task_identity import identities
 from stages.evaluate.task_index import FunctionRef, Index, build_index, expand, task_roots
 from stages.local_files import found
 
@@ -47,7 +49,8 @@ def describe(
     ``versions``, ``output_type``, ``output_tokens`` (the most of an answer), ``num_fewshot``, ``metrics``, whether the
     task ``reports_others`` than these, ``overrides`` (settings that a group lays over its members), ``homes`` (folders
     of tasks that lm-eval does not bring), ``reads`` (other local files that it depends on: ``task_files``, which also
-    says what ``leave_out`` is) and ``refused``, of those that cannot be evaluated here, why.
+    says what ``leave_out`` is), ``identities`` (``task_identity``) and ``refused``, of those that cannot be evaluated
+    here, why.
     ``lookups`` and ``place`` are what ``reads`` rests on; ``weight_by_size`` of a group's mean and its
     ``group_metric``, null unless the group names one that each of its leaves lists.
     """
@@ -75,6 +78,9 @@ class _Looker:
 
     def reads(self, leaf: str, config: Mapping[str, Any], lookups: Lookups) -> list[str]:
         return task_files(self._index[leaf], config, self._roots, self._folders, self._leave_out, lookups)
+
+    def identities(self, leaf: str, overrides: Mapping[str, Any], reads: Sequence[str]) -> dict[str, Any]:
+        return asdict(identities(self._index[leaf], overrides, reads))
 
     def refusal(self, leaf: str, config: Mapping[str, Any], reads: Sequence[str]) -> str | None:
         for name in reads:
@@ -124,6 +130,9 @@ def _facts(
         "group_metric": _group_metric(aggregate, list(metrics.values())),
         "homes": look.homes(list(configs)),
         "reads": {leaf: names for leaf, names in reads.items() if names},
+        "identities": {
+            leaf: look.identities(leaf, overrides[leaf], reads[leaf]) for leaf in configs if not refused[leaf]
+        },
         "lookups": lookups.seen,
         "place": lookups.place,
         "refused": {leaf: line for leaf, line in refused.items() if line is not None},

@@ -225,7 +225,7 @@ class AnswerConfig:
     repeat_start: int = identity(0, neutral=0)
     repeat_stop: int | None = identity(None, neutral=None)  # None: the last one
     num_docs: int | None = execution(None)  # the full size the plan counted on; another size is a DataError
-    harness: str = identity()  # lm-eval's version and the digests of other task files and of local data
+    harness: str = identity()  # lm-eval's version and digests of what else makes the prompts (task_identity.py)
     include_paths: list[str] = execution(factory=list)
     reads: list[str] = execution(factory=list)  # names of local files that the task reads beside its own folder
     engine: EngineConfig = identity(factory=EngineConfig)
@@ -247,7 +247,7 @@ class LeafConfig:
 
     task: str = identity()
     overrides: dict[str, Any] = identity(factory=dict, neutral={})
-    harness: str = identity()  # as of its answers
+    harness: str = identity()  # the same of all that the task is
     reads: list[str] = execution(factory=list)
 
 

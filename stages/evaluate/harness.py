@@ -132,7 +132,7 @@ def load_task(
     import numpy as np
     from lm_eval.tasks import TaskManager
 
-    entry = _leaf(name, tuple(include_paths))
+    entry = leaf_entry(name, include_paths)
     assert entry.path is not None
     _compile_templates_once()
     config = {**entry.config, **overrides}
@@ -178,8 +178,9 @@ def _index(include_paths: tuple[str, ...]) -> dict[str, Entry]:
     return build_index(include_paths)
 
 
-def _leaf(name: str, include_paths: tuple[str, ...]) -> Entry:
-    entry = _index(include_paths).get(name)
+def leaf_entry(name: str, include_paths: Sequence[str]) -> Entry:
+    """Where a leaf task is defined.  Raises ConfigError for what is none."""
+    entry = _index(tuple(include_paths)).get(name)
     if entry is None or entry.kind != "task":
         what = "is unknown to lm-eval" if entry is None else f"is a {entry.kind}: evaluate its members"
         raise ConfigError(f"task {name} {what}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import DataError
-from stages.local_files import digest_files
 
 _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
 _CLOCK_TICK_S = 0.02  # a file's time is that of the kernel's last tick
@@ -52,16 +51,6 @@ def only_known_files(task: str, known: Sequence[Path]) -> Iterator[None]:
                 f"task {task} reads {name}, which the plan did not know of, so a change of it would go unseen: put it "
                 "into the folder of the task's YAML, or name it in full in the task's dataset_kwargs"
             )
-
-
-def check_unchanged(task: str, harness: str, reads: Sequence[str]) -> None:
-    """The local files that the plan has digested must be the ones that are read here.  Raises DataError."""
-    planned = harness.partition("+files-")[2]
-    if planned and not digest_files(reads).startswith(planned):
-        raise DataError(
-            f"task {task}: what it reads ({', '.join(reads)[:300]}) changed after the plan was made, or is another on "
-            "this machine; start again"
-        )
 
 
 @cache

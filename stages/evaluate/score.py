@@ -13,12 +13,13 @@ from stages.evaluate.answers import Answered, AnswerFacts, read_answer_facts, re
 from stages.evaluate.artifact import Sample, ScoreFacts, TaskFacts, write_scores
 from stages.evaluate.config import LeafConfig, ScoreConfig
 from stages.evaluate.differences import check_one_arithmetic, differences
-from stages.evaluate.harness import data_sets, load_task
+from stages.evaluate.harness import data_sets, leaf_entry, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.opened import check_unchanged, only_known_files
+from stages.evaluate.opened import only_known_files
 from stages.evaluate.repeats import OF_REPEATS
 from stages.evaluate.scoring import score_documents
+from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
 
 VERSION = 1
@@ -51,7 +52,8 @@ def _score_leaf(
     asked = _agreed(leaf.task, {name: read_answer_facts(path, name) for name, path in shards.items()})
     answered = _together(leaf.task, [each for name, path in shards.items() for each in read_answers(path, name)])
     _check_pass_at(leaf.task, config, answered)
-    check_unchanged(leaf.task, leaf.harness, leaf.reads)
+    entry = leaf_entry(leaf.task, config.include_paths)
+    check_unchanged(entry, leaf.harness, leaf.reads, lambda: identities(entry, leaf.overrides, leaf.reads).whole)
     task = load_task(leaf.task, leaf.overrides, config.include_paths, data_sets(inputs), rows_dir, leaf.reads)
     with only_known_files(leaf.task, task.known_files):
         samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import ConfigError, DataError, EngineError, StageError, one_line
 from stages.evaluate.engines.family import family
 from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
-from stages.evaluate.harness import BuiltTask, Document, document_error, load_task
+from stages.evaluate.harness import BuiltTask, Document, document_error, leaf_entry, load_task
 from stages.evaluate.metrics import metric_facts
-from stages.evaluate.opened import check_unchanged
 from stages.evaluate.order import documents_of
 from stages.evaluate.reasoning import AUTO, Reasoning, find_reasoning
+from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
 
 if TYPE_CHECKING:
@@ -208,8 +208,9 @@ class Session:
 
 def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
     """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
-    check_unchanged(config.task, config.harness, config.reads)
     overrides = config.overrides | config.scoring_overrides
+    entry = leaf_entry(config.task, config.include_paths)
+    check_unchanged(entry, config.harness, config.reads, lambda: identities(entry, overrides, config.reads).prompts)
     task = load_task(config.task, overrides, config.include_paths, data, rows_dir, config.reads)
     if config.engine.is_endpoint and task.OUTPUT_TYPE != "generate_until":
         raise ConfigError(config.engine.refusal(config.task))

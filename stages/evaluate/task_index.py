@@ -138,6 +138,11 @@ def _load(path: Path, includes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return merged | own
 
 
+def settings_of(path: Path) -> dict[str, Any]:
+    """A file's settings as they are now, over those of the files it includes."""
+    return _load(path, {})
+
+
 def included_files(path: Path) -> list[Path]:
     """Every file that a task's file includes, directly or not."""
     own = _parse(path).get("include", [])

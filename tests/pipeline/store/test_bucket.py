@@ -171,7 +171,7 @@ def test_a_sweep_killed_twice_in_a_bucket_ends_as_in_a_directory(bucket: str, tm
         for task, ref in under(record.steps, "compare").items():
             found = results.store.find(ref)
             assert found is not None
-            assert (found / "comparison.parquet").read_bytes() == reference[found.name]
+            assert (found / "comparison.parquet").read_bytes() == reference[f"compare/{found.name}"]
             assert results.samples(trial, task).num_rows in (60, 40)
     assert (results.report_dir() / "summary.parquet").read_bytes() == reference["summary"]
     assert pq.read_table(results.report_dir() / "summary.parquet").num_rows

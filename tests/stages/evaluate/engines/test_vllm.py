@@ -148,7 +148,7 @@ def test_a_shard_has_the_same_bytes_alone_and_after_others_and_in_another_engine
     assert after == again[::-1]
     rows = pq.read_table(tmp_path / "after_tabular_iris" / "samples.parquet").to_pylist()
     assert [row["doc_id"] for row in rows] == [2, 3, 4]
-    facts = json.loads((tmp_path / "after_tabular_iris" / "task.json").read_text())
+    (facts,) = json.loads((tmp_path / "after_tabular_iris" / "task.json").read_text())["leaves"].values()
     assert facts["scoring"]["one_token"] == "logprob_token_ids"
     assert facts["comparable"]["platform"] == "cpu"
     assert facts["arithmetic"] == {"method": "dense"}
