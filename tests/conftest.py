@@ -261,7 +261,7 @@ def write_evaluation(tmp_path_factory):
         docs=None,
         doc_ids=None,
         prompts=None,
-        truncated=(),
+        truncated=(),  # None: nobody tells
         cut=None,
         cut_in_thoughts=(),
         stopped=MappingProxyType({}),
@@ -282,7 +282,7 @@ def write_evaluation(tmp_path_factory):
             "doc_digest": pa.array([digest(f"{task} {doc}") for doc in docs], pa.string()),
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
             "responses": pa.array([["an answer"]] * num_documents),
-            "truncated": pa.array([doc in truncated for doc in docs], pa.bool_()),
+            "truncated": pa.array([None if truncated is None else doc in truncated for doc in docs], pa.bool_()),
             "cut": pa.array([None if cut is None else doc in cut for doc in docs], pa.bool_()),
             "cut_in_thoughts": pa.array([None if cut is None else doc in cut_in_thoughts for doc in docs], pa.bool_()),
             "stopped_by": pa.array([stopped.get(doc, []) for doc in docs], pa.list_(pa.string())),

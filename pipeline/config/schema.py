@@ -18,7 +18,7 @@ from stages.evaluate.config import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import command, execution
 from stages.gate.config import GateConfig
-from stages.quantize import RecipeConfig
+from stages.quantize import Algorithm, RecipeConfig
 from stages.report.config import GpuConfig, SloConfig, SuiteConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
 
@@ -188,6 +188,15 @@ class Config:
     def models(self) -> list[ModelConfig]:
         """Every model that it names; a plan knows each by its bytes."""
         return [self.model]
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether its weights are needed here: to answer, or to make a checkpoint that a server is given.
+
+        Recorded answers are of a checkpoint that was made before.
+        """
+        is_made_here = self.engine.is_endpoint and self.recipe.algorithm is not Algorithm.none
+        return not self.engine.is_elsewhere or is_made_here
 
     @property
     def has_price(self) -> bool:

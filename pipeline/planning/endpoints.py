@@ -6,6 +6,7 @@ from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.recorded import check_recorded
 from pipeline.planning.task_facts import task_key
 from pipeline.steps.fingerprint import canonical_json
 from stages.evaluate.config import EngineConfig
@@ -15,6 +16,7 @@ def check_engines(plan: Plan, facts: Facts) -> None:
     """Raise UserError for trials whose engine cannot answer their tasks, or whose answers could not be compared."""
     for planned in plan.trials.values():
         _check_base(plan, planned)
+    check_recorded(plan)
     servers = [planned for planned in plan.trials.values() if planned.trial.config.engine.is_endpoint]
     for planned in servers:
         _check_said(planned.trial.config)

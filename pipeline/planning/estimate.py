@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan
-from pipeline.planning.rates import CPU, ELSEWHERE, Rate, Rates, Work, measured_rates
+from pipeline.planning.rates import CPU, ELSEWHERE, RECORDS, Rate, Rates, Work, measured_rates
 from pipeline.steps.stages import QUANTIZE, Occupies
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.timing import Timing
@@ -114,7 +114,7 @@ class Estimator:
                 if (
                     rate is not None
                     and predicted_s
-                    and (work.device in ("", CPU, ELSEWHERE) or timing.is_on(work.device))
+                    and (work.device in ("", CPU, ELSEWHERE, RECORDS) or timing.is_on(work.device))
                 ):
                     ratios[_key(rate, work)].append(seconds / predicted_s)
         return {key: statistics.median(found) for key, found in ratios.items()}
@@ -145,8 +145,8 @@ class Estimator:
     def _device(self, step: Step, config: Config | None) -> str | None:
         if step.stage.occupies is Occupies.core:
             return ""
-        if step.stage.occupies is Occupies.engine and config is not None and config.engine.is_endpoint:
-            return ELSEWHERE
+        if step.stage.occupies is Occupies.engine and config is not None and config.engine.is_elsewhere:
+            return ELSEWHERE if config.engine.is_endpoint else RECORDS
         return self._devices.get(step.trial)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
+from stages.evaluate.config import EngineConfig
 from stages.fetch import DatasetSource, check_model_path, digest_tree
-from stages.quantize import Algorithm
+from stages.local_files import digest_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,14 @@ class Facts:
     models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
     datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
     devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
+    samples: Mapping[str, str] = field(default_factory=dict)  # digests of recorded answers, by directory
+
+    def engine(self, config: EngineConfig) -> EngineConfig:
+        """``config`` with what makes its recorded answers those and no others."""
+        if not config.is_recorded:
+            return config
+        directory = str(Path(str(config.samples)).resolve())
+        return replace(config, samples=directory, samples_digest=self.samples[directory])
 
 
 def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
@@ -50,7 +60,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
             for repo_id, revision in task.datasets.items():
                 sources.get(repo_id, revision)
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
-        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices)
+        samples = _samples(configs, cache_dir)
+        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples)
 
 
 def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:
@@ -101,12 +112,26 @@ def _check_data(data: DataConfig) -> None:
 
 
 def _loaded(configs: Iterable[Config]) -> set[str]:
-    """The models whose weights are needed here: all but those that servers elsewhere answer with as they are."""
+    """The models whose weights are needed here."""
+    return {config.model.name for config in configs if config.loads_model}
+
+
+def _samples(configs: Iterable[Config], cache_dir: Path | None) -> dict[str, str]:
+    """Digests of the directories of recorded answers."""
     return {
-        config.model.name
-        for config in configs
-        if not config.engine.is_endpoint or config.recipe.algorithm is not Algorithm.none
+        str(path): cached(cache_dir, ["samples", str(path), stamps(path)], partial(digest_files, [str(path)]))
+        for path in dict.fromkeys(samples_of(config.engine) for config in configs if config.engine.is_recorded)
     }
+
+
+def samples_of(engine: EngineConfig) -> Path:
+    """Where recorded answers lie.  Raises UserError where they do not."""
+    if (lacking := engine.lacking_samples) is not None:
+        raise UserError(lacking)
+    path = Path(str(engine.samples)).resolve()
+    if not path.is_dir() or not any(file.is_file() for file in path.rglob("*")):
+        raise UserError(f"engine.samples={engine.samples} is no directory with files in it: give lm_eval's output_path")
+    return path
 
 
 def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True) -> ModelConfig:

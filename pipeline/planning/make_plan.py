@@ -57,7 +57,8 @@ class _Builder:
     """Adds one trial's steps to a plan."""
 
     def __init__(self, plan: Plan, trial: Trial, facts: Facts) -> None:
-        self._config = replace(trial.config, model=facts.models[trial.config.model.name])
+        engine = facts.engine(trial.config.engine)
+        self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts = plan, facts
         self._planned = TrialPlan(replace(trial, config=self._config))
         self._steps = self._planned.steps
@@ -120,10 +121,11 @@ class _Builder:
         config, name = self._config, self._config.model.name
         if config.model.weights is Weights.dummy:
             self._add_dummy()
+        elif not config.loads_model:
+            # Whoever answers, or has answered, has the checkpoint; prompts need the tokenizer.
+            self._add("checkpoint", FETCH_TOKENIZER, config.model.source, name)
         elif config.recipe.algorithm is Algorithm.none:
-            # A server elsewhere has the weights; its prompts need the tokenizer.
-            stage = FETCH_TOKENIZER if config.engine.is_endpoint else FETCH_MODEL
-            self._add("checkpoint", stage, config.model.source, name)
+            self._add("checkpoint", FETCH_MODEL, config.model.source, name)
         else:
             self._check_recipe()
             self._add_quantized(self._add("model", FETCH_MODEL, config.model.source, name))

@@ -27,9 +27,9 @@ class GpuMemory:
 
 
 def gpu_memory(config: Config) -> GpuMemory | None:
-    """The floor for a trial's engine; None when the model's shape is not known, or a server elsewhere answers."""
+    """The floor for a trial's engine; None when the model's shape is not known, or nothing is loaded here."""
     shape, engine, recipe = config.model.shape, config.engine, config.recipe
-    if shape is None or engine.is_endpoint:
+    if shape is None or engine.is_elsewhere:
         return None
     weights_gib = weight_gib(shape, weight_format(recipe))
     return GpuMemory(weights_gib, kv_cache_gib(shape, num_tokens=engine.max_model_len), engine.num_ranks)

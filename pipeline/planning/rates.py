@@ -12,13 +12,14 @@ import yaml
 
 CPU = "CPU"  # the device of models on processors
 ELSEWHERE = "an endpoint"  # that of models behind somebody else's server
+RECORDS = "files"  # where no model is asked any more
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """What decides how long a step takes.
 
-    ``device`` is a GPU's product, CPU, ELSEWHERE, or empty for work beside the models.
+    ``device`` is a GPU's product, CPU, ELSEWHERE, RECORDS, or empty for work beside the models.
     """
 
     stage: str

@@ -46,7 +46,7 @@ def points(config: Config, device: Device, random_weights: bool) -> Iterator[Poi
 def _limits(config: Config) -> dict[str, object]:
     """What does not change an engine's answers, but how fast it gives them."""
     # A server has whole GPUs, and one checkpoint.
-    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank", "exchange_weights", *ENDPOINT_FIELDS)
+    silent = ("gpu_memory_gib", "batch_size", "gpus_per_rank", "exchange_weights", "samples", *ENDPOINT_FIELDS)
     return {
         field.name: getattr(config.engine, field.name)
         for field in fields(config.engine)

@@ -27,10 +27,10 @@ class Ends:
     inside of a model's thoughts, or at a stop string.
 
     None of answers that are not written, and of stop strings where no chat template is applied: a chat model ends its
-    turn by itself, any other model only there.
+    turn by itself, any other model only there.  All are None where whoever answered does not tell.
     """
 
-    num_truncated: int = 0
+    num_truncated: int | None = 0
     num_cut: int | None = None
     num_cut_in_thoughts: int | None = None
     num_stopped: int | None = None
@@ -49,7 +49,7 @@ class Leaf:
         """How prompts and answers ended."""
         is_chat = bool(self.facts.comparable.get("apply_chat_template"))
         return Ends(
-            num_truncated=self._count("truncated") or 0,
+            num_truncated=self._count("truncated"),
             num_cut=self._count("cut"),
             num_cut_in_thoughts=self._count("cut_in_thoughts"),
             num_stopped=None if self.is_cut is None or not is_chat else sum(map(bool, self._stop_strings())),

@@ -12,21 +12,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import DataError
-from stages.evaluate.answers import Answer, Answered, AnswerFacts, write_answers
+from stages.evaluate.answers import Answer, Answered, AnswerFacts, is_any, total, write_answers
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.native import check_arithmetic
 from stages.evaluate.harness import BuiltTask, Document, data_sets
 from stages.evaluate.nltk_data import provide_nltk_data
+from stages.evaluate.recorded.session import RecordedSession, open_run
 from stages.evaluate.session import Session, build_task, open_engine
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
 
 VERSION = 1
+AnySession = Session | RecordedSession
 VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
@@ -57,7 +59,7 @@ def prepare(config: AnswerConfig) -> None:
 
 
 @contextmanager
-def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[Session]:
+def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[AnySession]:
     """Load ``inputs["checkpoint"]`` into the engine that ``config.engine`` describes; released at the end.
 
     Raises EngineError when the engine does not start.
@@ -67,21 +69,20 @@ def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[S
         model = _open_model(checkpoint, engine, Path(work_dir))
         # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
         build_task(config, data_sets(inputs), model, Path(work_dir) / "first")
-        opened = open_engine(checkpoint, engine)
-        session = Session(model, opened, checkpoint, Path(work_dir), engine.overlap_shards)
+        session = _opened(model, checkpoint, engine, Path(work_dir))
         try:
-            check_arithmetic(config.weights_alone, opened.arithmetic, checkpoint)
+            check_arithmetic(config.weights_alone, session.engine.arithmetic, checkpoint)
             yield session
         finally:
             session.close()
 
 
-def announce(config: AnswerConfig, inputs: Mapping[str, Path], session: Session) -> None:
+def announce(config: AnswerConfig, inputs: Mapping[str, Path], session: AnySession) -> None:
     """Begin with a shard while an earlier one is still being scored."""
     session.announce(config, inputs["checkpoint"], data_sets(inputs))
 
 
-def exchange(inputs: Mapping[str, Path], session: Session) -> None:
+def exchange(inputs: Mapping[str, Path], session: AnySession) -> None:
     """Put ``inputs["checkpoint"]`` in the place of the one that the session was opened with.
 
     Raises StageError where only a new session will do; this one must be closed then.
@@ -89,7 +90,9 @@ def exchange(inputs: Mapping[str, Path], session: Session) -> None:
     session.exchange(inputs["checkpoint"])
 
 
-def answer(config: AnswerConfig, inputs: Mapping[str, Path], out: Path, session: Session) -> Mapping[str, float | None]:
+def answer(
+    config: AnswerConfig, inputs: Mapping[str, Path], out: Path, session: AnySession
+) -> Mapping[str, float | None]:
     """Write ``answers.parquet`` and ``answers.json``; metrics count documents, missing and truncated ones, and tokens.
 
     Raises ConfigError or DataError when no document could be asked under this config, EngineError when the engine
@@ -103,10 +106,16 @@ def answer(config: AnswerConfig, inputs: Mapping[str, Path], out: Path, session:
     return {
         "num_documents": len(answered),
         "num_missing": sum(each.error is not None for each in answered),
-        "num_truncated": sum(any(answer.truncated for answer in each.answers) for each in answered),
-        "num_prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
-        "num_output_tokens": sum(answer.num_output_tokens for answer in answers),
+        "num_truncated": total(is_any(answer.truncated for answer in each.answers) for each in answered),
+        "num_prompt_tokens": total(answer.num_prompt_tokens for answer in answers),
+        "num_output_tokens": total(answer.num_output_tokens for answer in answers),
     }
+
+
+def _opened(model: "HarnessModel", checkpoint: Path, engine: EngineConfig, work_dir: Path) -> AnySession:
+    if engine.is_recorded:
+        return RecordedSession(model, open_run(engine), work_dir)
+    return Session(model, open_engine(checkpoint, engine), checkpoint, work_dir, engine.overlap_shards)
 
 
 def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
@@ -148,7 +157,13 @@ def _system_role(prompt: PromptConfig, model: "HarnessModel") -> str | None:
     return "left out, as lm-eval does" if prompt.harness_compat else "first turn of the user"
 
 
-def _facts(config: AnswerConfig, built: BuiltTask, session: Session) -> AnswerFacts:
+def _engine_facts(config: EngineConfig, session: AnySession) -> dict[str, Any]:
+    """What was set for the engine, but where it knows better itself: of a run that is over nothing is set here."""
+    own = session.engine.facts
+    return {**own, **{name: own.get(name, getattr(config, name)) for name in ("dtype", "max_model_len")}}
+
+
+def _facts(config: AnswerConfig, built: BuiltTask, session: AnySession) -> AnswerFacts:
     task, prompt = built.task, config.prompt
     template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
     return AnswerFacts(
@@ -160,9 +175,7 @@ def _facts(config: AnswerConfig, built: BuiltTask, session: Session) -> AnswerFa
         scoring=dict(session.engine.scoring),
         arithmetic=dict(session.engine.arithmetic),
         comparable={
-            **session.engine.facts,
-            "dtype": config.engine.dtype,
-            "max_model_len": config.engine.max_model_len,
+            **_engine_facts(config.engine, session),
             "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
             "apply_chat_template": prompt.apply_chat_template,
             "chat_template_kwargs": prompt.chat_template_kwargs,

@@ -4,7 +4,7 @@
 Nothing is judged yet: texts are as they came, so that whoever scores them anew asks no engine again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Answer:
 
     ``stop`` are the strings that an answer ends before, but for those that end a turn; ``stopped_by`` is the one that
     the engine ended it at; ``opening`` is what of a model's thoughts the prompt had begun (see Reasoning), None where
-    it does not think; ``truncated`` says that the prompt was cut on the left.
+    it does not think; ``truncated`` says that the prompt was cut on the left.  What whoever answered does not tell is
+    None: what ended a text, how many tokens there were, whether the prompt was cut.
     """
 
     text: str | None = None
@@ -59,9 +60,9 @@ class Answer:
     seed: int | None = None  # None: greedy
     logprob: float | None = None
     is_greedy: bool | None = None  # None: of a whole text
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
-    truncated: bool = False
+    num_prompt_tokens: int | None = 0
+    num_output_tokens: int | None = 0
+    truncated: bool | None = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +84,8 @@ def response_of(answer: Answer, reasoning: Reasoning | None) -> Response:
     """Thoughts are no part of the answer, and end at no stop string; thoughts that never end leave an empty answer."""
     if answer.text is None:
         return Response(value=answer.logprob if answer.is_greedy is None else (answer.logprob, answer.is_greedy))
-    was_cut = answer.finish_reason == CUT_OFF
-    parts = parted(answer.text, answer.opening, was_cut, reasoning) if reasoning else Parts(None, answer.text)
+    was_cut = None if answer.finish_reason is None else answer.finish_reason == CUT_OFF
+    parts = parted(answer.text, answer.opening, bool(was_cut), reasoning) if reasoning else Parts(None, answer.text)
     if parts.answer is None:
         return Response(value="", thoughts=parts.thoughts, is_cut=was_cut, is_cut_in_thoughts=was_cut)
     found = min(((place, term) for term in answer.stop if (place := parts.answer.find(term)) >= 0), default=None)
@@ -93,8 +94,20 @@ def response_of(answer: Answer, reasoning: Reasoning | None) -> Response:
         thoughts=parts.thoughts,
         stopped_by=answer.stopped_by if found is None else found[1],
         is_cut=was_cut and found is None,
-        is_cut_in_thoughts=False,
+        is_cut_in_thoughts=None if was_cut is None else False,
     )
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Their sum; None where one is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
+
+
+def is_any(said: Iterable[bool | None]) -> bool | None:
+    """Whether one is; None where none is known to be, and of one it is not known."""
+    known = list(said)
+    return None if None in known and True not in known else True in known
 
 
 @dataclass(slots=True, kw_only=True)

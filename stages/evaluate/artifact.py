@@ -43,7 +43,7 @@ class Sample:
     """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why.
 
     ``cut``: an answer ended at the limit of its tokens, None where nothing is written; ``stopped_by``: the stop strings
-    that answers ended at; ``truncated``: its prompt was cut on the left.
+    that answers ended at; ``truncated``: its prompt was cut on the left.  Tokens and cuts are None where nobody tells.
     """
 
     doc_id: int
@@ -55,13 +55,13 @@ class Sample:
     filtered: str = "{}"
     metrics: dict[str, Any] = field(default_factory=dict)
     loglikelihoods: list[float] | None = None
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
+    num_prompt_tokens: int | None = 0
+    num_output_tokens: int | None = 0
     finish_reason: str | None = None
     cut: bool | None = None
     cut_in_thoughts: bool | None = None
     stopped_by: list[str] = field(default_factory=list)
-    truncated: bool = False
+    truncated: bool | None = False
     error: str | None = None
 
 

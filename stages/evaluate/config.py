@@ -15,18 +15,20 @@ SCORING_SETTINGS = frozenset(
     ("filter_list", "metric_list", "process_results", "should_decontaminate", "doc_to_decontamination_query")
 )
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
+RECORDED = "recorded"  # a dtype that others chose
 ENDPOINT_FIELDS = tuple(each.name for each in fields(EndpointSettings))
 
 
 class EngineKind(Enum):
     """What runs the model: vLLM, or plain transformers for formats vLLM has no kernel for and for tiny models.
 
-    An endpoint is a server that somebody else runs.
+    An endpoint is a server that somebody else runs; recorded answers were given before, to lm-eval.
     """
 
     vllm = "vllm"
     transformers = "transformers"
     endpoint = "endpoint"
+    recorded = "recorded"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +48,8 @@ class EngineConfig(EndpointSettings):
     tensor_parallel_size: int = identity(1)
     pipeline_parallel_size: int = identity(1, neutral=1)  # nodes, each with tensor_parallel_size GPUs
     seed: int = identity(0)
+    samples: str | None = execution(None)  # a directory
+    samples_digest: str | None = identity(None, neutral=None)  # of what lies there; filled in when the plan is made
     gpus_per_rank: float = execution(1.0)
     gpu_memory_utilization: float = execution(0.9)
     gpu_memory_gib: float | None = execution(None)  # of one GPU; null: a plan cannot refuse what does not fit
@@ -75,6 +79,8 @@ class EngineConfig(EndpointSettings):
         self._check_share()
 
     def _check_kind(self) -> None:
+        if self.samples is not None and not self.is_recorded:
+            raise ValueError("engine.samples are answers that lm-eval wrote: choose engine=recorded, or leave it out")
         if self.is_endpoint:
             self.check_endpoint()
             return
@@ -82,6 +88,9 @@ class EngineConfig(EndpointSettings):
             raise ValueError(
                 f"engine.{name} is of a server that runs elsewhere: choose engine=endpoint, or leave it out"
             )
+        if self.is_recorded:
+            self.check_others_own("recorded", RECORDED, "it was set where lm-eval ran")
+            return
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise ValueError(f"engine.dtype must be bfloat16, float16 or float32; got {self.dtype!r}")
 
@@ -106,6 +115,23 @@ class EngineConfig(EndpointSettings):
     def is_endpoint(self) -> bool:
         """Whether a server somewhere else answers, and nothing of the model is loaded here."""
         return self.kind is EngineKind.endpoint
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether nothing is asked any more: the answers lie in files."""
+        return self.kind is EngineKind.recorded
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether nothing of the model is loaded here."""
+        return self.is_endpoint or self.is_recorded
+
+    @property
+    def lacking_samples(self) -> str | None:
+        """What must be said before recorded answers can be read, in one line; None where all is said."""
+        if self.samples is not None:
+            return None
+        return "engine=recorded takes answers that lm-eval wrote with --log_samples: say where, engine.samples=DIR"
 
     @property
     def num_ranks(self) -> int:

@@ -82,15 +82,14 @@ class EndpointSettings:
                 "engine.api_key_env must be the name of an environment variable, in capitals, never the key itself"
             )
         _check_flags(self.server_flags)
-        self._check_servers_own()
+        self.check_others_own("endpoint", SERVED, "say in engine.server_flags how the server was started")
 
-    def _check_servers_own(self) -> None:
-        """What an engine in this process is told, a server was told by others: the record may not say otherwise."""
-        usual = {each.name: each.default for each in fields(self)} | {"dtype": SERVED}
+    def check_others_own(self, kind: str, dtype: str, instead: str) -> None:
+        """What an engine in this process is told, others were told elsewhere: the record may not say otherwise."""
+        usual = {each.name: each.default for each in fields(self)} | {"dtype": dtype}
         if said := [name for name in _SERVERS_OWN if getattr(self, name) != usual[name]]:
             raise ValueError(
-                f"engine.{said[0]} is not for engine=endpoint to set: leave it {usual[said[0]]}, and say in "
-                "engine.server_flags how the server was started"
+                f"engine.{said[0]} is not for engine={kind} to set: leave it {usual[said[0]]}, and {instead}"
             )
 
 

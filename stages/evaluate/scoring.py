@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from stages.evaluate.answers import Answer, Answered, Response, response_of
+from stages.evaluate.answers import Answer, Answered, Response, is_any, response_of, total
 from stages.evaluate.artifact import Sample
 from stages.evaluate.config import ScoringConfig
 from stages.evaluate.digests import digest, dumps
@@ -97,10 +97,10 @@ def _instance(task: Any, doc: Any, answered: Answered, index: int) -> Any:
 
 def _count(sample: Sample, answers: Sequence[Answer]) -> None:
     reasons = {answer.finish_reason for answer in answers} - {None}
-    sample.num_prompt_tokens = sum(answer.num_prompt_tokens for answer in answers)
-    sample.num_output_tokens = sum(answer.num_output_tokens for answer in answers)
+    sample.num_prompt_tokens = total(answer.num_prompt_tokens for answer in answers)
+    sample.num_output_tokens = total(answer.num_output_tokens for answer in answers)
     sample.finish_reason = max(reasons, key=lambda reason: reason == "length", default=None)
-    sample.truncated = any(answer.truncated for answer in answers)
+    sample.truncated = is_any(answer.truncated for answer in answers)
 
 
 def _note_ends(sample: Sample, responses: Sequence[Response]) -> None:

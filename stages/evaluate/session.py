@@ -68,6 +68,29 @@ class Shard:
     names: list[str] | None = None
 
 
+class Tasks:
+    """Tasks under their prompt configs, each built once: few-shot examples depend on the documents before."""
+
+    def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
+        self._model, self._work_dir = model, work_dir
+        self._built: dict[str, BuiltTask] = {}
+
+    def documents(self, config: "AnswerConfig", data: Mapping[str, Path]) -> tuple[BuiltTask, list[Document]]:
+        """A shard's task and documents.  Raises ConfigError or DataError for what cannot be asked."""
+        built = self._task(config, data)
+        _check_size(config, built.num_docs)
+        # Refuses what cannot be averaged before it is paid.
+        _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
+        return built, built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
+
+    def _task(self, config: "AnswerConfig", data: Mapping[str, Path]) -> BuiltTask:
+        key = _key(config, data)
+        if key not in self._built:
+            rows_dir = self._work_dir / f"rows_{len(self._built)}"
+            self._built[key] = build_task(config, data, self._model, rows_dir)
+        return self._built[key]
+
+
 class Session:
     """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
 
@@ -81,9 +104,8 @@ class Session:
         self.model = model
         self.engine = engine
         self._checkpoint = checkpoint
-        self._work_dir = work_dir
+        self._tasks = Tasks(model, work_dir)
         self._overlaps = overlaps
-        self._tasks: dict[str, BuiltTask] = {}
         self._under_way: dict[tuple[Path, str], Shard] = {}
         self._generations: dict[str, Generation] = {}
         self._switch_interval_s = sys.getswitchinterval()
@@ -131,11 +153,7 @@ class Session:
             self.engine.close()
 
     def _build(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
-        built = self._task(config, data)
-        _check_size(config, built.num_docs)
-        # Refuses what cannot be averaged before it is paid.
-        _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
-        documents = built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
+        built, documents = self._tasks.documents(config, data)
         self.model.tokenize(instance for document in documents for instance in document.instances)
         work = [_encode(document, self.model, config, built.reasoning) for document in documents]
         _check_repeats(config, work)
@@ -186,13 +204,6 @@ class Session:
 
     def _put(self, engine: Overlapping, built: Built) -> list[str]:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])
-
-    def _task(self, config: "AnswerConfig", data: Mapping[str, Path]) -> BuiltTask:
-        """The task under this prompt config, built once: few-shot examples depend on the documents before."""
-        key = _key(config, data)
-        if key not in self._tasks:
-            self._tasks[key] = build_task(config, data, self.model, self._work_dir / f"rows_{len(self._tasks)}")
-        return self._tasks[key]
 
 
 def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:

@@ -11,7 +11,8 @@ MANY_STOPPED = 0.1  # of a chat model's answers
 def endings(row: Row) -> Iterator[str]:
     """Of a trial's task: documents without a score, prompts and answers that were cut, turns ended at a stop string."""
     if row["num_missing"] or row["num_truncated"]:
-        yield f"{row['num_missing'] or 0} documents missing, {row['num_truncated'] or 0} cut to fit"
+        cut_to_fit = "" if row["num_truncated"] is None else f", {row['num_truncated']} cut to fit"
+        yield f"{row['num_missing'] or 0} documents missing{cut_to_fit}"
     if row["num_cut"] or row["base_num_cut"]:
         yield _cut(row)
     stopped = [_share(row, side, "num_stopped") or 0 for side in ("", "base_")]

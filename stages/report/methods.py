@@ -1,13 +1,14 @@
 """How the numbers were obtained: settings that all evaluations share, those that differ, sizes, notes and inputs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.compare.artifact import ComparisonFacts
 from stages.drift import DriftFacts, read_drift
 from stages.evaluate.endpoint_config import SERVED
+from stages.evaluate.recorded.artifact import IMPORTED
 from stages.gate.artifact import Check, read_checks
 from stages.report.artifact import Row
 from stages.report.config import TrialRow
@@ -55,7 +56,12 @@ def notes(trials: Sequence[TrialRow], comparisons: Comparisons, rows: Sequence[R
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]
     of_ends = [f"{row['trial']}, {row['task']}: {row['note']}" for row in rows if row["note"]]
-    of_engines = [*_arithmetics(comparisons), *_servers(comparisons), *_two_arithmetics(comparisons)]
+    of_engines = [
+        *_arithmetics(comparisons),
+        *_servers(comparisons),
+        *_runs(comparisons),
+        *_two_arithmetics(comparisons),
+    ]
     return list(dict.fromkeys([*of_models, *of_engines, *of_ends, *of_comparisons]))
 
 
@@ -75,6 +81,8 @@ def _in_words(arithmetic: str) -> str:
     facts = json.loads(arithmetic)
     if facts["method"] == SERVED:
         return _server(facts)
+    if facts["method"] == IMPORTED:
+        return _run(facts)
     details = facts.get("kernels") or [facts.get("weights")]
     return " ".join([facts["method"], *filter(None, details)])
 
@@ -84,15 +92,36 @@ def _server(arithmetic: Mapping[str, Any]) -> str:
     return f"{arithmetic['model']} ({flags or 'nothing was said of its flags'})"
 
 
+def _run(arithmetic: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in arithmetic["model_args"].items())
+    return f"{arithmetic['model']} ({arguments or 'nothing is said of its arguments'})"
+
+
 def _servers(comparisons: Comparisons) -> Iterator[str]:
     """Which trials were answered by servers that somebody else runs, and what was said of each."""
+    for server, names in _trials_by(comparisons, SERVED, _server):
+        yield f"{names}: answered by a server, {server}; what that computes with is not known here"
+
+
+def _runs(comparisons: Comparisons) -> Iterator[str]:
+    """Which trials' answers were brought in, and what their runs said of themselves."""
+    for run, names in _trials_by(comparisons, IMPORTED, _run):
+        yield (
+            f"{names}: answers of an earlier run of lm-eval, {run}; how many tokens they have, and which of them were "
+            "cut at the limit, is not known here"
+        )
+
+
+def _trials_by(
+    comparisons: Comparisons, method: str, describe: Callable[[Mapping[str, Any]], str]
+) -> Iterator[tuple[str, str]]:
+    """Of the trials with an arithmetic of that method its description, and their names."""
     trials: dict[str, dict[str, None]] = {}
     for (trial, _), comparison in comparisons.items():
         for leaf in filter(None, comparison.facts.leaves.values()):
-            if leaf.arithmetic is not None and leaf.arithmetic["method"] == SERVED:
-                trials.setdefault(_server(leaf.arithmetic), {})[trial] = None
-    for server, names in trials.items():
-        yield f"{', '.join(names)}: answered by a server, {server}; what that computes with is not known here"
+            if leaf.arithmetic is not None and leaf.arithmetic["method"] == method:
+                trials.setdefault(describe(leaf.arithmetic), {})[trial] = None
+    yield from ((described, ", ".join(names)) for described, names in trials.items())
 
 
 def _arithmetics(comparisons: Comparisons) -> Iterator[str]:

@@ -511,6 +511,29 @@ def test_servers_are_compared_with_servers_alone_whatever_their_flags(run, write
     assert "engine_version is" in refusal(run, {"t": trial}, {"t": newer})
 
 
+def imported(**arguments):
+    return {"method": "imported", "model": "hf", "model_args": arguments}
+
+
+def test_recorded_answers_are_compared_with_recorded_ones_that_were_asked_alike(run, write_evaluation):
+    """How long they are and why they ended is not known, which is not that none was cut."""
+    elsewhere = {
+        "engine": "lm-eval",
+        "engine_version": "lm_eval 0.4.13, hf",
+        "platform": "lm-eval",
+        "dtype": "bfloat16",
+    }
+    trial = write_evaluation("t", [1.0, 0.0], arithmetic=imported(pretrained="a"), truncated=None, **elsewhere)
+    base = write_evaluation("t", [1.0, 1.0], arithmetic=imported(pretrained="b"), truncated=None, **elsewhere)
+    whole = run({"t": trial}, {"t": base}).whole
+    assert (whole["recovery"], whole["num_truncated"], whole["num_cut"], whole["base_num_cut"]) == (0.5, *[None] * 3)
+    for here in ({"method": "dense"}, served()):
+        message = refusal(run, {"t": trial}, {"t": write_evaluation("t", [1.0, 1.0], arithmetic=here)})
+        assert 'engine is "lm-eval" in trial and "vllm" in base' in message
+    newer = write_evaluation("t", [1.0, 1.0], arithmetic=imported(), **elsewhere | {"engine_version": "lm_eval 0.5"})
+    assert "engine_version is" in refusal(run, {"t": trial}, {"t": newer})
+
+
 def test_shards_of_two_servers_are_not_one_trial(run, write_evaluation):
     flags = (served(), served(quantization="fp8"))
     shards = [write_evaluation("t", [1.0], docs=[place], arithmetic=each) for place, each in enumerate(flags)]

@@ -420,6 +420,16 @@ def test_what_was_said_of_a_server_is_said_beside_its_numbers(write, write_evalu
     assert "m/w8a8: answered by a server, own-w8a8 (max-num-seqs=8, quantization=fp8)" in text
 
 
+def test_what_a_run_of_lm_eval_says_of_itself_is_said_beside_its_numbers(write, write_evaluation, tmp_path):
+    out = tmp_path / "m-bf16-arc-0123456789ab"
+    out.mkdir()
+    run = {"method": "imported", "model": "hf", "model_args": {"dtype": "bfloat16", "pretrained": "org/m"}}
+    shard = write_evaluation("arc", [1.0, 0.0] * 8, arithmetic=run)
+    compare(CompareConfig(task="arc", leaves=["arc"], num_resamples=100), {"trial/arc/0000": shard}, out)
+    text = write({"compare/m/bf16/arc": out}).markdown
+    assert "m/bf16: answers of an earlier run of lm-eval, hf (dtype=bfloat16, pretrained=org/m); how many" in text
+
+
 def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluation, tmp_path):
     """Its tasks were answered on machines of two kinds; each alone keeps its score."""
     kernel = {"method": "native", "kernels": ["MacheteLinearKernel"]}

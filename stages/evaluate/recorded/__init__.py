@@ -1,0 +1,1 @@
+"""Answers that lm-eval wrote down in an earlier run, brought in as those of a trial."""
