@@ -285,6 +285,7 @@ def write_evaluation(tmp_path_factory):
             "truncated": pa.array([None if truncated is None else doc in truncated for doc in docs], pa.bool_()),
             "cut": pa.array([None if cut is None else doc in cut for doc in docs], pa.bool_()),
             "cut_in_thoughts": pa.array([None if cut is None else doc in cut_in_thoughts for doc in docs], pa.bool_()),
+            "thinking": pa.nulls(num_documents, pa.bool_()),
             "stopped_by": pa.array([stopped.get(doc, []) for doc in docs], pa.list_(pa.string())),
         }
         for name, values in metrics.items():

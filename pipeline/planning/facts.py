@@ -15,6 +15,7 @@ from pipeline.planning.devices import Device, check_workloads, device_of
 from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
+from stages.checkpoints.chat import stored_template, template_variables
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
 from stages.evaluate.config import EngineConfig
@@ -54,6 +55,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         catalog = beside.submit(ask_catalog, tasks, data, cache_dir)  # answers while bytes are digested here
         named = {model.name: model for config in configs for model in config.models}
         loaded = _loaded(configs)
+        for config in configs:
+            _check_template_kwargs(config, config.model)
         models = {name: _model(model, cache_dir, name in loaded) for name, model in named.items()}
         datasets = _texts(configs, sources)
         for task in tasks.values():
@@ -72,6 +75,24 @@ def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSour
         for source in (text.dataset for text in texts)
         if source is not None
     }
+
+
+def _check_template_kwargs(config: Config, model: ModelConfig) -> None:
+    """Of a model that lies here: what its chat template does not read would change nothing."""
+    asked = {slot: task.chat_template_kwargs for slot, task in config.tasks.items() if task.chat_template_kwargs}
+    if not asked or model.source.path is None:
+        return
+    try:
+        template = stored_template(Path(model.source.path))
+        read = None if template is None else template_variables(template)
+    except Exception:  # the tokenizer itself says that better, when it is loaded
+        return
+    for slot, given in asked.items():
+        if read is not None and (unread := sorted(given.keys() - read)):
+            raise UserError(
+                f"tasks.{slot}.chat_template_kwargs: the chat template of {model.name} reads no {unread[0]!r}; it "
+                f"reads {', '.join(sorted(read))}"
+            )
 
 
 def _check_suites(config: Config) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pipeline.config.schema import TaskConfig, Weights
 from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
+from pipeline.planning.answers_asked import check_answers_asked
 from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.resources import resources_of
@@ -77,6 +78,7 @@ class _Builder:
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
             known = self._facts.tasks[task_key(task)]
+            check_answers_asked(self._config, slot, task, known)
             self._add_answers(slot, task, known)
             self._add_scores(slot, task, known)
             self._add_comparison(slot, task, known)

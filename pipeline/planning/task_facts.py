@@ -28,6 +28,8 @@ class TaskFacts:
     reads: Mapping[str, list[str]]  # leaf task -> names of the local files that it reads beside its own folder
     output_types: Mapping[str, str | None]  # leaf task -> lm-eval's word; None where its files do not say
     output_tokens: Mapping[str, int | None]  # leaf task -> the most an answer may have by the task itself, 0: choices
+    is_sampled: Mapping[str, bool | None]  # leaf task -> whether its answers are drawn; None: a class knows
+    repeats: Mapping[str, int | None]  # leaf task -> answers to a document by the task itself; None: a class knows
     metric: str | None = None  # that the group averages
 
 
@@ -81,6 +83,8 @@ def _facts_of(task: TaskConfig, known: Mapping[str, Any], sources: Sources, iden
         metric=_group_metric(task, leaves, known),
         output_types={leaf: known["output_type"].get(leaf) for leaf in leaves},
         output_tokens={leaf: _output_tokens(task, known, leaf) for leaf in leaves},
+        is_sampled={leaf: known["is_sampled"].get(leaf) for leaf in leaves},
+        repeats={leaf: known["repeats"].get(leaf) for leaf in leaves},
     )
 
 

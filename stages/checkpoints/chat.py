@@ -1,7 +1,9 @@
 """Render chats with a model's own template, the same on every day: some templates print today's date."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 DATE = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama 3.1's template prints when nobody tells it the date
@@ -13,6 +15,17 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_ge
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=DATE.strftime
     )
     return str(text)
+
+
+def stored_template(directory: Path) -> str | None:
+    """The chat template that a tokenizer's directory holds, the default one of several; None where it has none."""
+    file, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):
+        found = next((each.get("template") for each in found if each.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def template_variables(template: str) -> frozenset[str]:

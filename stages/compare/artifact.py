@@ -43,6 +43,7 @@ class Numbers:
     num_cut: int | None = None  # documents of which an answer ended at the limit of its tokens
     num_cut_in_thoughts: int | None = None
     num_stopped: int | None = None  # of a chat model: at a stop string
+    num_thinking: int | None = None  # with thoughts before the answer; None where none are looked for
     score: float | None = None
     score_low: float | None = None
     score_high: float | None = None
@@ -54,6 +55,7 @@ class Numbers:
     base_num_cut: int | None = None
     base_num_cut_in_thoughts: int | None = None
     base_num_stopped: int | None = None
+    base_num_thinking: int | None = None
     base_score: float | None = None
     base_finished_score: float | None = None
     num_pairs: int | None = None  # documents both were scored on; all that follows is of these alone

@@ -60,6 +60,7 @@ def _base_columns(base: Side) -> dict[str, Any]:
         "base_num_cut": base.ends.num_cut,
         "base_num_cut_in_thoughts": base.ends.num_cut_in_thoughts,
         "base_num_stopped": base.ends.num_stopped,
+        "base_num_thinking": base.ends.num_thinking,
         "base_score": base.score,
         "base_finished_score": base.finished_score,
     }

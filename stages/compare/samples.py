@@ -17,14 +17,14 @@ from stages.evaluate.differences import check_one_arithmetic, differences
 
 Indices = NDArray[np.int64]
 
-_END_COLUMNS = ["truncated", "cut", "cut_in_thoughts", "stopped_by"]
+_END_COLUMNS = ["truncated", "cut", "cut_in_thoughts", "stopped_by", "thinking"]
 _KEY_COLUMNS = ["leaf", "doc_id", "doc_digest", "prompt_digest", *_END_COLUMNS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """How many documents had their prompts cut on the left, and of how many the answers ended at the limit of tokens,
-    inside of a model's thoughts, or at a stop string.
+    """How many documents had their prompts cut on the left, of how many the answers ended at the limit of tokens, inside
+    of a model's thoughts, or at a stop string, and how many have thoughts before the answer.
 
     None of answers that are not written, and of stop strings where no chat template is applied: a chat model ends its
     turn by itself, any other model only there.  All are None where whoever answered does not tell.
@@ -34,6 +34,7 @@ class Ends:
     num_cut: int | None = None
     num_cut_in_thoughts: int | None = None
     num_stopped: int | None = None
+    num_thinking: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Leaf:
             num_truncated=self._count("truncated"),
             num_cut=self._count("cut"),
             num_cut_in_thoughts=self._count("cut_in_thoughts"),
+            num_thinking=self._count("thinking"),
             num_stopped=None if self.is_cut is None or not is_chat else sum(map(bool, self._stop_strings())),
         )
 

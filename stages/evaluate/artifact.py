@@ -33,6 +33,7 @@ _LAST_COLUMNS = {
     "cut": pa.bool_(),
     "cut_in_thoughts": pa.bool_(),
     "stopped_by": pa.list_(pa.string()),
+    "thinking": pa.bool_(),
     "truncated": pa.bool_(),
     "error": pa.string(),
 }
@@ -42,8 +43,9 @@ _LAST_COLUMNS = {
 class Sample:
     """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why.
 
-    ``cut``: an answer ended at the limit of its tokens, None where nothing is written; ``stopped_by``: the stop strings
-    that answers ended at; ``truncated``: its prompt was cut on the left.  Tokens and cuts are None where nobody tells.
+    ``cut``: an answer ended at the limit of its tokens, None where nothing is written; ``stopped_by``: the stop
+    strings that answers ended at; ``thinking``: an answer has thoughts, None where none are looked for;
+    ``truncated``: its prompt was cut on the left. Tokens and cuts are None where nobody tells.
     """
 
     doc_id: int
@@ -61,6 +63,7 @@ class Sample:
     cut: bool | None = None
     cut_in_thoughts: bool | None = None
     stopped_by: list[str] = field(default_factory=list)
+    thinking: bool | None = None
     truncated: bool | None = False
     error: str | None = None
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from stages.errors import ConfigError, DataError
 from stages.evaluate.catalog_rows import Rows, hub_ids
-from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES
+from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES, is_sampled
 from stages.evaluate.refusals import refusal
 from stages.evaluate.task_files import Lookups, home_of, task_files
 from stages.evaluate.task_identity import identities
@@ -44,15 +44,15 @@ def describe(
     """Facts of every named task, group or tag, or ``{"error": one line}``.
 
     ``tasks``: names, or by any label a name, settings to lay over each of its leaves, and whether to count documents.
-    ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does not
-    fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
-    ``versions``, ``output_type``, ``output_tokens`` (the most of an answer), ``num_fewshot``, ``metrics``, whether the
-    task ``reports_others`` than these, ``overrides`` (settings that a group lays over its members), ``homes`` (folders
-    of tasks that lm-eval does not bring), ``reads`` (other local files that it depends on: ``task_files``, which also
-    says what ``leave_out`` is), ``identities`` (``task_identity``) and ``refused``, of those that cannot be evaluated
-    here, why.
-    ``lookups`` and ``place`` are what ``reads`` rests on; ``weight_by_size`` of a group's mean and its
-    ``group_metric``, null unless the group names one that each of its leaves lists.
+    ``leaves`` in lm-eval's order and, by leaf, ``num_docs`` (null without the data at hand, or with data that does
+    not fit), ``num_examples`` to draw few-shot examples from (null where files do not say), ``datasets`` (hub ids),
+    ``versions``, ``output_type``, ``output_tokens`` (the most of an answer), ``is_sampled``, ``repeats``,
+    ``num_fewshot``, ``metrics``, whether the task ``reports_others`` than these, ``overrides`` (settings that a group
+    lays over its members), ``homes`` (folders of tasks that lm-eval does not bring), ``reads`` (other local files
+    that it depends on: ``task_files``, which also says what ``leave_out`` is), ``identities`` (``task_identity``) and
+    ``refused``, of those that cannot be evaluated here, why. ``lookups`` and ``place`` are what ``reads`` rests on;
+    ``weight_by_size`` of a group's mean and its ``group_metric``, null unless the group names one that each of its
+    leaves lists.
     """
     index = build_index(include_paths)
     with TemporaryDirectory(prefix="catalog_") as rows_dir:
@@ -123,6 +123,8 @@ def _facts(
         "versions": {leaf: (config.get("metadata") or {}).get("version") for leaf, config in configs.items()},
         "output_type": {leaf: _output_type(config) for leaf, config in configs.items()},
         "output_tokens": {leaf: _output_tokens(config) for leaf, config in configs.items()},
+        "is_sampled": {leaf: _is_sampled(config) for leaf, config in configs.items()},
+        "repeats": {leaf: None if "class" in config else config.get("repeats", 1) for leaf, config in configs.items()},
         "num_fewshot": {leaf: config.get("num_fewshot") for leaf, config in configs.items()},
         "metrics": metrics,
         "reports_others": {leaf: _reports_others(config) for leaf, config in configs.items()},
@@ -161,6 +163,11 @@ def _output_tokens(config: Mapping[str, Any]) -> int | None:
         return 0 if kind in ("multiple_choice", "loglikelihood") else None
     asked = config.get("generation_kwargs") or {}
     return next((int(asked[name]) for name in LENGTH_NAMES if name in asked), DEFAULT_MAX_TOKENS)
+
+
+def _is_sampled(config: Mapping[str, Any]) -> bool | None:
+    """Whether answers are drawn, by the task's own arguments; None where a class knows."""
+    return None if "class" in config else bool(is_sampled(config.get("generation_kwargs") or {}))
 
 
 def _metrics(config: Mapping[str, Any]) -> list[str]:

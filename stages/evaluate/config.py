@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from stages.evaluate.endpoint_config import EndpointSettings
-from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs
+from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs, is_sampled
 from stages.evaluate.reasoning import AUTO
 from stages.fields import execution, identity
 
@@ -199,6 +199,11 @@ class PromptConfig:
         _check_template_kwargs(self.chat_template_kwargs, self.apply_chat_template)
         check_gen_kwargs(self.gen_kwargs)
         self.gen_kwargs = {name: value for name, value in self.gen_kwargs.items() if value is not None}
+
+    @property
+    def is_sampled(self) -> bool | None:
+        """Whether answers are drawn, where ``gen_kwargs`` says it."""
+        return is_sampled(self.gen_kwargs)
 
     @property
     def asked_tokens(self) -> int | None:

@@ -53,6 +53,15 @@ _RULES = {
 }
 
 
+def is_sampled(gen_kwargs: Mapping[str, Any]) -> bool | None:
+    """Whether answers under these arguments are drawn; None where they do not say."""
+    if gen_kwargs.get("do_sample") is False:
+        return False
+    if (temperature := gen_kwargs.get("temperature")) is not None:
+        return bool(temperature > 0)
+    return True if gen_kwargs.get("do_sample") else None
+
+
 def check_gen_kwargs(gen_kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument that is unknown or cannot be what it is; null is the task's own."""
     if unknown := sorted(set(gen_kwargs) - set(KNOWN_NAMES)):

@@ -81,6 +81,8 @@ def _page(task: Any, docs: Any, answered: Answered, reasoning: Reasoning | None)
     by_request = [[response_of(answer, reasoning) for answer in repeats] for repeats in answered.by_request]
     _count(sample, answered.answers)
     _note_ends(sample, [response for repeats in by_request for response in repeats])
+    if reasoning is not None and any(answer.opening is not None for answer in answered.answers):
+        sample.thinking = sample.thoughts is not None
     responses = [[response.value for response in repeats] for repeats in by_request]
     sample.loglikelihoods = _loglikelihoods([repeats[0] for repeats in responses])
     return _Page(sample, doc, responses, [_instance(task, doc, answered, index) for index in range(len(responses))])

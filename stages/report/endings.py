@@ -15,6 +15,11 @@ def endings(row: Row) -> Iterator[str]:
         yield f"{row['num_missing'] or 0} documents missing{cut_to_fit}"
     if row["num_cut"] or row["base_num_cut"]:
         yield _cut(row)
+    if 0 in (row["num_thinking"], row["base_num_thinking"]):
+        yield (
+            "thoughts were looked for and none found, so all of each text is the answer (reasoning_end of its task "
+            f"slot): {_sides(row, 'num_thinking')}"
+        )
     stopped = [_share(row, side, "num_stopped") or 0 for side in ("", "base_")]
     if max(stopped) > MANY_STOPPED:
         yield f"a chat model's answers ended at a stop string, not at the end of its turn: {_sides(row, 'num_stopped')}"

@@ -617,3 +617,50 @@ def test_a_wrong_key_in_a_sweep_s_file_is_told_from_a_missing_first_line(  # typ
 def test_a_mode_that_needs_no_plan_makes_none(run) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("mode=gc", "suite=none")  # what no plan could be made of
     assert (code, out) == (0, "nothing to remove: sweeps refer to every artifact that holds nothing else\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{num_repeats: 3}", "tasks.game: mathador is greedy, so all 3 answers to a document would be one"),
+        ("{num_repeats: 3, gen_kwargs: {temperature: 0}}", "mathador is greedy, so all 3 answers"),
+        ("{pass_at: [1]}", "tasks.game: pass_at needs several answers to a document: set num_repeats"),
+        ("{majority: true}", "tasks.game: majority needs several answers to a document: set num_repeats"),
+        ("{gen_kwargs: {max_gen_toks: 4096}}", "may write 4096 tokens, and engine.max_model_len=2048 leaves no room"),
+    ],
+)
+def test_answers_that_cannot_be_asked_so_are_refused_in_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, settings: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "sweep").mkdir(parents=True)
+    head = "# @package _global_\ndefaults: [override /suite: none]\nengine: {max_model_len: 2048}\n"
+    text = f"{head}tasks: {{game: {settings.replace('{', '{task: mathador, num_docs: {mathador: 30}, ', 1)}}}\n"
+    (tmp_path / "own" / "sweep" / "x.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "--config-dir=own", "+sweep=x", "mode=plan"])
+    assert main() == 2
+    assert says in capsys.readouterr().err
+
+
+def test_choices_are_not_repeated_and_a_template_on_disk_is_read_before_the_run(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place, text in (
+        ("model/own", f"defaults: [model_schema, _self_]\nname: own\nsource: {{path: {tiny_model}}}\n"),
+        ("sweep/x", "# @package _global_\ndefaults: [override /model: own, override /suite: none]\n"),
+    ):
+        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / f"{place}.yaml").write_text(text)
+    slot = "+tasks={choices: {task: tabular_iris, num_docs: {tabular_iris: 30}}}"
+    for setting, says in (
+        ("num_repeats=3", "tasks.choices: tabular_iris scores given texts, so all 3 answers"),
+        (
+            "chat_template_kwargs={enable_thinkin: false}",
+            "the chat template of own reads no 'enable_thinkin'; it reads",
+        ),
+    ):
+        arguments = ["--config-dir=own", "+sweep=x", slot, f"tasks.choices.{setting}", "mode=plan"]
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        assert main() == 2
+        assert says in capsys.readouterr().err

@@ -168,6 +168,7 @@ def test_thoughts_are_kept_and_only_the_answer_is_scored(run, shard):
     _, rows, _ = run({"sums/0000": given})
     assert [row["exact_match,number"] for row in rows] == [1.0, 0.0]
     assert [row["thoughts"] for row in rows] == [["7, no"], ["<think>2, no 3, no"]]
+    assert [row["thinking"] for row in rows] == [True, True]
     assert [row["responses"] for row in rows] == [["1"], [""]]
 
 

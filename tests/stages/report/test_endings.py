@@ -41,3 +41,11 @@ def test_where_many_turns_end_at_a_stop_string_it_is_said():
 
 def test_missing_and_truncated_documents_come_first():
     assert said(num_missing=2, num_truncated=1, num_cut=1)[0] == "2 documents missing, 1 cut to fit"
+
+
+def test_where_thoughts_are_looked_for_and_never_found_it_is_said():
+    (line,) = said(num_thinking=0, base_n=10, base_num_missing=0, base_num_thinking=0)
+    assert line.startswith("thoughts were looked for and none found") and line.endswith(
+        "0 of 10 (0 %), base 0 of 10 (0 %)"
+    )
+    assert said(num_thinking=3) == []
