@@ -8,7 +8,7 @@ WRITES = "generate_until"
 
 
 def check_answers_asked(config: Config, slot: str, task: TaskConfig, known: TaskFacts) -> None:
-    """Raise UserError for repeats that would all be one, for scores of repeats that there are not, for no room to ask."""
+    """Raise UserError for repeats that would be one, scores of repeats that there are not, and no room to ask."""
     for leaf in known.leaves:
         _check_repeats(slot, task, known, leaf)
         _check_scores_of_repeats(slot, task, known, leaf)

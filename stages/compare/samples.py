@@ -23,8 +23,8 @@ _KEY_COLUMNS = ["leaf", "doc_id", "doc_digest", "prompt_digest", *_END_COLUMNS]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """How many documents had their prompts cut on the left, of how many the answers ended at the limit of tokens, inside
-    of a model's thoughts, or at a stop string, and how many have thoughts before the answer.
+    """How many documents had their prompts cut on the left, of how many the answers ended at the limit of tokens,
+    inside of a model's thoughts, or at a stop string, and how many have thoughts before the answer.
 
     None of answers that are not written, and of stop strings where no chat template is applied: a chat model ends its
     turn by itself, any other model only there.  All are None where whoever answered does not tell.
