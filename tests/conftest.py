@@ -74,7 +74,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (config.option.markexpr == "quick" and _reads_heavy(collection_path)) or None
 
 
-_LONGEST = ("test_end_to_end.py", "test_kill_anywhere.py", "test_vllm.py", "test_serving_end_to_end.py")
+_LONGEST = ("test_serving_end_to_end.py", "test_end_to_end.py", "test_kill_anywhere.py", "test_vllm.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
