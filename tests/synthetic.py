@@ -148,6 +148,7 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
         "error": pa.string(),
         "cut": pa.bool_(),
         "cut_in_thoughts": pa.bool_(),
+        "thinking": pa.bool_(),
         "stopped_by": pa.list_(pa.string()),
     }
     columns |= {name: pa.nulls(answers.num_rows, kind) for name, kind in kinds.items()}
