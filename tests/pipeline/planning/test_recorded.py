@@ -109,7 +109,8 @@ def test_samples_must_be_said_and_be_there_and_be_of_the_task(tmp_path: Path) ->
 
 
 def test_repeats_of_a_document_must_be_in_one_shard(tmp_path: Path) -> None:
-    repeated = one(write_run(tmp_path / "run"), "++tasks.game.num_repeats=4", "++tasks.game.shard_size=2")
+    drawn = "++tasks.game.gen_kwargs={do_sample: true, temperature: 0.5}"
+    repeated = one(write_run(tmp_path / "run"), drawn, "++tasks.game.num_repeats=4", "++tasks.game.shard_size=2")
     assert "tasks.game: task mathador asks for more answers to a document than its shard_size" in refusal(
         tmp_path, *repeated
     )

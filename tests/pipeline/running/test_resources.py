@@ -103,7 +103,7 @@ def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
 
 
 def test_what_is_said_of_a_stage_leaves_the_rest_of_its_share(tmp_path: Path) -> None:
-    said = ["engine=vllm_gpu", "engine.pipeline_parallel_size=2", "+cluster.stages.evaluate.memory_gib=64"]
+    said = ["engine=vllm_gpu", "engine.pipeline_parallel_size=2", "+cluster.stages.answer.memory_gib=64"]
     plan = planned(tmp_path, "+sweep=smoke", *said)
     shares = {step.resources for step in plan.steps.values() if step.stage.name == "answer"}
     assert shares == {Resources(num_cpus=4, num_gpus=2, num_nodes=2, memory_gib=64)}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 
 from stages.errors import ConfigError, EngineError
+from stages.evaluate.answers import response_of
 from stages.evaluate.config import EngineConfig, EngineKind
 from stages.evaluate.engines.protocol import GenerateRequest, ScoreRequest
 
@@ -152,10 +153,10 @@ def test_text_ends_before_the_first_stop_string_even_if_it_spans_tokens(engine, 
     stop = next(span for span in spans if len(model.tok_encode(span, add_special_tokens=False)) > 1)
     request = writing("Which letter comes first?", max_gen_toks=24, until=[stop])
     (answer,) = model.answer(engine, [model.encode(request)])
-    assert answer.response == whole[: whole.index(stop)]
+    assert response_of(answer, None).value == whole[: whole.index(stop)]
     assert answer.finish_reason == "stop"
     assert answer.num_output_tokens < len(tokens)
-    assert [answer.response] == reference.generate_until([request], disable_tqdm=True)
+    assert [response_of(answer, None).value] == reference.generate_until([request], disable_tqdm=True)
 
 
 def test_an_answer_that_runs_out_of_tokens_says_so(engine, model):
@@ -200,7 +201,7 @@ def test_sampling_repeats_with_its_seed_and_differs_between_repeats(engine, mode
     first, second = (model.encode(request, repeat) for repeat in (0, 1))
     alone, beside = model.answer(engine, [first]), model.answer(engine, [second, first])
     assert alone[0] == beside[1]
-    assert beside[0].response != beside[1].response
+    assert response_of(beside[0], None) != response_of(beside[1], None)
 
 
 def test_no_temperature_means_greedy(model):
