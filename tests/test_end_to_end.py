@@ -127,8 +127,9 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
 @pytest.mark.e2e
 def test_a_new_scorer_scores_what_was_answered_where_no_model_could_run(tiny: Path) -> None:
     """All numbers are those of before; the process finds no torch, no transformers and no vLLM."""
-    assert run(tiny).returncode == 0
-    before = rows(run(tiny).stdout)
+    first = run(tiny)
+    assert first.returncode == 0
+    before = rows(first.stdout)
     program = [sys.executable, "-m", "tests.new_scorer", *command()[3:], "cluster=inline"]
     done = subprocess.run(
         program, cwd=tiny, env=environment(), capture_output=True, text=True, timeout=300, check=False

@@ -16,7 +16,7 @@ from pipeline.planning.make_plan import make_plan
 from pipeline.planning.memory import bytes_to_write, check_gpu_memory, gpu_memory
 from pipeline.planning.plan import Plan
 from pipeline.results.environment import environment
-from tests.pipeline.planning.test_plan import by_stage, planned, trials_of
+from tests.pipeline.planning.test_plan import by_stage, planned, remembered, trials_of
 
 ROOT = Path(__file__).parents[3]
 SERVER = ["engine=endpoint", "engine.url=http://host:8000/v1", "engine.served_model=own"]
@@ -32,7 +32,7 @@ LLAMA |= {"num_attention_heads": 4, "vocab_size": 384}
 
 def checked(tmp_path: Path, *cli: str) -> Plan:
     trials = trials_of(*cli)
-    facts = resolve(trials, tmp_path / "cache")
+    facts = resolve(trials, remembered())
     plan = make_plan("test", trials, facts)
     check_engines(plan, facts)
     check_gpu_memory(plan)

@@ -1,8 +1,10 @@
 """The plan: pure, ordered, shared where things are the same."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,15 @@ def trials_of(*cli: str) -> list[Trial]:
         return expand(cli, config)
 
 
+@functools.cache
+def remembered() -> Path:
+    """What lm-eval says of tasks is asked once for all tests of a process."""
+    return Path(tempfile.mkdtemp(prefix="plans_"))
+
+
 def planned(tmp_path: Path, *cli: str) -> Plan:
     trials = trials_of(*cli)
-    return make_plan("test", trials, resolve(trials, tmp_path / "cache"))
+    return make_plan("test", trials, resolve(trials, remembered()))
 
 
 def by_stage(plan: Plan, stage: str) -> list[Step]:
@@ -66,7 +74,7 @@ def test_shards_cover_every_document_once(num_docs: int, shard_size: int) -> Non
 def test_planning_touches_nothing(tmp_path: Path) -> None:
     """Neither files, nor the clock's locale, nor the network: an audit hook would see an open or a connect."""
     trials = trials_of("+sweep=smoke")
-    facts = resolve(trials, tmp_path / "cache")
+    facts = resolve(trials, remembered())
     seen: list[str] = []
     watching = True
 
