@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import DataError
 from stages.evaluate.answers import Answer, Answered, AnswerFacts, is_any, total, write_answers
+from stages.evaluate.building import build_task
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.native import check_arithmetic
 from stages.evaluate.harness import BuiltTask, Document, data_sets
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.recorded.session import RecordedSession, open_run
-from stages.evaluate.session import Session, build_task, open_engine
+from stages.evaluate.session import Session, open_engine
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
@@ -78,7 +79,7 @@ def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[A
 
 
 def announce(config: AnswerConfig, inputs: Mapping[str, Path], session: AnySession) -> None:
-    """Begin with a shard while an earlier one is still being scored."""
+    """Begin with a shard while an earlier one is still being answered."""
     session.announce(config, inputs["checkpoint"], data_sets(inputs))
 
 

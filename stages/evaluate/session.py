@@ -6,30 +6,23 @@ The next shards are built in a thread of their own while the engine answers this
 that opened it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
 """
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError, DataError, EngineError, StageError, one_line
+from stages.errors import ConfigError, EngineError
+from stages.evaluate.building import Tasks, asked_for, encoded
 from stages.evaluate.engines.family import family
 from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
-from stages.evaluate.harness import BuiltTask, Document, document_error, leaf_entry, load_task
-from stages.evaluate.metrics import metric_facts
-from stages.evaluate.order import documents_of
-from stages.evaluate.reasoning import AUTO, Reasoning, find_reasoning
-from stages.evaluate.task_identity import check_unchanged, identities
-from stages.evaluate.task_index import task_roots
+from stages.evaluate.harness import BuiltTask, Document
 
 if TYPE_CHECKING:
     from stages.evaluate.answers import Answer
-    from stages.evaluate.artifact import MetricFacts
-    from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
+    from stages.evaluate.config import AnswerConfig, EngineConfig
     from stages.evaluate.engines.harness_model import Encoded, HarnessModel
     from stages.evaluate.engines.protocol import Engine
 
@@ -68,29 +61,6 @@ class Shard:
     names: list[str] | None = None
 
 
-class Tasks:
-    """Tasks under their prompt configs, each built once: few-shot examples depend on the documents before."""
-
-    def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
-        self._model, self._work_dir = model, work_dir
-        self._built: dict[str, BuiltTask] = {}
-
-    def documents(self, config: "AnswerConfig", data: Mapping[str, Path]) -> tuple[BuiltTask, list[Document]]:
-        """A shard's task and documents.  Raises ConfigError or DataError for what cannot be asked."""
-        built = self._task(config, data)
-        _check_size(config, built.num_docs)
-        # Refuses what cannot be averaged before it is paid.
-        _check_means(built.task, metric_facts(built.task, task_roots(config.include_paths), ()))
-        return built, built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
-
-    def _task(self, config: "AnswerConfig", data: Mapping[str, Path]) -> BuiltTask:
-        key = _key(config, data)
-        if key not in self._built:
-            rows_dir = self._work_dir / f"rows_{len(self._built)}"
-            self._built[key] = build_task(config, data, self._model, rows_dir)
-        return self._built[key]
-
-
 class Session:
     """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
 
@@ -114,14 +84,14 @@ class Session:
 
     def announce(self, config: "AnswerConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
         """Begin to build a shard that will be asked for, of this checkpoint or of one that takes its place."""
-        key = checkpoint, _key(config, data, *_range(config))
+        key = checkpoint, asked_for(config, data)
         if key not in self._under_way:
             self._under_way[key] = Shard(checkpoint, self._builder.submit(self._build, config, data))
 
     def answered(self, config: "AnswerConfig", data: Mapping[str, Path]) -> AnsweredShard:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
         self.announce(config, self._checkpoint, data)
-        key = self._checkpoint, _key(config, data, *_range(config))
+        key = self._checkpoint, asked_for(config, data)
         try:
             return self._answer(self._under_way[key])
         finally:
@@ -154,10 +124,7 @@ class Session:
 
     def _build(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
         built, documents = self._tasks.documents(config, data)
-        self.model.tokenize(instance for document in documents for instance in document.instances)
-        work = [_encode(document, self.model, config, built.reasoning) for document in documents]
-        _check_repeats(config, work)
-        return Built(built, documents, work)
+        return Built(built, documents, encoded(documents, self.model, config, built.reasoning))
 
     def _answer(self, shard: Shard) -> AnsweredShard:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
@@ -206,49 +173,6 @@ class Session:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])
 
 
-def build_task(config: "AnswerConfig", data: Mapping[str, Path], model: "HarnessModel", rows_dir: Path) -> BuiltTask:
-    """The shard's task under its prompt config.  Raises ConfigError or DataError for what cannot be asked that way."""
-    overrides = config.overrides | config.scoring_overrides
-    entry = leaf_entry(config.task, config.include_paths)
-    check_unchanged(entry, config.harness, config.reads, lambda: identities(entry, overrides, config.reads).prompts)
-    task = load_task(config.task, overrides, config.include_paths, data, rows_dir, config.reads)
-    if config.engine.is_endpoint and task.OUTPUT_TYPE != "generate_until":
-        raise ConfigError(config.engine.refusal(config.task))
-    template = _chat_template(config.prompt, model)
-    return BuiltTask(task, config.prompt, template, _reasoning(config.prompt, model))
-
-
-def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..., str] | None:
-    if not prompt.apply_chat_template:
-        return None
-    try:
-        model.tokenizer.get_chat_template()
-    except ValueError as error:
-        raise ConfigError(
-            f"the checkpoint's tokenizer has no chat template to use ({one_line(error)}); set "
-            "apply_chat_template: false on its task slot"
-        ) from error
-    _check_read(prompt.chat_template_kwargs, model)
-    template = model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
-    return partial(template, **prompt.chat_template_kwargs)
-
-
-def _check_read(given: Mapping[str, Any], model: "HarnessModel") -> None:
-    """What a template does not read would change nothing, without a word."""
-    if given and (unread := sorted(given.keys() - model.template_variables)):
-        raise ConfigError(
-            f"the chat template reads no chat_template_kwargs.{unread[0]}; it reads "
-            f"{', '.join(sorted(model.template_variables))}"
-        )
-
-
-def _reasoning(prompt: "PromptConfig", model: "HarnessModel") -> Reasoning | None:
-    """lm-eval takes thoughts for the answer; a model that is not spoken to as a chat model has none of their tags."""
-    if prompt.reasoning_end == AUTO and (prompt.harness_compat or not prompt.apply_chat_template):
-        return None
-    return find_reasoning(prompt.reasoning_end, model.tokenizer)
-
-
 def _only_writes(built: Built) -> bool:
     return all(item.generation is not None for item in built.requests)
 
@@ -266,61 +190,3 @@ def open_engine(checkpoint: Path, config: "EngineConfig") -> "Engine":
     from stages.evaluate.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(checkpoint, config)
-
-
-def _key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -> str:
-    places = {name: str(path) for name, path in data.items()}
-    overrides = [config.overrides, config.scoring_overrides]
-    return json.dumps([config.task, overrides, asdict(config.prompt), config.include_paths, places, asked])
-
-
-def _range(config: "AnswerConfig") -> tuple[int | None, ...]:
-    return config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop
-
-
-def _check_size(config: "AnswerConfig", num_docs: int) -> None:
-    if config.num_docs not in (None, num_docs):
-        raise DataError(f"task {config.task} has {num_docs} documents, not {config.num_docs} as planned; plan again")
-    if config.stop > num_docs:
-        raise DataError(f"task {config.task} has {num_docs} documents; {config.start} to {config.stop} is outside")
-
-
-def _check_means(task: Any, metrics: Mapping[str, "MetricFacts"]) -> None:
-    """Of repeated answers a document has the mean; a metric that is a list for each has none."""
-    other = [name for name, facts in metrics.items() if facts.aggregation.get("name") not in ("mean", "bypass")]
-    if (task.config.repeats or 1) > 1 and other:
-        raise ConfigError(
-            f"task {task.task_name} asks each document {task.config.repeats} times, but {other[0]} of several answers "
-            "has no mean: set num_repeats=1 on its task slot"
-        )
-
-
-def _check_repeats(config: "AnswerConfig", work: Sequence[Sequence["Encoded"]]) -> None:
-    """Refuse to pay for the same answer twice."""
-    if (config.prompt.num_repeats or 1) == 1:
-        return
-    for item in (item for items in work for item in items):
-        if item.generation is None or item.generation.seed is None:
-            what = "scores given texts" if item.generation is None else "is greedy"
-            raise ConfigError(
-                f"task {config.task} {what}, so all {config.prompt.num_repeats} answers to a document would be one: "
-                "leave num_repeats out, or set gen_kwargs.temperature of its task slot"
-            )
-
-
-def _encode(
-    document: Document, model: "HarnessModel", config: "AnswerConfig", reasoning: Reasoning | None
-) -> list["Encoded"]:
-    if document.error is not None:
-        return []
-    try:
-        return [
-            model.encode(request, repeat, config.prompt.harness_compat, reasoning)
-            for request in document.instances
-            for repeat in range(config.repeat_start, config.repeat_stop or request.repeats)
-        ]
-    except StageError:
-        raise
-    except Exception as error:
-        document.error = document_error(error)
-        return []

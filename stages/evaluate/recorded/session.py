@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import ConfigError, EngineError
+from stages.evaluate.building import Tasks
 from stages.evaluate.recorded.artifact import RecordedRun, read_run, repeats_apart
 from stages.evaluate.recorded.samples import SamplesFile, recorded_answers
-from stages.evaluate.session import AnsweredShard, Tasks
+from stages.evaluate.session import AnsweredShard
 
 if TYPE_CHECKING:
     from stages.evaluate.config import AnswerConfig, EngineConfig

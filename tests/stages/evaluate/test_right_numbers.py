@@ -9,6 +9,7 @@ import pytest
 from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, Answered
 from stages.evaluate.artifact import read_leaf_facts, read_samples
+from stages.evaluate.building import build_task
 from stages.evaluate.config import AnswerConfig, PromptConfig, ScoringConfig
 from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.harness_model import HarnessModel
@@ -16,7 +17,7 @@ from stages.evaluate.engines.protocol import Generation
 from stages.evaluate.harness import BuiltTask, load_task
 from stages.evaluate.reasoning import Reasoning
 from stages.evaluate.scoring import score_documents
-from stages.evaluate.session import Session, build_task
+from stages.evaluate.session import Session
 from tests.evaluation import evaluate
 from tests.stages.evaluate.test_evaluate import row
 
