@@ -153,7 +153,7 @@ def _system_role(prompt: PromptConfig, model: "HarnessModel") -> str | None:
     """Where what a system message says stands in the prompts."""
     if not prompt.apply_chat_template:
         return None
-    if model.takes_system:
+    if model.chat.takes_system:
         return "system message"
     return "left out, as lm-eval does" if prompt.harness_compat else "first turn of the user"
 

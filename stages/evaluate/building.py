@@ -67,16 +67,16 @@ def _chat_template(prompt: "PromptConfig", model: "HarnessModel") -> Callable[..
             "apply_chat_template: false on its task slot"
         ) from error
     _check_read(prompt.chat_template_kwargs, model)
-    template = model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
+    template = model.chat.rendered_as_lm_eval if prompt.harness_compat else model.chat.rendered
     return partial(template, **prompt.chat_template_kwargs)
 
 
 def _check_read(given: Mapping[str, Any], model: "HarnessModel") -> None:
     """What a template does not read would change nothing, without a word."""
-    if given and (unread := sorted(given.keys() - model.template_variables)):
+    if given and (unread := sorted(given.keys() - model.chat.variables)):
         raise ConfigError(
             f"the chat template reads no chat_template_kwargs.{unread[0]}; it reads "
-            f"{', '.join(sorted(model.template_variables))}"
+            f"{', '.join(sorted(model.chat.variables))}"
         )
 
 

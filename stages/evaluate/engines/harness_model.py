@@ -6,9 +6,8 @@ arguments and chat templates follow lm-eval's own adapters (``HFLM`` and ``VLLM`
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 from lm_eval.api.instance import Instance  # noqa: TID253
 from lm_eval.api.model import TemplateLM  # noqa: TID253
 
-from stages.checkpoints.chat import DATE, template_variables
 from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, response_of
+from stages.evaluate.engines.chat_template import ChatTemplate
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
 from stages.evaluate.reasoning import Reasoning
@@ -47,6 +46,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self._engine = engine
         self.tokenizer = tokenizer
+        self.chat = ChatTemplate(tokenizer)
         self.max_length = max_model_len
         self._seed = seed
         self._bos_text = tokenizer.decode([self.prefix_token_id])
@@ -100,66 +100,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, **options: Any
     ) -> str:
-        """The conversation as text, and nothing of it lost.
-
-        A template without a system role gets its text at the head of the first turn, and the beginning of an answer
-        keeps the white space around it that some templates strip.  ``options`` are the template's own.
-        """
-        messages = chat_history if self.takes_system else folded(chat_history)
-        text = self._rendered(messages, add_generation_prompt, **options)
-        return text if add_generation_prompt else _with_ends(text, messages[-1]["content"])
-
-    def harness_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, **options: Any
-    ) -> str:
-        """As lm-eval does it: without the system message where the template refuses one, and with what is stripped."""
-        import jinja2
-
-        try:
-            return self._rendered(chat_history, add_generation_prompt, **options)
-        except jinja2.exceptions.TemplateError:
-            rest = [message for message in chat_history if message["role"] != "system"]
-            return self._rendered(rest, add_generation_prompt, **options)
+        """lm-eval's interface: the conversation as text."""
+        return self.chat.rendered(chat_history, add_generation_prompt, **options)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """Texts that are no part of what is said; one among a task's stop strings is the end of a turn."""
         added = self.tokenizer.added_tokens_decoder.values()
         return frozenset((*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)))
-
-    @cached_property
-    def takes_system(self) -> bool:
-        """Whether the template shows a system message: some refuse it, some leave it out without a word."""
-        import jinja2
-
-        probe = [{"role": "system", "content": "quokka"}, {"role": "user", "content": "numbat"}]
-        try:
-            return "quokka" in self._rendered(probe, True)
-        except jinja2.exceptions.TemplateError:
-            return False
-
-    @cached_property
-    def template_variables(self) -> frozenset[str]:
-        """What the chat template reads beside the messages and the tokenizer's own tokens."""
-        given = {
-            "messages",
-            "add_generation_prompt",
-            "raise_exception",
-            "strftime_now",
-            *self.tokenizer.special_tokens_map,
-        }
-        return template_variables(self.tokenizer.get_chat_template()) - given
-
-    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            strftime_now=DATE.strftime,  # or what was asked yesterday could not be compared with today's
-            **options,
-        )
-        return text
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's interface: (log-likelihood, is greedy) of each continuation."""
@@ -280,23 +228,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """A seed of its own for every sampled answer, so that an answer does not depend on its neighbours."""
         place = json.dumps([self._seed, instance.task_name, instance.doc_id, instance.idx, repeat])
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "big")
-
-
-def folded(chat_history: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The conversation with what its system messages say at the head of the first turn of the user."""
-    said = [message["content"] for message in chat_history if message["role"] == "system"]
-    rest = [dict(message) for message in chat_history if message["role"] != "system"]
-    for message in itertools.islice((each for each in rest if each["role"] == "user"), 1):
-        message["content"] = "\n\n".join([*said, message["content"]])
-    return rest
-
-
-def _with_ends(text: str, beginning: str) -> str:
-    """``text`` ends with the beginning of an answer: with the white space around that, too."""
-    core = beginning.strip()
-    if text.endswith(beginning) or not core:
-        return text
-    return text.rstrip().removesuffix(core) + beginning if text.rstrip().endswith(core) else text
 
 
 def _texts(instance: Instance) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def model_of(tiny_model):
 
 
 def built(task, prompt, model):
-    template = model.harness_chat_template if prompt.harness_compat else model.apply_chat_template
+    template = model.chat.rendered_as_lm_eval if prompt.harness_compat else model.chat.rendered
     return BuiltTask(task, prompt, template if prompt.apply_chat_template else None).documents(range(10))
 
 
@@ -156,10 +156,10 @@ def test_what_a_system_message_says_is_in_every_prompt(task_of, model_of, templa
     prompt = PromptConfig(num_fewshot=1, system_instruction="Say less.")
     for asked in texts(built(task_of("described"), prompt, model)):
         assert "Say less." in asked and "About boats." in asked
-        assert ("<system>" in asked) is (template == "takes it") is model.takes_system
+        assert ("<system>" in asked) is (template == "takes it") is model.chat.takes_system
         assert asked.index("Say less.") < asked.index("Which")
     compat = texts(built(task_of("described"), replace(prompt, harness_compat=True), model))
-    assert all(("Say less." in asked) is model.takes_system for asked in compat)
+    assert all(("Say less." in asked) is model.chat.takes_system for asked in compat)
 
 
 CHANGES = {

@@ -225,7 +225,7 @@ def test_a_chat_template_without_system_role_gets_no_system_message_in_lm_eval(m
     )
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
-    assert model.harness_chat_template(messages) == "hello"
+    assert model.chat.rendered_as_lm_eval(messages) == "hello"
     assert type(model)(model.tokenizer, 64).apply_chat_template(messages) == "be kind\n\nhello"
 
 
