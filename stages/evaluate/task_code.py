@@ -93,9 +93,11 @@ def class_constant(reference: FunctionRef, name: str) -> Any:
 
 @cache
 def _installed_places() -> tuple[str, ...]:
+    """Python's own folders, and those of its path into which distributions were installed, wherever they lie."""
     here = sysconfig.get_paths()
     package = Path(__file__).parents[1]  # this one; its tasks are none of it
-    return (*{here[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}, str(package))
+    targets = [place for place in sys.path if place and any(Path(place).glob("*.dist-info"))]
+    return (*{here[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}, *targets, str(package))
 
 
 def is_installed(file: Path) -> bool:
