@@ -5,10 +5,8 @@ Shapes: N documents, C columns (one, or trial and base side by side), R resample
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ from stages.fields import identity
 
 Floats = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
-Scores = TypeVar("Scores", float, NDArray[np.float64])
 
 NO_INTERVAL: Interval = (None, None)
 # A distinct row costs a resample 100 ns as a multinomial count, a document 15 ns as an index.
@@ -27,22 +24,22 @@ _CHUNK_INDICES = 2**16  # what they gather stays in the cache; measured from 2**
 
 @dataclass(kw_only=True, slots=True)
 class StatisticsConfig:
-    """How every interval of a sweep is made; a stage that makes some has these among its settings."""
+    """How the intervals of a bootstrap are made."""
 
     confidence: float = identity(0.95)
     num_resamples: int = identity(10_000)
     seed: int = identity(0)
 
-    @classmethod
-    def of(cls, settings: "StatisticsConfig") -> Self:
-        """These of settings that may have more."""
-        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
-
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"compare.confidence must lie between 0 and 1; got {self.confidence}")
+        check_confidence(self.confidence)
         if self.num_resamples < 100:
-            raise ValueError(f"compare.num_resamples must be at least 100; got {self.num_resamples}")
+            raise ValueError(f"drift.num_resamples must be at least 100; got {self.num_resamples}")
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ValueError unless it is a share."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"compare.confidence must lie between 0 and 1; got {confidence}")
 
 
 def generator(seed: int, *labels: str) -> np.random.Generator:
@@ -51,21 +48,15 @@ def generator(seed: int, *labels: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:16])])
 
 
-def wilson_interval(num_right: float, n: int, confidence: float) -> Interval:
+def wilson_interval(num_right: float, n: float, confidence: float, critical: float | None = None) -> Interval:
     """Score interval of a binomial share (Wilson 1927): inside [0, 1], and never of zero width."""
     if n == 0:
         return NO_INTERVAL
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2) if critical is None else critical
     share = num_right / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt((share * (1 - share) + z**2 / (4 * n)) / n)
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
-
-
-def normalize(scores: Scores, baseline: float) -> Scores:
-    """``scores`` (any shape) in per cent of the way from ``baseline`` to 1; below the baseline 0."""
-    share: Scores = 100 * np.maximum((scores - baseline) / (1 - baseline), 0.0)
-    return share
 
 
 def mcnemar_p(num_base_only: int, num_trial_only: int) -> float:
@@ -106,24 +97,6 @@ def _resample_by_index(values: Floats, num_resamples: int, rng: np.random.Genera
     return means
 
 
-def resample_aggregate(
-    aggregate: Callable[[list[Any]], float],
-    columns: Sequence[Sequence[Any]],
-    num_resamples: int,
-    rng: np.random.Generator,
-) -> Floats:
-    """The bootstrap (R, C) of any aggregation of documents; a sample it is not defined on gives nan."""
-    draws = np.empty((num_resamples, len(columns)))
-    for draw in draws:
-        indices = rng.integers(0, len(columns[0]), size=len(columns[0]))
-        for position, column in enumerate(columns):
-            try:
-                draw[position] = aggregate([column[i] for i in indices])
-            except (ValueError, ZeroDivisionError):
-                draw[position] = np.nan
-    return draws
-
-
 def percentile_interval(draws: Floats, confidence: float) -> Interval:
     """The central ``confidence`` of the draws; an end that is not finite is None."""
     tail = (1 - confidence) / 2
@@ -142,15 +115,6 @@ def recovery_of(score: float | None, base_score: float | None, lower_is_better: 
     numerator, denominator = (base_score, score) if lower_is_better else (score, base_score)
     ratio = numerator / denominator if numerator is not None and denominator else math.inf
     return ratio if math.isfinite(ratio) else None
-
-
-def recovery_draws(draws: Floats, lower_is_better: bool) -> Floats:
-    """The recovery of each of (R, 2) draws, score and base's; where it divides by 0 it has no upper bound."""
-    numerator, denominator = draws.T[::-1] if lower_is_better else draws.T
-    ratios = np.full(len(draws), np.inf)
-    with np.errstate(over="ignore"):
-        np.divide(numerator, denominator, out=ratios, where=denominator != 0)
-    return ratios
 
 
 def _finite(value: float) -> float | None:

@@ -268,6 +268,8 @@ def write_evaluation(tmp_path_factory):
         facts=None,
         version=1,
         arithmetic=None,
+        clusters=None,
+        is_shared=False,  # other leaves ask the same documents
         **comparable,
     ):
         if not isinstance(metrics, dict):
@@ -279,7 +281,7 @@ def write_evaluation(tmp_path_factory):
         columns = {
             "leaf": pa.array([task] * num_documents),
             "doc_id": pa.array(doc_ids, pa.int32()),
-            "doc_digest": pa.array([digest(f"{task} {doc}") for doc in docs], pa.string()),
+            "doc_digest": pa.array([digest(f"{'' if is_shared else task} {doc}") for doc in docs], pa.string()),
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
             "responses": pa.array([["an answer"]] * num_documents),
             "truncated": pa.array([None if truncated is None else doc in truncated for doc in docs], pa.bool_()),
@@ -291,6 +293,8 @@ def write_evaluation(tmp_path_factory):
         for name, values in metrics.items():
             is_text = any(isinstance(value, str) for value in values)
             columns[name] = pa.array(values, pa.string() if is_text else pa.float64())
+        if clusters is not None:
+            columns["cluster"] = pa.array([digest(str(cluster)) for cluster in clusters], pa.string())
         path = tmp_path_factory.mktemp("score")
         pq.write_table(pa.table(columns), path / "samples.parquet")
         info = {
@@ -301,6 +305,8 @@ def write_evaluation(tmp_path_factory):
             "metrics": {name: (facts or {}).get(name, MEAN) for name in metrics},
             "comparable": COMPARABLE | comparable,
         }
+        if clusters is not None:
+            info["cluster"] = "story"
         if arithmetic is not None:
             info["arithmetic"] = arithmetic
         (path / "task.json").write_text(json.dumps({"leaves": {task: info}}))

@@ -24,7 +24,6 @@ sweep:
   axes: {recipe: [bf16, w8a8_fp, w8a8_int, w4a16_int]}
 engine: {num_cpus: 1}
 cluster: {max_attempts: 20, back_off_s: 0, replicas: 2}
-compare: {num_resamples: 1000}
 tasks:
   a: {task: piqa, num_docs: {piqa: 1838}, datasets: {baber/piqa: null}, limit: 400, shard_size: 10}
   b: {task: sciq, num_docs: {sciq: 1000}, datasets: {allenai/sciq: null}, limit: 200, shard_size: 10}

@@ -62,7 +62,10 @@ class TaskConfig(PromptConfig):
     those of a group do.  ``output_tokens``, for estimates of time: the most that an answer may have where no
     ``gen_kwargs`` say it, 0 for choices that are scored.  ``random_baseline`` (what guessing scores on the whole task)
     or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
-    ``pass_at`` and ``majority`` are of repeated answers, see ScoringConfig.
+    ``margin_points``, ``wide_margin_points`` and ``loss_margin_percent`` are the largest difference from the base that
+    does not matter in this task; null: those of ``compare``.  ``cluster`` is a field of its documents, such as a story
+    or a passage, whose questions belong together.  ``pass_at`` and ``majority`` are of repeated answers, see
+    ScoringConfig.
     """
 
     task: str = execution(MISSING)
@@ -80,6 +83,10 @@ class TaskConfig(PromptConfig):
     majority: bool = execution(False)
     random_baseline: float | None = execution(None)
     leaf_baselines: dict[str, float] = execution(factory=dict)
+    margin_points: float | None = execution(None)
+    wide_margin_points: float | None = execution(None)
+    loss_margin_percent: float | None = execution(None)
+    cluster: str | None = execution(None)
     shard_size: int = execution(1000)
 
     def __post_init__(self) -> None:
@@ -133,9 +140,13 @@ class SweepConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DriftSettings:
-    """The text on which quantized checkpoints are compared with their base token by token; null: they are not."""
+    """The text on which quantized checkpoints are compared with their base token by token (null: they are not), and
+    how often its documents are resampled.
+    """
 
     text: CalibrationConfig | None = None
+    num_resamples: int = 10_000
+    seed: int = 0
 
 
 @dataclass(kw_only=True, slots=True)

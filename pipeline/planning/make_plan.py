@@ -1,7 +1,8 @@
 """Planning: the steps of each trial, put into the plan after those they need.  Pure, like the plan itself."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 from pipeline.config.schema import TaskConfig, Weights
 from pipeline.config.sweep import Trial
@@ -33,7 +34,7 @@ from pipeline.steps.stages import (
 )
 from pipeline.steps.step import Step, StepRef
 from stages.calibrate import CalibrationConfig
-from stages.compare.config import CompareConfig
+from stages.compare.config import CompareConfig, CompareSettings, Margins
 from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
@@ -152,7 +153,11 @@ class _Builder:
         self._add("gate", GATE, config.gate, label, {**pair, "observed": observed})
         if config.drift.text is not None:
             text = self._add_tokens("drift_text", config.drift.text, model)
-            settings = DriftConfig.of(config.compare)
+            settings = DriftConfig(
+                confidence=config.compare.confidence,
+                num_resamples=config.drift.num_resamples,
+                seed=config.drift.seed,
+            )
             self._add("drift", DRIFT, settings, label, {**pair, "text": text}, self._after_gate)
 
     def _add_tokens(self, role: str, text: CalibrationConfig, model: StepRef) -> StepRef:
@@ -208,7 +213,7 @@ class _Builder:
             leaf_baselines=_leaf_baselines(slot, task, known),
             num_expected=sum(num_asked(task, known, leaf) for leaf in known.leaves),
             include_paths=self._config.data.task_paths,
-            **asdict(self._config.compare),
+            **_compare_settings(self._config.compare, task),
         )
         self._add(f"compare/{slot}", COMPARE, settings, f"{self._trial.name}-{slot}", inputs)
 
@@ -239,6 +244,12 @@ class _Builder:
             check_group_size(self._config.recipe, model.shape)
         except ValueError as error:
             raise UserError(f"model {model.name}: {error}") from None
+
+
+def _compare_settings(settings: CompareSettings, task: TaskConfig) -> dict[str, Any]:
+    """What all comparisons are asked, with the task's own margins."""
+    own = {each.name: getattr(task, each.name) for each in fields(Margins)}
+    return asdict(settings) | {name: value for name, value in own.items() if value is not None}
 
 
 def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:

@@ -109,6 +109,7 @@ def score_config(config: Config, task: TaskConfig, known: TaskFacts) -> ScoreCon
         ],
         scoring=ScoringConfig(pass_at=task.pass_at, majority=task.majority),
         harness_compat=task.harness_compat,
+        cluster=task.cluster,
         num_expected=sum(num_asked(task, known, leaf) for leaf in known.leaves),
         include_paths=config.data.task_paths,
     )

@@ -30,6 +30,8 @@ SHOWN: Mapping[str, Shown] = {
         metrics=(
             "score", "recovery", "difference", "difference_low", "difference_high", "n", "num_missing", "num_cut",
             "num_cut_in_thoughts", "num_stopped", "finished_score", "normalized", "normalized_recovery",
+            "normalized_difference", "difference_p", "margin", "num_base_only_right", "num_trial_only_right",
+            "num_clusters", "design_effect", "num_needed",
         ),
         by_slot=True,
         files=("comparison.*",),

@@ -19,6 +19,7 @@ from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
+from stages.compare.artifact import verdict_shown
 from stages.report.artifact import HTML, read_serving, read_suites, read_summary
 from stages.report.config import FailureRow
 from stages.units import GIB
@@ -143,7 +144,7 @@ def finished(
     rows = read_summary(store.path(report.ref)).to_pylist()
     interval = f"{100 * confidence:g} % interval"
     table = new_table(
-        "trial", "task", "n", "score", interval, "recovery", "difference", interval, "against base", "GiB"
+        "trial", "task", "n", "score", interval, "recovery", "difference", interval, "lost/won", "verdict", "GiB"
     )
     for row in rows:
         add_row(table, _summary_cells(row))
@@ -224,19 +225,25 @@ def _summary_cells(row: Mapping[str, object]) -> list[str]:
     return [
         str(row["trial"]),
         str(row["task"]),
-        _number(row["n"], "{:d}"),
+        _number(row["n"], "{:d}") + _number(row["num_clusters"], " in {:d}", nothing=""),
         _number(row["score"], "{:.4f}"),
         _interval(row["score_low"], row["score_high"], "{:.4f}"),
         _number(row["recovery"], "{:.2%}"),
         _number(row["difference"], "{:+.4f}"),
         _interval(row["difference_low"], row["difference_high"], "{:+.4f}"),
-        str(row["verdict"] or NOTHING),
+        _flips(row),
+        verdict_shown(row) or NOTHING,
         _number(row["size_gib"], "{:.3f}"),
     ]
 
 
-def _number(value: object, pattern: str) -> str:
-    return NOTHING if value is None else pattern.format(value)
+def _flips(row: Mapping[str, object]) -> str:
+    lost, won = row["num_base_only_right"], row["num_trial_only_right"]
+    return NOTHING if lost is None or won is None else f"{lost}/{won}"
+
+
+def _number(value: object, pattern: str, nothing: str = NOTHING) -> str:
+    return nothing if value is None else pattern.format(value)
 
 
 def _interval(low: object, high: object, pattern: str) -> str:

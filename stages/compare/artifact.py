@@ -1,20 +1,18 @@
-"""What a comparison writes: numbers by leaf and metric, the whole task's in short, and its bootstrap draws.
+"""What a comparison writes: numbers by leaf and metric, and the whole task's in short.
 
 A number is one field of Numbers; tables, documents and the report's summary have it from there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
-from stages.statistics import Floats
 
-TABLE, FACTS, DRAWS = "comparison.parquet", "comparison.json", "draws.parquet"
+TABLE, FACTS = "comparison.parquet", "comparison.json"
 
 
 def _normalized(raw: str) -> Any:
@@ -47,8 +45,12 @@ class Numbers:
     score: float | None = None
     score_low: float | None = None
     score_high: float | None = None
-    interval: str | None = None  # of the score: wilson, bootstrap
-    num_resamples: int | None = None
+    interval: str | None = None  # how those of score and difference are made: a word of design.py
+    is_right_or_wrong: bool | None = None  # each document, as the metric is declared
+    num_clusters: int | None = None  # of documents that belong together; None where each stands for itself
+    design_effect: float | None = (
+        None  # how much more a score of clusters varies; of the difference, where there is one
+    )
     finished_score: float | None = None  # of documents that are not cut
     base_n: int | None = None
     base_num_missing: int | None = None
@@ -67,11 +69,19 @@ class Numbers:
     difference: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
+    difference_p: float | None = None  # of the statistic that the interval is made of
+    worst_difference_low: float | None = None  # of the interval, if all that is missing had gone against the trial
     num_base_only_right: int | None = None
     num_trial_only_right: int | None = None
-    mcnemar_p: float | None = None
-    verdict: str | None = None  # of the trial's score, a word of verdict.py
-    tone: str | None = None  # of the verdict: better, worse, same
+    num_changed: int | None = None  # documents of another score than the base's
+    mcnemar_p: float | None = None  # exact
+    mcnemar_mid_p: float | None = None
+    margin: float | None = None  # of the difference that the verdict is of, see is_verdict_normalized
+    wide_margin: float | None = None
+    is_verdict_normalized: bool | None = None  # of leaves with unlike baselines
+    verdict: str | None = None  # a word of verdict.py
+    reason: str | None = None  # beyond margin, or why it is inconclusive
+    num_needed: int | None = None  # documents that would decide what is inconclusive
     # On a scale of 0 for guessing to 100 for perfect; None where the task declares no baseline.
     normalized: float | None = _normalized("score")
     normalized_low: float | None = _normalized("score_low")
@@ -105,6 +115,23 @@ class LeafFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Error:
+    """Variances of the difference and of the base on the pairs, and their covariance: what a mean of tasks adds up."""
+
+    difference: float
+    base: float
+    covariance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errors:
+    """Of the whole task's primary metric, as it is and on the normalized scale; None where it has none."""
+
+    raw: Error | None = None
+    normalized: Error | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonFacts:
     """The whole task's primary metric, and how it was obtained; ``metric`` is None where leaves report different ones.
 
@@ -118,10 +145,9 @@ class ComparisonFacts:
     random_baseline: float | None = None
     leaf_baselines: dict[str, float] = field(default_factory=dict)
     confidence: float
-    num_resamples: int
-    seed: int
     headline: Numbers
     verdict_rule: str = ""
+    errors: Errors = Errors()
     notes: list[str]
     leaves: dict[str, LeafFacts | None]
 
@@ -133,21 +159,17 @@ class Comparison:
     directory: Path
     facts: ComparisonFacts
 
-    def draws(self, columns: Sequence[str]) -> Floats | None:
-        """The whole task's paired bootstrap draws (R, C) of score, base_score, normalized, base_normalized.
 
-        None where it has none of one of them.
-        """
-        table = read_table(self.directory / DRAWS)
-        if not set(columns) <= set(table.column_names):
-            return None
-        return np.column_stack([table[name].to_numpy().astype(float) for name in columns])
+def verdict_shown(row: Mapping[str, Any]) -> str | None:
+    """The verdict of a row with what is to be known of it, for tables."""
+    needed = row["num_needed"]
+    more = [each for each in (row["reason"], None if needed is None else f"n {needed:,}") if each]
+    return f"{row['verdict']} ({', '.join(more)})" if more else row["verdict"]
 
 
-def write_comparison(out: Path, rows: Iterable[Mapping[str, Any]], draws: pa.Table, facts: ComparisonFacts) -> None:
-    """``rows`` have the columns of SCHEMA (absent ones are null), ``draws`` those that there are."""
+def write_comparison(out: Path, rows: Iterable[Mapping[str, Any]], facts: ComparisonFacts) -> None:
+    """``rows`` have the columns of SCHEMA; absent ones are null."""
     write_table(out / TABLE, pa.Table.from_pylist(list(rows), schema=SCHEMA))
-    write_table(out / DRAWS, draws)
     write_json(out / FACTS, asdict(facts))
 
 

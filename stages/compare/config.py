@@ -1,10 +1,12 @@
-"""What a comparison is asked: a task of a trial, its leaves, its primary metric, and what guessing scores."""
+"""What a comparison is asked: a task of a trial, its leaves, its primary metric, what guessing scores, and how large a
+difference matters.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.fields import execution, identity
-from stages.statistics import StatisticsConfig
+from stages.statistics import check_confidence
 
 
 def check_baselines(task: str, random_baseline: float | None, leaf_baselines: Mapping[str, float]) -> None:
@@ -17,8 +19,39 @@ def check_baselines(task: str, random_baseline: float | None, leaf_baselines: Ma
 
 
 @dataclass(kw_only=True, slots=True)
-class CompareSettings(StatisticsConfig):
-    """What every comparison of a sweep is asked alike; so far no more than how intervals are made."""
+class Margins:
+    """The largest difference from the base that does not matter; never derived from the number of documents.
+
+    ``margin_points`` of the scale from guessing (0; where no baseline is declared, a score of 0) to perfect (100), and
+    the ``wide_margin_points`` below which no single task of a format that is shipped may lie; where lower is better
+    ``loss_margin_percent`` of the base's score.
+    """
+
+    margin_points: float = identity(2.0)
+    wide_margin_points: float = identity(5.0)
+    loss_margin_percent: float = identity(1.0)
+
+    def check_margins(self, place: str) -> None:
+        """Raise ValueError for one that is no distance."""
+        for name in ("margin_points", "wide_margin_points", "loss_margin_percent"):
+            if not 0 < getattr(self, name) < 100:
+                raise ValueError(f"{place}.{name} must lie between 0 and 100; got {getattr(self, name)}")
+        if self.wide_margin_points < self.margin_points:
+            raise ValueError(
+                f"{place}.wide_margin_points={self.wide_margin_points:g} is narrower than margin_points="
+                f"{self.margin_points:g}: raise it"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareSettings(Margins):
+    """What every comparison of a sweep is asked alike, unless a task has margins of its own."""
+
+    confidence: float = identity(0.95)
+
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+        self.check_margins("compare")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,7 +63,7 @@ class CompareConfig(CompareSettings):
     metric: str | None = identity(None)  # the primary one, e.g. "exact_match,strict-match"; None: the task's first
     weight_by_size: bool = identity(True)  # a group's score: mean over documents, else plain mean of its leaves
     random_baseline: float | None = identity(None, neutral=None)  # what guessing scores in the primary metric
-    leaf_baselines: dict[str, float] = identity(factory=dict, neutral={})  # or on each leaf; see normalization
+    leaf_baselines: dict[str, float] = identity(factory=dict, neutral={})  # or on each leaf; see whole.py
     num_expected: int | None = identity(None)  # documents over all leaves
     include_paths: list[str] = execution(factory=list)  # where a task's own aggregation functions are looked for
 

@@ -1,13 +1,10 @@
-"""What documents say about one metric: the score of one side, and of trial and base on the documents they share.
-
-A group is combined from its leaves: score and draws are means weighted by size, or plain means.  Each leaf is
-resampled within itself, because a benchmark's composition is fixed and not drawn.
+"""What the documents of one leaf say about one metric: the score of one side, and of trial and base on the documents
+they share.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.compare.aggregation import Aggregate, is_mean, load_aggregation
-from stages.compare.samples import Ends, Leaf, Pairing
+from stages.compare.design import Part
+from stages.compare.samples import Ends, Indices, Leaf, Pairing
 from stages.errors import DataError
-from stages.statistics import (
-    NO_INTERVAL,
-    Floats,
-    Interval,
-    normalize,
-    percentile_interval,
-    resample_aggregate,
-    resample_means,
-    wilson_interval,
-)
+from stages.statistics import Floats
 
-# lm-eval's corpus metrics take up to 0.2 s for a thousand documents, and every resample calls them twice.
-MAX_RESAMPLES_OF_AGGREGATES = 200
+# Of an aggregation other than a mean; lm-eval's corpus metrics take up to 0.2 s for a thousand documents.
+MOST_GROUPS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +31,72 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A metric's aggregation, None being the mean, with its bootstrap."""
+    """A metric's aggregation, None being the mean, and whether it is declared to be right or wrong, where it is."""
 
     aggregate: Aggregate | None
-    num_resamples: int
+    is_right_or_wrong: bool | None = None
+    lower_is_better: bool = False
 
     def score(self, values: NDArray[Any]) -> float | None:
         """The score of these documents; None if there are none or it is not finite."""
         if not len(values):
             return None
-        score = float(values.mean() if self.aggregate is None else self.aggregate(values.tolist()))
+        try:
+            score = float(values.mean() if self.aggregate is None else self.aggregate(values.tolist()))
+        except (ValueError, ZeroDivisionError):
+            return None
         return score if np.isfinite(score) else None
 
-    def draws(self, columns: Sequence[NDArray[Any]], rng: np.random.Generator) -> Floats:
-        """Scores (R, C) of bootstrap samples of the documents."""
+    def part(self, columns: Sequence[NDArray[Any]], clusters: Indices) -> Part | None:
+        """Of one side, or of trial and base, whose difference and base are its columns then."""
+        scores = [self.score(column) for column in columns]
+        if any(score is None for score in scores):
+            return None
         if self.aggregate is None:
-            return resample_means(np.column_stack(columns), self.num_resamples, rng)
-        return resample_aggregate(self.aggregate, [column.tolist() for column in columns], self.num_resamples, rng)
+            values, groups = np.column_stack([column.astype(float) for column in columns]), clusters
+        else:
+            values, groups = self._pseudo_values(columns, np.array(scores, dtype=float))
+        found = np.array(scores, dtype=float)
+        num_changed = len(clusters)
+        if len(columns) == 2:
+            values = np.column_stack([values[:, 0] - values[:, 1], values[:, 1]])
+            found = np.array([found[0] - found[1], found[1]])
+            num_changed = (
+                sum(one != other for one, other in zip(*columns, strict=True))
+                if self.aggregate
+                else int(np.count_nonzero(values[:, 0]))
+            )
+        return Part(
+            n=len(clusters),
+            scores=tuple(found.tolist()),
+            values=values,
+            clusters=groups,
+            num_changed=num_changed,
+            is_right_or_wrong=self._all_right_or_wrong(columns),
+        )
+
+    def _all_right_or_wrong(self, columns: Sequence[NDArray[Any]]) -> bool:
+        """As declared; of results older than the declaration, as the values look.  A part of a point is never that."""
+        if self.aggregate is not None or self.is_right_or_wrong is False:
+            return False
+        return all(bool(np.isin(column, (0.0, 1.0)).all()) for column in columns)
+
+    def _pseudo_values(self, columns: Sequence[NDArray[Any]], scores: Floats) -> tuple[Floats, Indices]:
+        """The delete-one jackknife's, of up to MOST_GROUPS groups of documents: what each adds to the score."""
+        assert self.aggregate is not None
+        n = len(columns[0])
+        num = min(n, MOST_GROUPS)
+        groups, lists = np.arange(n) % num, [column.tolist() for column in columns]
+        found = np.empty((num, len(columns)))
+        for group in range(num):
+            kept = np.flatnonzero(groups != group).tolist()
+            for place, values in enumerate(lists):
+                try:
+                    found[group, place] = self.aggregate([values[each] for each in kept])
+                except (ValueError, ZeroDivisionError):
+                    found[group, place] = np.nan
+        pseudo = num * scores - (num - 1) * found
+        return np.where(np.isfinite(pseudo).all(), pseudo, scores), np.arange(num)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,55 +108,41 @@ class Side:
     ends: Ends = Ends()
     score: float | None = None
     finished_score: float | None = None  # of the documents whose answers ended before the limit of their tokens
-    num_right: float | None = None  # of a metric that is 0 or 1 for each document, where the score is their share
-    draws: Floats | None = None
-    baseline: float | None = None  # of a normalized side: score and draws are relative to it
-
-    def interval(self, confidence: float) -> Interval:
-        """Wilson's for a share of right documents, else the bootstrap's percentiles.
-
-        Documents that all score alike tell the bootstrap nothing: it would call four wrong answers a certain 0.
-        """
-        if self.score is None or self.draws is None:
-            return NO_INTERVAL
-        if self.num_right is None:
-            return NO_INTERVAL if np.ptp(self.draws) == 0 else percentile_interval(self.draws, confidence)
-        low, high = wilson_interval(self.num_right, self.n, confidence)
-        if self.baseline is None or low is None or high is None:
-            return low, high
-        return normalize(low, self.baseline), normalize(high, self.baseline)
+    part: Part | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
     """Trial and base on the documents that both were scored on.
 
-    ``discordant`` (base right and trial wrong, and the reverse) is of a metric that is 0 or 1 for each document, where
-    the score is a mean over documents: McNemar's test says nothing of a mean of leaf means.
+    ``worst``: on all that were paired, what the trial lacks as bad as can be and what the base lacks as good; None
+    where nothing is missing, or where nobody knows how bad that is.
     """
 
     n: int = 0
+    num_missing: int = 0
     trial_score: float | None = None
     base_score: float | None = None
-    discordant: tuple[int, int] | None = None
-    paired_draws: Floats | None = None
+    part: Part | None = None
+    worst: Part | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """All that is known of one metric of a leaf or a group; None for a side that was not evaluated."""
+    """All that is known of one metric of a leaf; None for a side that was not evaluated."""
 
     trial: Side = Side()
     base: Side | None = None
     pairs: Pairs | None = None
 
 
-def make_scorer(aggregation: Mapping[str, str], num_resamples: int, include_paths: Sequence[str]) -> Scorer:
-    """The scorer of an ``aggregation`` as an evaluation names it."""
-    if is_mean(aggregation):
-        return Scorer(None, num_resamples)
-    aggregate = load_aggregation(aggregation, include_paths)
-    return Scorer(aggregate, min(num_resamples, MAX_RESAMPLES_OF_AGGREGATES))
+def make_scorer(
+    aggregation: Mapping[str, str], kinds: Sequence[str | None], lower_is_better: bool, include_paths: Sequence[str]
+) -> Scorer:
+    """The scorer of an ``aggregation`` as an evaluation names it; ``kinds`` are what both sides declare."""
+    declared = {kind == "right_or_wrong" for kind in kinds if kind is not None}
+    aggregate = None if is_mean(aggregation) else load_aggregation(aggregation, include_paths)
+    return Scorer(aggregate, all(declared) if declared else None, lower_is_better)
 
 
 def read_values(documents: pa.Table, metric: str, scorer: Scorer) -> Values:
@@ -141,116 +165,42 @@ def read_values(documents: pa.Table, metric: str, scorer: Scorer) -> Values:
     return Values(values, known)
 
 
-def side_of_leaf(values: Values, scorer: Scorer, leaf: Leaf, rng: np.random.Generator | None = None) -> Side:
-    """One side of one leaf; without a random stream, without its bootstrap."""
+def side_of_leaf(values: Values, scorer: Scorer, leaf: Leaf, clusters: Indices | None = None) -> Side:
+    """One side of one leaf; without ``clusters``, without what its interval is made of."""
     scored = values.values[values.known]
     is_cut = leaf.is_cut
-    score = scorer.score(scored)
     return Side(
         n=len(scored),
         num_missing=len(values.known) - len(scored),
         ends=leaf.ends,
-        score=score,
+        score=scorer.score(scored),
         finished_score=None if is_cut is None else scorer.score(values.values[values.known & ~is_cut]),
-        num_right=float(scored.sum()) if _is_right_or_wrong(scorer, scored) else None,
-        draws=None if score is None or rng is None else scorer.draws([scored], rng)[:, 0],
+        part=None if clusters is None else scorer.part([scored], clusters[values.known]),
     )
 
 
-def pairs_of_leaf(
-    trial_values: Values, base_values: Values, pairing: Pairing, scorer: Scorer, rng: np.random.Generator
-) -> Pairs:
+def pairs_of_leaf(trial: Values, base: Values, pairing: Pairing, scorer: Scorer, clusters: Indices) -> Pairs:
     """Both sides of one leaf, on paired documents that both were scored on."""
-    known = trial_values.known[pairing.trial] & base_values.known[pairing.base]
-    trial = trial_values.values[pairing.trial[known]]
-    base = base_values.values[pairing.base[known]]
-    trial_score, base_score = scorer.score(trial), scorer.score(base)
-    if trial_score is None or base_score is None:
-        return Pairs(n=len(trial))
-    discordant = None
-    if _is_right_or_wrong(scorer, trial) and _is_right_or_wrong(scorer, base):
-        discordant = (int((base > trial).sum()), int((trial > base).sum()))
-    return Pairs(
-        n=len(trial),
-        trial_score=trial_score,
-        base_score=base_score,
-        discordant=discordant,
-        paired_draws=scorer.draws([trial, base], rng),
-    )
+    columns = [trial.values[pairing.trial], base.values[pairing.base]]
+    known = [trial.known[pairing.trial], base.known[pairing.base]]
+    both, groups = known[0] & known[1], clusters[pairing.trial]
+    part = scorer.part([column[both] for column in columns], groups[both])
+    found = Pairs(n=int(both.sum()), num_missing=int((~both).sum()), part=part)
+    if part is None:
+        return found
+    scores = [scorer.score(column[both]) for column in columns]
+    found = replace(found, trial_score=scores[0], base_score=scores[1])
+    return found if both.all() else replace(found, worst=_worst(scorer, columns, known, groups))
 
 
-def combine(parts: Sequence[Evidence], weight_by_size: bool) -> Evidence:
-    """The group's evidence: without a score as soon as one leaf has none."""
-    if len(parts) == 1:
-        return parts[0]
-    bases = [part.base for part in parts if part.base]
-    pairs = [part.pairs for part in parts if part.pairs]
-    return Evidence(
-        trial=_combine_sides([part.trial for part in parts], weight_by_size),
-        base=_combine_sides(bases, weight_by_size) if len(bases) == len(parts) else None,
-        pairs=_combine_pairs(pairs, weight_by_size) if len(pairs) == len(parts) else None,
-    )
-
-
-def _combine_sides(sides: Sequence[Side], weight_by_size: bool) -> Side:
-    weights = _weights([side.n for side in sides], weight_by_size)
-    score = _weighted([side.score for side in sides], weights)
-    rights = [side.num_right for side in sides if side.num_right is not None]
-    is_share = weight_by_size and len(rights) == len(sides)
-    return Side(
-        n=sum(side.n for side in sides),
-        num_missing=sum(side.num_missing for side in sides),
-        ends=_combine_ends([side.ends for side in sides]),
-        score=score,
-        finished_score=_weighted([side.finished_score for side in sides], weights),
-        num_right=sum(rights) if is_share else None,
-        draws=_weighted_draws([side.draws for side in sides], weights),
-    )
-
-
-def _combine_ends(ends: Sequence[Ends]) -> Ends:
-    """Sums; None where no leaf knows it."""
-    columns = {each.name: [getattr(end, each.name) for end in ends] for each in fields(Ends)}
-    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
-    sums: dict[str, Any] = {name: sum(values) if values else None for name, values in known.items()}
-    return Ends(**sums)
-
-
-def _combine_pairs(pairs: Sequence[Pairs], weight_by_size: bool) -> Pairs:
-    weights = _weights([pair.n for pair in pairs], weight_by_size)
-    trial_score = _weighted([pair.trial_score for pair in pairs], weights)
-    if trial_score is None:
-        return Pairs(n=sum(pair.n for pair in pairs))
-    counts = [pair.discordant for pair in pairs if pair.discordant is not None]
-    is_share = weight_by_size and len(counts) == len(pairs)
-    return Pairs(
-        n=sum(pair.n for pair in pairs),
-        trial_score=trial_score,
-        base_score=_weighted([pair.base_score for pair in pairs], weights),
-        discordant=(sum(c[0] for c in counts), sum(c[1] for c in counts)) if is_share else None,
-        paired_draws=_weighted_draws([pair.paired_draws for pair in pairs], weights),
-    )
-
-
-def _is_right_or_wrong(scorer: Scorer, values: NDArray[Any]) -> bool:
-    return scorer.aggregate is None and bool(np.isin(values, (0.0, 1.0)).all())
-
-
-def _weights(sizes: Sequence[int], weight_by_size: bool) -> list[int]:
-    return list(sizes) if weight_by_size else [1] * len(sizes)
-
-
-def _weighted(scores: Sequence[float | None], weights: Sequence[int]) -> float | None:
-    known = [score for score in scores if score is not None]
-    if len(known) < len(scores):
+def _worst(
+    scorer: Scorer, columns: Sequence[NDArray[Any]], known: Sequence[NDArray[np.bool_]], clusters: Indices
+) -> Part | None:
+    """Of scores from 0 to 1; of others there is no worst."""
+    if scorer.aggregate is not None:
         return None
-    return math.fsum(weight * score for weight, score in zip(weights, known, strict=True)) / sum(weights)
-
-
-def _weighted_draws(draws: Sequence[Floats | None], weights: Sequence[int]) -> Floats | None:
-    known = [draw for draw in draws if draw is not None]
-    if len(known) < len(draws):
+    if any(((each[is_known] < 0) | (each[is_known] > 1)).any() for each, is_known in zip(columns, known, strict=True)):
         return None
-    num_resamples = min(len(draw) for draw in known)
-    total = sum(weight * draw[:num_resamples] for weight, draw in zip(weights, known, strict=True))
-    return np.asarray(total / sum(weights))
+    bad = float(scorer.lower_is_better)
+    filled = [np.where(known[0], columns[0], bad), np.where(known[1], columns[1], 1 - bad)]
+    return scorer.part(filled, clusters)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.errors import DataError
-from stages.evaluate.artifact import TaskFacts, read_leaf_facts, read_samples
+from stages.evaluate.artifact import MetricFacts, TaskFacts, read_leaf_facts, read_samples
 from stages.evaluate.differences import check_one_arithmetic, differences
 
 Indices = NDArray[np.int64]
@@ -105,14 +105,16 @@ def read_leaves(role: str, leaves: Sequence[str], inputs: Mapping[str, Path]) ->
     tables: dict[str, list[pa.Table]] = {leaf: [] for leaf in leaves}
     for name in sorted(name for name in inputs if name.startswith(f"{role}/")):
         facts = read_leaf_facts(inputs[name], name)
-        columns = [*_KEY_COLUMNS, *dict.fromkeys(metric for each in facts.values() for metric in each.metrics)]
+        declared = ["cluster"] if any(each.cluster for each in facts.values()) else []
+        metrics = dict.fromkeys(metric for each in facts.values() for metric in each.metrics)
+        columns = [*_KEY_COLUMNS, *declared, *metrics]
         table = read_samples(inputs[name], columns, name)
         for leaf, known in facts.items():
             if leaf not in parts:
                 raise DataError(f"{name}: holds results of task {leaf}, not of {' or '.join(leaves)}")
             parts[leaf][name] = known
             rows = table if len(facts) == 1 else table.filter(pc.field("leaf") == leaf)
-            tables[leaf].append(rows.select([*_KEY_COLUMNS, *known.metrics]))
+            tables[leaf].append(rows.select([*_KEY_COLUMNS, *declared, *known.metrics]))
     return {leaf: _leaf(leaf, tables[leaf], known) for leaf, known in parts.items() if known}
 
 
@@ -152,6 +154,17 @@ def pair(trial: pa.Table, base: pa.Table) -> Pairing:
     return Pairing(trial_rows, base_rows, len(alone), len(base_alone), int(np.isin(alone, base_alone).sum()))
 
 
+def clusters_of(leaves: Mapping[str, Leaf]) -> dict[str, Indices]:
+    """Of each document a number that it shares with those it belongs to: of one declared cluster, or the same question,
+    in whatever leaf.
+    """
+    names = [leaf.documents["cluster" if leaf.facts.cluster else "doc_digest"] for leaf in leaves.values()]
+    chunks = [chunk for each in names for chunk in each.cast(pa.string()).chunks]
+    codes = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode().indices
+    bounds = np.cumsum([len(each) for each in names])[:-1]
+    return dict(zip(leaves, np.split(codes.to_numpy().astype(np.int64), bounds), strict=True))
+
+
 def _leaf(name: str, tables: Sequence[pa.Table], known: Mapping[str, TaskFacts]) -> Leaf:
     first, facts = next(iter(known.items()))
     for part, other in known.items():
@@ -174,8 +187,13 @@ def _of_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def _settings(facts: TaskFacts) -> dict[str, Any]:
-    metrics = {name: asdict(metric) for name, metric in facts.metrics.items()}
+    metrics = {name: _comparable(metric) for name, metric in facts.metrics.items()}
     return {**facts.comparable, "version": facts.version, "metrics": metrics}
+
+
+def _comparable(metric: MetricFacts) -> dict[str, Any]:
+    """Without its kind, which older results do not have."""
+    return {name: value for name, value in asdict(metric).items() if name != "kind"}
 
 
 def _check_no_duplicates(label: str, documents: pa.Table) -> None:

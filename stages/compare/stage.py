@@ -6,27 +6,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.compare.aggregation import aggregation_label
-from stages.compare.artifact import NUMBERS, ComparisonFacts, LeafFacts, Numbers, write_comparison
+from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison
 from stages.compare.config import CompareConfig
-from stages.compare.evidence import Evidence, combine, make_scorer, pairs_of_leaf, read_values, side_of_leaf
-from stages.compare.normalization import normalize_leaf, normalize_task
-from stages.compare.rows import draws_table, row
-from stages.compare.samples import Leaf, Pairing, check_comparable, pair, read_leaves
+from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_values, side_of_leaf
+from stages.compare.rows import Ask, error_of, rows
+from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, clusters_of, pair, read_leaves
 from stages.compare.verdict import explained
+from stages.compare.whole import RAW, Scale, compared
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
-from stages.statistics import generator
 
-VERSION = 7
+VERSION = 8
 MOST_COMMON = 3
 
 
 class _Line(NamedTuple):
-    """A row with the evidence it was made from, raw and normalized."""
+    """A row, and what it was made from."""
 
     row: dict[str, Any]
-    raw: Evidence = Evidence()
-    normalized: Evidence | None = None
+    ask: Ask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +35,14 @@ class _Comparison:
     trial: Mapping[str, Leaf]
     base: Mapping[str, Leaf]
     pairings: Mapping[str, Pairing]
+    clusters: Mapping[str, Indices]  # of each of the trial's documents the one it belongs to
     metrics: Mapping[str, MetricFacts]  # those every leaf reports, in the task's order; if there is none, all
     primary: str | None  # None where the leaves report different metrics, so that the task has no score
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task), ``comparison.json``, and
-    ``draws.parquet`` (the whole task's paired bootstrap draws, from which a suite gets its interval).
+    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task) and ``comparison.json`` (with
+    the errors of the whole task's numbers, from which a suite gets its interval).
 
     ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``; a base trial has none of the latter.  A leaf without
     any has no score, and neither has its group.  Returns the numbers of the whole
@@ -57,8 +56,7 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
     lines.sort(key=lambda line: positions[line.row["leaf"]])
     headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
-    draws = draws_table(headline.raw, headline.normalized)
-    write_comparison(out, [line.row for line in lines], draws, _facts(comparison, headline.row))
+    write_comparison(out, [line.row for line in lines], _facts(comparison, headline))
     return {name: headline.row.get(name) for name in NUMBERS}
 
 
@@ -76,7 +74,7 @@ def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
     each = (_common_metrics([_reported(leaf)]) for leaf in trial.values())
     metrics = common or {name: facts for of_leaf in each for name, facts in of_leaf.items()}
     pairings = {name: pair(trial[name].documents, base[name].documents) for name in trial if name in base}
-    return _Comparison(config, trial, base, pairings, metrics, primary)
+    return _Comparison(config, trial, base, pairings, clusters_of(trial), metrics, primary)
 
 
 def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> None:
@@ -121,24 +119,30 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         )
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.facts.metrics):
-            part = _evidence_of_leaf(comparison, name, metric)
-            yield _Line({**labels, "leaf": name, **row(part, None, config, lower_is_better)}, part)
+            ask = Ask(raw=compared([_evidence_of_leaf(comparison, name, metric)], True, [RAW]))
+            yield _Line({**labels, "leaf": name, **rows([ask], config, lower_is_better)[0]}, ask)
         return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
-    normalized: list[Evidence | None] = [None] * (len(evidence) + 1)
-    if labels["primary"] and config.is_normalized:
-        normalized = list(_normalized(config, evidence))
-    whole = combine(evidence, config.weight_by_size)
-    for leaf, raw, on_scale in zip([*config.leaves, None], [*evidence, whole], normalized, strict=True):
-        numbers = row(raw, on_scale, config, lower_is_better)
-        yield _Line({**labels, "leaf": leaf, **numbers}, raw, on_scale)
+    asked = list(_asked(config, evidence, is_normalized=bool(labels["primary"]) and config.is_normalized))
+    numbers = rows(asked, config, lower_is_better)
+    for leaf, ask, each in zip([*config.leaves, None], asked, numbers, strict=True):
+        yield _Line({**labels, "leaf": leaf, **each}, ask)
 
 
-def _normalized(config: CompareConfig, evidence: Sequence[Evidence]) -> Iterator[Evidence]:
-    """Of each leaf, then of the whole task."""
-    baselines = [config.baseline_of(leaf) for leaf in config.leaves]
-    yield from map(normalize_leaf, evidence, baselines)
-    yield normalize_task(evidence, config.weight_by_size, config.random_baseline, baselines)
+def _asked(config: CompareConfig, evidence: Sequence[Evidence], is_normalized: bool) -> Iterator[Ask]:
+    """Of each leaf, then of the whole task; a task of one leaf is that leaf."""
+    leaves = [compared([each], config.weight_by_size, [RAW]) for each in evidence]
+    whole = leaves[0] if len(leaves) == 1 else compared(evidence, config.weight_by_size, [RAW] * len(leaves))
+    if not is_normalized:
+        yield from (Ask(raw=each) for each in [*leaves, whole])
+        return
+    scales = [Scale(config.baseline_of(leaf)) for leaf in config.leaves]
+    for each, leaf, scale in zip(evidence, leaves, scales, strict=True):
+        yield Ask(raw=leaf, normalized=compared([each], config.weight_by_size, [scale]), baseline=scale.origin)
+    by_leaf = bool(config.leaf_baselines)
+    normalized = compared(evidence, config.weight_by_size and not by_leaf, scales, floors_leaves=by_leaf)
+    is_one_scale = not by_leaf or len(leaves) == 1
+    yield Ask(raw=whole, normalized=normalized, baseline=scales[0].origin if is_one_scale else None)
 
 
 def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Evidence:
@@ -146,22 +150,23 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
     if name not in comparison.trial:
         return Evidence()
     trial, base = comparison.trial[name], comparison.base.get(name)
-    scorer = make_scorer(trial.facts.metrics[metric].aggregation, config.num_resamples, config.include_paths)
-    score_rng, pairs_rng = (generator(config.seed, use, name, metric) for use in ("score", "pairs"))
+    facts, clusters = trial.facts.metrics[metric], comparison.clusters[name]
+    kinds = [leaf.facts.metrics[metric].kind for leaf in (trial, base) if leaf is not None]
+    scorer = make_scorer(facts.aggregation, kinds, facts.higher_is_better is False, config.include_paths)
     values = read_values(trial.documents, metric, scorer)
-    side = side_of_leaf(values, scorer, trial, score_rng)
+    side = side_of_leaf(values, scorer, trial, clusters)
     if base is None:
         return Evidence(trial=side)
     base_values = read_values(base.documents, metric, scorer)
     return Evidence(
         trial=side,
         base=side_of_leaf(base_values, scorer, base),
-        pairs=pairs_of_leaf(values, base_values, comparison.pairings[name], scorer, pairs_rng),
+        pairs=pairs_of_leaf(values, base_values, comparison.pairings[name], scorer, clusters),
     )
 
 
-def _facts(comparison: _Comparison, headline: Mapping[str, Any]) -> ComparisonFacts:
-    config = comparison.config
+def _facts(comparison: _Comparison, line: _Line) -> ComparisonFacts:
+    config, headline = comparison.config, line.row
     return ComparisonFacts(
         task=config.task,
         metric=comparison.primary,
@@ -170,12 +175,20 @@ def _facts(comparison: _Comparison, headline: Mapping[str, Any]) -> ComparisonFa
         random_baseline=config.random_baseline,
         leaf_baselines=config.leaf_baselines,
         confidence=config.confidence,
-        num_resamples=config.num_resamples,
-        seed=config.seed,
         headline=Numbers(**{field.name: headline.get(field.name) for field in fields(Numbers)}),
         verdict_rule=explained(config),
+        errors=_errors(line, config.confidence),
         notes=list(_notes(comparison)),
         leaves={name: _leaf_facts(comparison.trial.get(name)) for name in config.leaves},
+    )
+
+
+def _errors(line: _Line, confidence: float) -> Errors:
+    if line.ask is None:
+        return Errors()
+    return Errors(
+        raw=error_of(line.ask.raw, line.row, "", confidence),
+        normalized=error_of(line.ask.normalized, line.row, "normalized_", confidence),
     )
 
 

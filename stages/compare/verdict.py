@@ -1,44 +1,38 @@
 """What a difference to the base amounts to: the rule, its words, and how they are shown and explained."""
 
-from typing import NamedTuple
-
 from stages.compare.config import CompareSettings
 from stages.statistics import Interval
 
-LOWER, HIGHER, SAME = "lower", "higher", "not distinguishable"
-MARKS = {LOWER: "▼", HIGHER: "▲", SAME: "≈"}
-LEGEND = f"{MARKS[LOWER]} {LOWER}, {MARKS[HIGHER]} {HIGHER}, {MARKS[SAME]} {SAME} from the base"
+EQUIVALENT, DEGRADED, IMPROVED, INCONCLUSIVE = "equivalent", "degraded", "improved", "inconclusive"
+MARKS = {EQUIVALENT: "=", DEGRADED: "▼", IMPROVED: "▲", INCONCLUSIVE: "?"}
+LOOKS = {EQUIVALENT: "same", DEGRADED: "worse", IMPROVED: "better", INCONCLUSIVE: "open"}
+LEGEND = (
+    f"{MARKS[EQUIVALENT]} equivalent to the base within the margin, {MARKS[DEGRADED]} degraded, {MARKS[IMPROVED]} "
+    f"improved, {MARKS[INCONCLUSIVE]} inconclusive"
+)
+BEYOND = "beyond margin"  # of a degraded cell
 
 
-class Verdict(NamedTuple):
-    """A word, and its tone: whether the trial is better or worse than its base, or the same."""
-
-    word: str
-    tone: str
-
-
-def verdict_of(
-    difference: Interval, p: float | None, lower_is_better: bool, settings: CompareSettings
-) -> Verdict | None:
-    """Which way the difference's interval leaves 0, if McNemar's test agrees where there is one.
-
-    With few discordant documents the bootstrap alone cries wolf: 4 of 100, all in one direction, have an interval
-    that excludes 0, and p = 0.125.
-    """
-    low, high = difference
+def verdict_of(gain: Interval, margin: float) -> str:
+    """From the interval of how much better the trial is: within the margin on both sides, below 0, above 0, or none."""
+    low, high = gain
     if low is None or high is None:
-        return None
-    if low <= 0 <= high or (p is not None and p >= 1 - settings.confidence):
-        return Verdict(SAME, "same")
-    word = LOWER if high < 0 else HIGHER
-    return Verdict(word, "better" if (word == LOWER) == lower_is_better else "worse")
+        return INCONCLUSIVE
+    if -margin < low and high < margin:
+        return EQUIVALENT
+    return DEGRADED if high < 0 else IMPROVED if low > 0 else INCONCLUSIVE
 
 
 def explained(settings: CompareSettings) -> str:
     """The rule in a report's words."""
     return (
-        f"Lower ({MARKS[LOWER]}) or higher ({MARKS[HIGHER]}) if the difference's interval excludes 0 and McNemar's p, "
-        f"where there is one, is below {1 - settings.confidence:g}; otherwise not distinguishable ({MARKS[SAME]}) from "
-        f"noise. Each comparison is judged alone, so by chance a share of {1 - settings.confidence:g} of them would be "
-        "called different."
+        f"From the difference's own {100 * settings.confidence:g} % interval and a margin that is fixed before the run "
+        f"({settings.margin_points:g} points of the scale from guessing to perfect, {settings.loss_margin_percent:g} % "
+        "of the base's where lower is better, unless a task has its own): equivalent "
+        f"({MARKS[EQUIVALENT]}) if it lies within the margin on both sides, degraded ({MARKS[DEGRADED]}) or improved "
+        f"({MARKS[IMPROVED]}) if it leaves out 0 and is not equivalent, else inconclusive ({MARKS[INCONCLUSIVE]}), "
+        "with the number of documents that would decide if the difference is what was found. Inconclusive, too, is what "
+        "has fewer than 10 clusters or, if graded, fewer than 10 documents that changed, and what would be another "
+        "verdict if all that is missing had gone against the trial. Each comparison is judged alone: of those without "
+        f"any difference up to {50 * (1 - settings.confidence):g} % are called degraded and as many improved."
     )

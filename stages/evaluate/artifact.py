@@ -36,6 +36,7 @@ _LAST_COLUMNS = {
     "thinking": pa.bool_(),
     "truncated": pa.bool_(),
     "error": pa.string(),
+    "cluster": pa.string(),
 }
 
 
@@ -66,14 +67,19 @@ class Sample:
     thinking: bool | None = None
     truncated: bool | None = False
     error: str | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricFacts:
-    """How values become a score: by lm-eval's aggregation of a ``name``, or the ``function`` in a task's ``file``."""
+    """How values become a score: by lm-eval's aggregation of a ``name``, or the ``function`` in a task's ``file``.
+
+    ``kind``: right_or_wrong where each document is 1 or 0, else graded; None of results older than the field.
+    """
 
     aggregation: dict[str, str]
     higher_is_better: bool | None
+    kind: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +87,8 @@ class TaskFacts:
     """How a task was asked; ``num_docs`` are those of the whole, ``metrics`` by ``<metric>,<filter>`` in its order.
 
     ``comparable`` is what must be equal for two numbers to be subtracted, ``scoring`` how an engine scores, and
-    ``arithmetic`` what it multiplied with (None of results older than the field).
+    ``arithmetic`` what it multiplied with (None of results older than the field).  ``cluster`` is the field of
+    documents whose equal values belong together; the samples have its digests then.
     """
 
     task: str
@@ -91,6 +98,7 @@ class TaskFacts:
     metrics: dict[str, MetricFacts]
     scoring: dict[str, str] = field(default_factory=dict)
     arithmetic: dict[str, Any] | None = None
+    cluster: str | None = None
     comparable: dict[str, Any]
 
 

@@ -279,5 +279,6 @@ class ScoreConfig:
     leaves: list[LeafConfig] = identity()
     scoring: ScoringConfig = identity(factory=ScoringConfig)
     harness_compat: bool = identity(False, neutral=False)
+    cluster: str | None = identity(None, neutral=None)  # a field of the documents: those of one value belong together
     num_expected: int = execution(0)  # documents over all leaves, for estimates
     include_paths: list[str] = execution(factory=list)

@@ -13,6 +13,7 @@ from stages.evaluate.answers import Answered, AnswerFacts, read_answer_facts, re
 from stages.evaluate.artifact import Sample, ScoreFacts, TaskFacts, write_scores
 from stages.evaluate.config import LeafConfig, ScoreConfig
 from stages.evaluate.differences import check_one_arithmetic, differences
+from stages.evaluate.digests import digest
 from stages.evaluate.harness import data_sets, leaf_entry, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
@@ -22,7 +23,7 @@ from stages.evaluate.scoring import score_documents
 from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
 
-VERSION = 1
+VERSION = 2
 
 
 def score(config: ScoreConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -59,7 +60,9 @@ def _score_leaf(
         samples = score_documents(task, answered, config.scoring, asked.reasoning, config.harness_compat)
     _check_some_scored(leaf.task, samples)
     _check_repeats_told(leaf.task, config, samples)
-    return samples, _facts(task, asked, samples, config)
+    if config.cluster is not None:
+        _note_clusters(task, samples, leaf.task, config.cluster)
+    return samples, _facts(task, asked, samples, config, is_repeated=max(_num_repeats(answered), default=1) > 1)
 
 
 def _agreed(task: str, facts: Mapping[str, AnswerFacts]) -> AnswerFacts:
@@ -130,15 +133,29 @@ def _check_repeats_told(task: str, config: ScoreConfig, samples: Sequence[Sample
         )
 
 
-def _facts(task: Any, asked: AnswerFacts, samples: Sequence[Sample], config: ScoreConfig) -> TaskFacts:
-    seen = [name for sample in samples for name in sample.metrics]
+def _note_clusters(task: Any, samples: Sequence[Sample], name: str, cluster: str) -> None:
+    """The digest of each document's field.  Raises ConfigError where there is no such field."""
+    docs = task.eval_docs
+    docs = docs if hasattr(docs, "__getitem__") else list(docs)
+    for sample in samples:
+        doc = docs[sample.doc_id] if sample.doc_id < len(docs) else {}
+        if doc and cluster not in doc:
+            known = ", ".join(map(str, doc))
+            raise ConfigError(f"task {name}: cluster={cluster} is no field of its documents; they have {known}")
+        sample.cluster = digest(doc[cluster]) if doc else sample.doc_digest
+
+
+def _facts(
+    task: Any, asked: AnswerFacts, samples: Sequence[Sample], config: ScoreConfig, is_repeated: bool
+) -> TaskFacts:
     return TaskFacts(
         task=asked.task,
         version=asked.version,
         output_type=asked.output_type,
         num_docs=asked.num_docs,
-        metrics=metric_facts(task, task_roots(config.include_paths), seen),
+        metrics=metric_facts(task, task_roots(config.include_paths), (each.metrics for each in samples), is_repeated),
         scoring=asked.scoring,
         arithmetic=asked.arithmetic,
+        cluster=config.cluster,
         comparable=asked.comparable,
     )

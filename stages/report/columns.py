@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from stages.compare.verdict import MARKS
+from stages.compare.artifact import verdict_shown
+from stages.compare.verdict import LOOKS, MARKS
 from stages.report.artifact import Row
 from stages.report.cells import Cell
 from stages.report.numbers import MISSING, count, decimals, interval, number, p_value, percent, percent_interval
@@ -35,7 +36,7 @@ def _score_with_interval(row: Row, places: Places) -> Cell:
 
 def _recovery_with_mark(row: Row, places: Places) -> Cell:
     recovery = "base" if _is_known_base(row) else percent(row["recovery"], places.recovery)
-    look = "absent" if row["score"] is None else row["tone"] or ""
+    look = "absent" if row["score"] is None else _look(row)
     return Cell(f"{recovery} {MARKS.get(row['verdict'], '')}".strip(), look=look)
 
 
@@ -60,11 +61,24 @@ def _recovery_interval(row: Row, places: Places) -> Cell:
 
 
 def _difference(row: Row, places: Places) -> Cell:
-    return Cell(number(row["difference"], places.difference, signed=True), look=row["tone"] or "")
+    return Cell(number(row["difference"], places.difference, signed=True), look=_look(row))
 
 
 def _difference_interval(row: Row, places: Places) -> Cell:
     return Cell(interval(row["difference_low"], row["difference_high"], places.difference, signed=True))
+
+
+def _look(row: Row) -> str:
+    return LOOKS.get(row["verdict"], "")
+
+
+def _raw_margin(row: Row) -> float | None:
+    return None if row["is_verdict_normalized"] else row["margin"]
+
+
+def _clusters(row: Row, places: Places) -> Cell:
+    effect = row["design_effect"]
+    return Cell(count(row["num_clusters"]), "" if effect is None else f"× {number(effect, 2)}")
 
 
 def _text(name: str) -> Callable[[Row, Places], Cell]:
@@ -95,8 +109,11 @@ COLUMNS = (
     Column("interval", _difference_interval),
     Column("lost", _count("num_base_only_right")),
     Column("won", _count("num_trial_only_right")),
-    Column("p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
-    Column("verdict", lambda row, _: Cell(row["verdict"] or MISSING, look=row["tone"] or ""), is_left=True),
+    Column("p", lambda row, _: Cell(p_value(row["difference_p"]))),
+    Column("exact p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
+    Column("clusters", _clusters),
+    Column("margin", lambda row, places: Cell(number(_raw_margin(row), places.difference))),
+    Column("verdict", lambda row, _: Cell(verdict_shown(row) or MISSING, look=_look(row)), is_left=True),
 )
 NORMALIZED_COLUMNS = (
     Column("normalized", _score),

@@ -17,12 +17,10 @@ from stages.report.rows import Comparisons, arithmetic_of
 
 
 def statistics_facts(comparisons: Comparisons) -> dict[str, str]:
-    """How the comparisons were made: confidence, resamples, seed, verdicts; several values are listed."""
+    """How the comparisons were made: confidence and verdicts; several values are listed."""
     known = [comparison.facts for comparison in comparisons.values()]
     return {
         "confidence": _listed(f"{100 * facts.confidence:g} %" for facts in known),
-        "num_resamples": _listed(count(facts.num_resamples) for facts in known),
-        "seed": _listed(str(facts.seed) for facts in known),
         "verdict_rule": " ".join(dict.fromkeys(facts.verdict_rule for facts in known)),
         "num_comparisons": count(sum(facts.headline.verdict is not None for facts in known)),
         "num_evaluations": count(sum(_num_documents(facts) for facts in known)),

@@ -1,18 +1,18 @@
 """What a report is about: one summary row for each trial and task, and one for each trial and suite."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
-from stages.compare.artifact import Comparison, Numbers, read_comparison
+from stages.compare.artifact import Comparison, Error, Numbers, read_comparison
+from stages.inference import critical_value, ratio_interval
 from stages.report.artifact import Row, SuiteMean, SummaryCell
 from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.report.endings import endings
-from stages.statistics import NO_INTERVAL, Interval, percentile_interval, recovery_draws, recovery_of
+from stages.statistics import NO_INTERVAL, Interval, recovery_of
 
 Comparisons = Mapping[tuple[str, str], Comparison]  # by trial and task
 
@@ -75,7 +75,11 @@ def suite_rows(
             paired, paired_base = (_mean([cell.get(f"paired_{name}") for cell in cells]) for name in columns)
             compared = [comparisons.get((trial.name, task)) for task in suite.tasks]
             recovery = recovery_of(paired, paired_base, lower_is_better)
-            low, high = NO_INTERVAL if recovery is None else _recovery_interval(compared, columns, lower_is_better)
+            low, high = NO_INTERVAL
+            if recovery is not None and paired is not None and paired_base is not None:
+                errors = [_error(comparison, suite.normalized) for comparison in compared]
+                confidence = min((each.facts.confidence for each in compared if each is not None), default=0.95)
+                low, high = _recovery_interval(errors, paired, paired_base, confidence, lower_is_better)
             yield SuiteMean(
                 trial=trial.name,
                 suite=suite.name,
@@ -95,18 +99,30 @@ def arithmetic_of(comparison: Comparison | None) -> str | None:
     return next((json.dumps(each, sort_keys=True) for each in known), None)
 
 
+def _error(comparison: Comparison | None, is_normalized: bool) -> Error | None:
+    if comparison is None:
+        return None
+    errors = comparison.facts.errors
+    return errors.normalized if is_normalized else errors.raw
+
+
 def _recovery_interval(
-    compared: Sequence[Comparison | None], columns: Sequence[str], lower_is_better: bool
+    errors: Sequence[Error | None], paired: float, paired_base: float, confidence: float, lower_is_better: bool
 ) -> Interval:
-    """Of the ratio of means over tasks, each resampled within itself: a suite's composition is fixed and not drawn."""
-    known = [comparison for comparison in compared if comparison is not None]
-    draws = [found for comparison in known if (found := comparison.draws(columns)) is not None]
-    if not draws or len(draws) < len(compared):
+    """Of the ratio of means over tasks that share no documents: a suite's composition is fixed and not drawn."""
+    known, num = [error for error in errors if error is not None], len(errors)
+    if len(known) < num:
         return NO_INTERVAL
-    num_resamples = min(map(len, draws))
-    total = np.sum([found[:num_resamples] for found in draws], axis=0)
-    confidence = min(comparison.facts.confidence for comparison in known)
-    return percentile_interval(recovery_draws(total, lower_is_better), confidence)
+    variance, base, covariance = (
+        sum(getattr(error, name) for error in known) / num**2 for name in ("difference", "base", "covariance")
+    )
+    difference, critical = paired - paired_base, critical_value(confidence)
+    half = critical * math.sqrt(variance)
+    ends = difference - half, difference + half
+    low, high = ratio_interval(paired_base, difference, ends, covariance, base, critical)
+    if low is None or high is None or not lower_is_better:
+        return low, high
+    return (1 / high if high > 0 else None), (1 / low if low > 0 else None)
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

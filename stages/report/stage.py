@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.compare.verdict import LEGEND
+from stages.compare.verdict import LEGEND, LOOKS
 from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
@@ -15,7 +15,7 @@ from stages.report.rows import Comparisons, read_comparisons, suite_rows, summar
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 8
+VERSION = 9
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -82,6 +82,7 @@ def _view(
         "costs": costs_view(config.costs),
         "missing": MISSING,
         "legend": LEGEND,
+        "looks": LOOKS,
     }
 
 

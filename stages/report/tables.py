@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.compare.artifact import NORMALIZED
+from stages.compare.verdict import MARKS
 from stages.report.artifact import Row, SuiteMean
 from stages.report.cells import Cell, Heading
 from stages.report.columns import COLUMNS, MEASURES, NORMALIZED_COLUMNS, places_of
@@ -22,7 +23,7 @@ _MEAN_DECIMALS, _NORMALIZED_MEAN_DECIMALS, _RECOVERY_DECIMALS = 4, 2, 2
 
 
 def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]) -> list[dict[str, Any]]:
-    """A line for each trial: size, recovery of each suite, and how many tasks are distinguishable from the base."""
+    """A line for each trial: size, recovery of each suite, and how many tasks have which verdict."""
     base_sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
     lines = []
     for trial in trials:
@@ -36,8 +37,7 @@ def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Seque
                 "size": gib(trial.size_gib),
                 "share": percent(trial.size_gib / base_size if trial.size_gib and base_size else None, 0),
                 "suites": [_suite_cell(mean, trial) for mean in suite_means if mean.trial == trial.name],
-                "num_worse": _num_verdicts(own, trial, "worse"),
-                "num_better": _num_verdicts(own, trial, "better"),
+                "verdicts": [_num_verdicts(own, trial, verdict) for verdict in MARKS],
                 "measured": f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}",
             }
         )
@@ -138,10 +138,10 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, Any]:
     return {"headings": [Heading(each.name, is_left=each.is_left) for each in columns], "rows": lines}
 
 
-def _num_verdicts(rows: Sequence[Row], trial: TrialRow, tone: str) -> str:
+def _num_verdicts(rows: Sequence[Row], trial: TrialRow, verdict: str) -> str:
     if trial.is_base or not any(row["verdict"] for row in rows):
         return MISSING
-    return count(sum(row["tone"] == tone for row in rows))
+    return count(sum(row["verdict"] == verdict for row in rows))
 
 
 def _suite_cell(mean: SuiteMean, trial: TrialRow) -> dict[str, str]:

@@ -177,5 +177,5 @@ GOLDEN: dict[str, str] = {
     "EngineConfig": "9aca9e3d7d47",
     "PromptConfig": "948ad5349644",
     "AnswerConfig": "de5ae44d5453",
-    "CompareConfig": "9bd453a9db50",
+    "CompareConfig": "7172250fa355",
 }

@@ -2,10 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 
-from stages.compare.artifact import DRAWS, FACTS, NUMBERS, SCHEMA, TABLE, Numbers, read_comparison, read_rows
+from stages.compare.artifact import FACTS, NUMBERS, SCHEMA, TABLE, Numbers, read_comparison, read_rows
 from stages.compare.config import CompareConfig
 from stages.compare.stage import compare
 from stages.errors import DataError
@@ -14,7 +13,7 @@ from stages.errors import DataError
 @pytest.fixture
 def written(write_evaluation, tmp_path):
     shards = {"trial/t/0": write_evaluation("t", [1.0, 0.0, 1.0]), "base/t/0": write_evaluation("t", [1.0, 1.0, 0.0])}
-    config = CompareConfig(task="t", leaves=["t"], num_resamples=200, random_baseline=0.25)
+    config = CompareConfig(task="t", leaves=["t"], random_baseline=0.25)
     return compare(config, shards, tmp_path), tmp_path
 
 
@@ -26,9 +25,9 @@ def test_a_comparison_reads_back(written):
     assert {name: getattr(facts.headline, name) for name in NUMBERS} == metrics
     assert facts.leaves["t"].num_documents == 3 and facts.leaves["t"].comparable["num_fewshot"] == 5
     assert rows.schema.names == SCHEMA.names and [row["leaf"] for row in rows.to_pylist()] == ["t", None]
-    draws = found.draws(["score", "base_normalized"])
-    assert draws.shape == (200, 2) and np.isin(np.round(3 * draws[:, 0]), [0, 1, 2, 3]).all()
-    assert found.draws(["score", "of_nothing"]) is None
+    raw, normalized = facts.errors.raw, facts.errors.normalized
+    assert raw.base == pytest.approx(2 / 9 / 2) and raw.covariance == pytest.approx(-1 / 3 / 2)
+    assert normalized.difference == pytest.approx(raw.difference * (100 / 0.75) ** 2)
 
 
 def test_a_comparison_from_before_normalized_scores_reads_back(written):
@@ -41,13 +40,12 @@ def test_a_comparison_from_before_normalized_scores_reads_back(written):
     assert (facts.random_baseline, facts.leaf_baselines) == (None, {})
 
 
-@pytest.mark.parametrize("name", [TABLE, FACTS, DRAWS])
+@pytest.mark.parametrize("name", [TABLE, FACTS])
 def test_a_damaged_file_is_named(written, name):
     _, path = written
-    comparison = read_comparison(path)
     (path / name).write_text('{"headline": {"score": "high"}}')
     with pytest.raises(DataError, match=rf"{name} cannot be read.*delete it and run again"):
-        {TABLE: read_rows, FACTS: read_comparison, DRAWS: lambda _: comparison.draws(["score"])}[name](path)
+        {TABLE: read_rows, FACTS: read_comparison}[name](path)
 
 
 def test_every_number_is_a_column():

@@ -1,0 +1,237 @@
+"""From the documents of leaves to one estimate with its error: leaves are fixed strata, and where documents belong
+together (the same question in several leaves, a story with several questions) the cluster is the unit.
+
+A share of right documents, or a difference of two, keeps a score interval (Wilson's, Tango's) of the counts of all
+leaves, stretched by how much more the design varies than so many independent documents would; anything else has
+Student's, or that of subset means where documents are few.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.inference import (
+    critical_value,
+    smoothed_variances,
+    subset_interval,
+    tango_interval,
+    tango_statistic,
+    two_sided_p,
+)
+from stages.statistics import NO_INTERVAL, Floats, Interval, wilson_interval
+
+FEW_DOCUMENTS = 200  # below, the means of subsets stand in for Student's distribution
+FEWEST_CLUSTERS = FEWEST_CHANGED = 10
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The documents of one leaf: ``scores`` of its columns, and ``values`` (N, C) whose means they are.
+
+    Columns are the difference and the base, or one side's score.  ``is_right_or_wrong``: every side is 0 or 1.
+    """
+
+    n: int
+    scores: tuple[float, ...]
+    values: Floats
+    clusters: NDArray[np.int64]
+    num_changed: int = 0
+    is_right_or_wrong: bool = False
+
+    @property
+    def scatter(self) -> Floats:
+        """Sums of squares and products (C, C) about the means."""
+        centred = self.values - self.values.mean(axis=0)
+        return np.asarray(np.einsum("ni,nj->ij", centred, centred))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Of the first column how many are below 0, and above."""
+        return int(np.count_nonzero(self.values[:, 0] < 0)), int(np.count_nonzero(self.values[:, 0] > 0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A score or a difference, what its error is made of, and the ``covariance`` of all columns of its parts."""
+
+    value: float
+    n: int
+    covariance: Floats | None
+    freedom: float | None  # of Student's distribution; None: the normal's
+    num_clusters: int | None = None  # None where each document stands for itself
+    design_effect: float | None = None
+    num_changed: int = 0
+    counts: tuple[int, int] | None = None  # below 0 and above, of what is right or wrong
+    stretch: float = 1.0
+    few: Floats | None = None  # the values themselves, of few graded documents
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def method(self) -> str:
+        """A word for how the interval is made."""
+        if self.counts is not None:
+            return "score" if self.num_clusters is None else "score, clusters"
+        return "subsets" if self.few is not None else "student" if self.num_clusters is None else "student, clusters"
+
+
+def estimate(parts: Sequence[Part], weights: Sequence[float], scales: Sequence[float], value: float) -> Estimate:
+    """Of the sum of the parts' means, each times its weight (they add up to 1) and scale; ``value`` is that sum."""
+    shares = np.array(weights) * np.array(scales)
+    sizes = np.array([len(part.values) for part in parts])
+    names, members = np.unique(np.concatenate([part.clusters for part in parts]), return_inverse=True)
+    is_clustered = len(names) < sizes.sum()
+    spread = _between_clusters(parts, shares / sizes, members, len(names)) if is_clustered else None
+    covariance, freedom = (spread, len(names) - 1) if spread is not None else _within_strata(parts, shares, sizes)
+    is_right_or_wrong = all(part.is_right_or_wrong for part in parts)
+    counts, stretch, effect = None, 1.0, None
+    if is_right_or_wrong:
+        below, above = np.array([part.counts for part in parts]).T
+        counts = int(below.sum()), int(above.sum())
+        stretch = _stretch_of_strata(below, above, sizes, shares)
+    if is_clustered:
+        effect = _design_effect(parts, shares / sizes, members, len(names))
+        stretch *= math.sqrt(effect) if effect is not None else 1.0
+    is_few = len(parts) == 1 and not is_clustered and sizes[0] < FEW_DOCUMENTS
+    return Estimate(
+        value=value,
+        n=sum(part.n for part in parts),
+        covariance=covariance,
+        freedom=None if is_right_or_wrong and not is_clustered else freedom,
+        num_clusters=len(names) if is_clustered else None,
+        design_effect=effect,
+        num_changed=sum(part.num_changed for part in parts),
+        counts=counts,
+        stretch=stretch,
+        few=_around(value, parts[0].values[:, 0] * shares[0]) if is_few and not is_right_or_wrong else None,
+    )
+
+
+def _within_strata(parts: Sequence[Part], shares: Floats, sizes: NDArray[np.int64]) -> tuple[Floats | None, float]:
+    """Sums of share² · s² / n, with s² over n - 1, and the degrees of freedom; a single document and its neighbour's
+    have one s².
+    """
+    if sizes.sum() < 2:
+        return None, 0
+    total = np.zeros((parts[0].values.shape[1],) * 2)
+    for place, part in enumerate(parts):
+        first = last = place
+        while sizes[first : last + 1].sum() < 2:
+            first, last = (first, last + 1) if last + 1 < len(parts) else (first - 1, last)
+        of = part if first == last else _pooled(parts[first : last + 1])
+        total += shares[place] ** 2 * of.scatter / (len(of.values) - 1) / sizes[place]
+    return total, float(max(1, (sizes - 1).sum()))
+
+
+def _around(value: float, values: Floats) -> Floats:
+    return np.asarray(values - values.mean() + value)
+
+
+def _pooled(parts: Sequence[Part]) -> Part:
+    values = np.concatenate([part.values for part in parts])
+    return Part(n=len(values), scores=(), values=values, clusters=np.arange(len(values)))
+
+
+def _between_clusters(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> Floats | None:
+    """K / (K - 1) · sums of squares and products of what each cluster adds, about the mean of all."""
+    if num < 2:
+        return None
+    sums = _cluster_sums(parts, shares, members, num)
+    return np.asarray(num / (num - 1) * np.einsum("gi,gj->ij", sums, sums))
+
+
+def _cluster_sums(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> Floats:
+    weights = np.concatenate([np.full(len(part.values), share) for part, share in zip(parts, shares, strict=True)])
+    values = np.concatenate([part.values for part in parts])
+    centred = weights[:, None] * (values - np.average(values, axis=0, weights=weights))
+    return np.column_stack([np.bincount(members, column, num) for column in centred.T])
+
+
+def _design_effect(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> float | None:
+    """How much more the first column varies than if no document belonged to another.
+
+    Where it does not vary at all, as much as if all of a cluster were one document; 1 where all that varies cancels out.
+    """
+    if num < 2:
+        return None
+    weights = np.concatenate([np.full(len(part.values), share) for part, share in zip(parts, shares, strict=True)])
+    values = np.concatenate([part.values[:, 0] for part in parts])
+    centred = values - np.average(values, weights=weights)
+    if not centred.any():
+        centred = np.ones_like(centred)
+    apart = (weights * centred) ** 2
+    together = np.bincount(members, weights * centred, num) ** 2
+    n = len(values)
+    found = float(together.sum() * num / (num - 1) / (apart.sum() * n / (n - 1)))
+    return found if found > _NOTHING else 1.0
+
+
+def _stretch_of_strata(
+    below: NDArray[np.int64], above: NDArray[np.int64], sizes: NDArray[np.int64], shares: Floats
+) -> float:
+    """From all documents alike to each leaf by its share: the root of the ratio of variances."""
+    variances = smoothed_variances(above, below, sizes) / sizes
+    return math.sqrt(float((shares**2 * variances).sum() / ((sizes / sizes.sum()) ** 2 * variances).sum()))
+
+
+def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> list[Interval]:
+    """Of differences; those that are right or wrong all at once."""
+    found = [_graded(each, confidence) if each.counts is None else NO_INTERVAL for each in estimates]
+    scored = [place for place, each in enumerate(estimates) if each.counts is not None and _has_error(each)]
+    if scored:
+        of = [estimates[place] for place in scored]
+        lost, won = np.array([each.counts for each in of]).T
+        n = np.array([each.n for each in of])
+        ends = tango_interval(lost, won, n, [critical_value(confidence, each.freedom) for each in of])
+        for place, each, low, high, middle in zip(scored, of, *ends, (won - lost) / n, strict=True):
+            stretched = each.value + each.stretch * (low - middle), each.value + each.stretch * (high - middle)
+            found[place] = float(stretched[0]), float(stretched[1])
+    return found
+
+
+def difference_p(each: Estimate, confidence: float) -> float | None:
+    """That the true difference is 0; the interval leaves 0 out exactly where it is below 1 - confidence."""
+    if each.counts is not None:
+        if not _has_error(each):
+            return None
+        lost, won = each.counts
+        shifted = np.clip((won - lost) / each.n - each.value / each.stretch, -1, 1)
+        if abs(shifted) < 1e-12:
+            shifted = 0.0
+        return two_sided_p(float(tango_statistic(lost, won, each.n, shifted)), each.freedom)
+    if each.few is not None:
+        return None if len(each.few) < 2 else subset_interval(each.few, confidence)[1]
+    if each.covariance is None or each.covariance[0, 0] <= 0:
+        return None
+    return two_sided_p(each.value / math.sqrt(each.covariance[0, 0]), each.freedom)
+
+
+def score_interval(each: Estimate, confidence: float) -> Interval:
+    """Of one side's score."""
+    if each.counts is None or not _has_error(each):
+        return NO_INTERVAL if each.counts is not None else _graded(each, confidence)
+    low, high = wilson_interval(each.counts[1], each.n, confidence, critical_value(confidence, each.freedom))
+    if low is None or high is None:
+        return NO_INTERVAL
+    middle, (least, most) = each.counts[1] / each.n, each.bounds
+    return max(least, each.value + each.stretch * (low - middle)), min(
+        most, each.value + each.stretch * (high - middle)
+    )
+
+
+def _has_error(each: Estimate) -> bool:
+    """All documents in one cluster say nothing of others."""
+    return each.num_clusters is None or each.num_clusters > 1
+
+
+def _graded(each: Estimate, confidence: float) -> Interval:
+    """Documents that all say the same tell nothing of others."""
+    if each.covariance is None or each.covariance[0, 0] <= 0 or each.freedom is None:
+        return NO_INTERVAL
+    if each.few is not None:
+        return subset_interval(each.few, confidence)[0]
+    half = critical_value(confidence, each.freedom) * math.sqrt(each.covariance[0, 0])
+    return each.value - half, each.value + half

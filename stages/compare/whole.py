@@ -1,0 +1,150 @@
+"""One or several leaves as one: scores, missing documents, and the estimates of a side and of a difference.
+
+A group is the mean of its leaves, weighted by size, or plain; on the normalized scale every leaf counts from its own
+baseline.  All estimates are on the unfloored scale: only the score that is shown ends at 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from stages.compare.design import Estimate, Part, estimate
+from stages.compare.evidence import Evidence, Pairs, Side
+from stages.compare.samples import Ends
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where a leaf's scores are counted from, and in what steps: 0 and 1, or a baseline and 100 / (1 - it)."""
+
+    baseline: float | None = None
+
+    @property
+    def origin(self) -> float:
+        return self.baseline or 0.0
+
+    @property
+    def unit(self) -> float:
+        return 1.0 if self.baseline is None else 100 / (1 - self.baseline)
+
+    def of(self, score: float) -> float:
+        return score if self.baseline is None else (score - self.origin) * self.unit
+
+
+RAW = Scale()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A leaf or a whole task on one scale: what a row of a comparison is made of."""
+
+    trial: Side
+    base: Side | None = None
+    pairs: Pairs | None = None
+    score: Estimate | None = None
+    difference: Estimate | None = None
+    worst: Estimate | None = None  # the difference if all that is missing were as bad as can be
+    base_estimate: Estimate | None = None  # of the base on the pairs
+    is_normalized: bool = False
+
+
+def compared(
+    leaves: Sequence[Evidence], weight_by_size: bool, scales: Sequence[Scale], floors_leaves: bool = False
+) -> Compared:
+    """Without a score as soon as one leaf has none; ``floors_leaves``: the score that is shown has none below 0."""
+    bases = [leaf.base for leaf in leaves if leaf.base]
+    pairs = [leaf.pairs for leaf in leaves if leaf.pairs]
+    found = Compared(
+        trial=_side([leaf.trial for leaf in leaves], weight_by_size, scales, floors_leaves),
+        base=_side(bases, weight_by_size, scales, floors_leaves) if len(bases) == len(leaves) else None,
+        score=_estimate([leaf.trial.part for leaf in leaves], weight_by_size, scales, is_side=True),
+        is_normalized=any(scale.baseline is not None for scale in scales),
+    )
+    if len(pairs) < len(leaves):
+        return found
+    parts = [pair.part for pair in pairs]
+    base_parts = [
+        None if part is None else replace(part, values=part.values[:, 1:], scores=part.scores[1:]) for part in parts
+    ]
+    worst = [pair.worst if pair.num_missing else pair.part for pair in pairs]
+    return replace(
+        found,
+        pairs=_pairs(pairs, weight_by_size, scales),
+        difference=_estimate(parts, weight_by_size, scales),
+        worst=_estimate(worst, weight_by_size, scales) if any(pair.num_missing for pair in pairs) else None,
+        base_estimate=_estimate(base_parts, weight_by_size, scales, is_side=True),
+    )
+
+
+def _estimate(
+    parts: Sequence[Part | None], weight_by_size: bool, scales: Sequence[Scale], is_side: bool = False
+) -> Estimate | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    weights = _weights([part.n for part in known], weight_by_size)
+    units = [scale.unit for scale in scales]
+    scores = [part.scores[0] - (scale.origin if is_side else 0) for part, scale in zip(known, scales, strict=True)]
+    value = math.fsum(weight * unit * score for weight, unit, score in zip(weights, units, scores, strict=True))
+    found = estimate(known, weights, units, value)
+    if not is_side:
+        return found
+    ends = [
+        math.fsum(weight * scale.of(end) for weight, scale in zip(weights, scales, strict=True)) for end in (0.0, 1.0)
+    ]
+    return replace(found, bounds=(ends[0], ends[1]))
+
+
+def _side(sides: Sequence[Side], weight_by_size: bool, scales: Sequence[Scale], floors_leaves: bool) -> Side:
+    sizes = [side.n for side in sides]
+
+    def shown(scores: Sequence[float | None]) -> float | None:
+        found = _mean(scores, sizes, weight_by_size, scales, floors_leaves)
+        return found if found is None or all(scale.baseline is None for scale in scales) else max(0.0, found)
+
+    return Side(
+        n=sum(sizes),
+        num_missing=sum(side.num_missing for side in sides),
+        ends=_ends([side.ends for side in sides]),
+        score=shown([side.score for side in sides]),
+        finished_score=shown([side.finished_score for side in sides]),
+    )
+
+
+def _ends(ends: Sequence[Ends]) -> Ends:
+    """Sums; None where no leaf knows it."""
+    columns = {each.name: [getattr(end, each.name) for end in ends] for each in fields(Ends)}
+    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    sums: dict[str, Any] = {name: sum(values) if values else None for name, values in known.items()}
+    return Ends(**sums)
+
+
+def _pairs(pairs: Sequence[Pairs], weight_by_size: bool, scales: Sequence[Scale]) -> Pairs:
+    sizes = [pair.n for pair in pairs]
+    return Pairs(
+        n=sum(sizes),
+        num_missing=sum(pair.num_missing for pair in pairs),
+        trial_score=_mean([pair.trial_score for pair in pairs], sizes, weight_by_size, scales),
+        base_score=_mean([pair.base_score for pair in pairs], sizes, weight_by_size, scales),
+    )
+
+
+def _mean(
+    scores: Sequence[float | None],
+    sizes: Sequence[int],
+    weight_by_size: bool,
+    scales: Sequence[Scale],
+    is_floored: bool = False,
+) -> float | None:
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    on_scale = [scale.of(score) for score, scale in zip(known, scales, strict=True)]
+    floored = [max(0.0, score) for score in on_scale] if is_floored else on_scale
+    weights = sizes if weight_by_size else [1] * len(sizes)
+    return math.fsum(weight * score for weight, score in zip(weights, floored, strict=True)) / sum(weights)
+
+
+def _weights(sizes: Sequence[int], weight_by_size: bool) -> list[float]:
+    return [size / sum(sizes) for size in sizes] if weight_by_size else [1 / len(sizes)] * len(sizes)

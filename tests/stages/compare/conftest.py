@@ -1,0 +1,37 @@
+"""Comparisons of scores that a test chooses."""
+
+import json
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.compare.config import CompareConfig
+from stages.compare.stage import compare
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Compare; ``inputs`` are {role: {leaf: scores or a list of them}}."""
+
+    def run(trial, base=None, **config):
+        leaves = config.pop("leaves", list(trial))
+        out = tmp_path_factory.mktemp("compare")
+        inputs = {
+            f"{role}/{leaf}/{index:04d}": shard
+            for role, side in (("trial", trial), ("base", base or {}))
+            for leaf, shards in side.items()
+            for index, shard in enumerate(shards if isinstance(shards, list) else [shards])
+        }
+        settings = {"task": "task"} | config
+        metrics = compare(CompareConfig(leaves=leaves, **settings), inputs, out)
+        rows = pq.read_table(out / "comparison.parquet").to_pylist()
+        return SimpleNamespace(
+            metrics=metrics,
+            rows=rows,
+            whole=next(row for row in rows if row["leaf"] is None and row["primary"]),
+            document=json.loads((out / "comparison.json").read_text()),
+            files={path.name: path.read_bytes() for path in out.iterdir()},
+        )
+
+    return run
