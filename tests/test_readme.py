@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from tests.benchmarks import estimates, grid, profile, simulated
+from tests.benchmarks import estimates, grid, profile, simulated, statistics
 from tests.benchmarks.evaluation import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,13 @@ def test_the_table_of_simulated_formats_is_what_was_measured():
     content = json.loads((BENCHMARKS / "simulated.json").read_text())
     assert simulated.table(content) in MEASURED
     assert content["cpu"] in MEASURED
+
+
+def test_the_table_of_intervals_is_what_was_simulated_and_keeps_what_is_promised():
+    found = statistics.read()
+    assert statistics.table(found) in MEASURED
+    assert statistics.wrong([each for each in found if each.kind in ("binary", "margin")]) == []
+    assert statistics.wrong(found, slack=1) == [], "what is drawn document by document, to the simulation's own error"
 
 
 def test_the_row_of_the_six_tasks_is_what_was_measured():

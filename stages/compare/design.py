@@ -25,6 +25,7 @@ from stages.statistics import NO_INTERVAL, Floats, Interval, wilson_interval
 
 FEW_DOCUMENTS = 200  # below, the means of subsets stand in for Student's distribution
 FEWEST_CLUSTERS = FEWEST_CHANGED = 10
+FEWEST_PROBLEMS = 60  # of pass@k, whose interval holds too seldom below
 _NOTHING = 1e-9
 
 
@@ -41,6 +42,7 @@ class Part:
     clusters: NDArray[np.int64]
     num_changed: int = 0
     is_right_or_wrong: bool = False
+    is_pass: bool = False
 
     @property
     def scatter(self) -> Floats:
@@ -67,6 +69,7 @@ class Estimate:
     num_changed: int = 0
     counts: tuple[int, int] | None = None  # below 0 and above, of what is right or wrong
     stretch: float = 1.0
+    is_pass: bool = False  # of the chance that one of several answers to a document is right
     few: Floats | None = None  # the values themselves, of few graded documents
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
@@ -95,35 +98,45 @@ def estimate(parts: Sequence[Part], weights: Sequence[float], scales: Sequence[f
     if is_clustered:
         effect = _design_effect(parts, shares / sizes, members, len(names))
         stretch *= math.sqrt(effect) if effect is not None else 1.0
-    is_few = len(parts) == 1 and not is_clustered and sizes[0] < FEW_DOCUMENTS
+    is_pass = any(part.is_pass for part in parts)
+    is_few = len(parts) == 1 and not is_clustered and not is_pass and sizes[0] < FEW_DOCUMENTS
     return Estimate(
         value=value,
         n=sum(part.n for part in parts),
         covariance=covariance,
-        freedom=None if is_right_or_wrong and not is_clustered else freedom,
+        freedom=None if is_right_or_wrong and not is_clustered and _is_one_sample(shares, sizes) else freedom,
         num_clusters=len(names) if is_clustered else None,
         design_effect=effect,
         num_changed=sum(part.num_changed for part in parts),
         counts=counts,
         stretch=stretch,
+        is_pass=is_pass,
         few=_around(value, parts[0].values[:, 0] * shares[0]) if is_few and not is_right_or_wrong else None,
     )
 
 
 def _within_strata(parts: Sequence[Part], shares: Floats, sizes: NDArray[np.int64]) -> tuple[Floats | None, float]:
-    """Sums of share² · s² / n, with s² over n - 1, and the degrees of freedom; a single document and its neighbour's
-    have one s².
+    """Sums of share² · s² / n, with s² over n - 1, and Satterthwaite's degrees of freedom; a single document and its
+    neighbour's have one s².
     """
     if sizes.sum() < 2:
         return None, 0
-    total = np.zeros((parts[0].values.shape[1],) * 2)
+    total, squares = np.zeros((parts[0].values.shape[1],) * 2), 0.0
     for place, part in enumerate(parts):
         first = last = place
         while sizes[first : last + 1].sum() < 2:
             first, last = (first, last + 1) if last + 1 < len(parts) else (first - 1, last)
         of = part if first == last else _pooled(parts[first : last + 1])
-        total += shares[place] ** 2 * of.scatter / (len(of.values) - 1) / sizes[place]
-    return total, float(max(1, (sizes - 1).sum()))
+        freedom = len(of.values) - 1
+        variance = shares[place] ** 2 * of.scatter / freedom / sizes[place]
+        total += variance
+        squares += float(variance[0, 0]) ** 2 / freedom
+    return total, float(total[0, 0]) ** 2 / squares if squares else float(max(1, (sizes - 1).sum()))
+
+
+def _is_one_sample(shares: Floats, sizes: NDArray[np.int64]) -> bool:
+    """Whether every document counts alike, so that the leaves' counts are those of one sample."""
+    return bool(np.allclose(shares / sizes, shares[0] / sizes[0]))
 
 
 def _around(value: float, values: Floats) -> Floats:
@@ -153,7 +166,7 @@ def _cluster_sums(parts: Sequence[Part], shares: Floats, members: NDArray[np.int
 def _design_effect(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> float | None:
     """How much more the first column varies than if no document belonged to another.
 
-    Where it does not vary at all, as much as if all of a cluster were one document; 1 where all that varies cancels out.
+    Where it does not vary at all, as much as if all of a cluster were one document; 1 where what varies cancels out.
     """
     if num < 2:
         return None
@@ -211,8 +224,10 @@ def difference_p(each: Estimate, confidence: float) -> float | None:
 
 def score_interval(each: Estimate, confidence: float) -> Interval:
     """Of one side's score."""
-    if each.counts is None or not _has_error(each):
-        return NO_INTERVAL if each.counts is not None else _graded(each, confidence)
+    if each.counts is None:
+        return _of_pass(each, _graded(each, confidence)) if each.is_pass else _graded(each, confidence)
+    if not _has_error(each):
+        return NO_INTERVAL
     low, high = wilson_interval(each.counts[1], each.n, confidence, critical_value(confidence, each.freedom))
     if low is None or high is None:
         return NO_INTERVAL
@@ -222,13 +237,27 @@ def score_interval(each: Estimate, confidence: float) -> Interval:
     )
 
 
+def _of_pass(each: Estimate, ends: Interval) -> Interval:
+    """Student's on the scale of log-odds: near 1 it covers what the plain one does not."""
+    (least, most), high = each.bounds, ends[1]
+    share = (each.value - least) / (most - least)
+    if high is None or not 0 < share < 1:
+        return NO_INTERVAL
+    half = (high - each.value) / (most - least) / (share * (1 - share))
+    odds = math.log(share / (1 - share))
+    low, high = (1 / (1 + math.exp(-(odds + sign * half))) for sign in (-1, 1))
+    return least + low * (most - least), least + high * (most - least)
+
+
 def _has_error(each: Estimate) -> bool:
     """All documents in one cluster say nothing of others."""
     return each.num_clusters is None or each.num_clusters > 1
 
 
 def _graded(each: Estimate, confidence: float) -> Interval:
-    """Documents that all say the same tell nothing of others."""
+    """Documents that all say the same tell nothing of others, nor do few of them where passing is nearly sure."""
+    if each.is_pass and each.n < FEWEST_PROBLEMS:
+        return NO_INTERVAL
     if each.covariance is None or each.covariance[0, 0] <= 0 or each.freedom is None:
         return NO_INTERVAL
     if each.few is not None:

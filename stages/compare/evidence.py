@@ -15,6 +15,7 @@ from stages.compare.aggregation import Aggregate, is_mean, load_aggregation
 from stages.compare.design import Part
 from stages.compare.samples import Ends, Indices, Leaf, Pairing
 from stages.errors import DataError
+from stages.evaluate.artifact import PASS_AT, RIGHT_OR_WRONG
 from stages.statistics import Floats
 
 # Of an aggregation other than a mean; lm-eval's corpus metrics take up to 0.2 s for a thousand documents.
@@ -36,6 +37,7 @@ class Scorer:
     aggregate: Aggregate | None
     is_right_or_wrong: bool | None = None
     lower_is_better: bool = False
+    is_pass: bool = False  # the chance that one of several answers is right
 
     def score(self, values: NDArray[Any]) -> float | None:
         """The score of these documents; None if there are none or it is not finite."""
@@ -73,6 +75,7 @@ class Scorer:
             clusters=groups,
             num_changed=num_changed,
             is_right_or_wrong=self._all_right_or_wrong(columns),
+            is_pass=self.is_pass,
         )
 
     def _all_right_or_wrong(self, columns: Sequence[NDArray[Any]]) -> bool:
@@ -140,9 +143,9 @@ def make_scorer(
     aggregation: Mapping[str, str], kinds: Sequence[str | None], lower_is_better: bool, include_paths: Sequence[str]
 ) -> Scorer:
     """The scorer of an ``aggregation`` as an evaluation names it; ``kinds`` are what both sides declare."""
-    declared = {kind == "right_or_wrong" for kind in kinds if kind is not None}
+    declared = {kind == RIGHT_OR_WRONG for kind in kinds if kind is not None}
     aggregate = None if is_mean(aggregation) else load_aggregation(aggregation, include_paths)
-    return Scorer(aggregate, all(declared) if declared else None, lower_is_better)
+    return Scorer(aggregate, all(declared) if declared else None, lower_is_better, PASS_AT in kinds)
 
 
 def read_values(documents: pa.Table, metric: str, scorer: Scorer) -> Values:

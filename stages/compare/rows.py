@@ -9,6 +9,7 @@ from stages.compare.config import CompareConfig
 from stages.compare.design import (
     FEWEST_CHANGED,
     FEWEST_CLUSTERS,
+    FEWEST_PROBLEMS,
     Estimate,
     difference_intervals,
     difference_p,
@@ -239,6 +240,8 @@ def _why_open(found: Estimate, config: CompareConfig) -> str | None:
     """Why nothing can be said whatever the interval."""
     if found.num_clusters is not None and found.num_clusters < FEWEST_CLUSTERS:
         return f"fewer than {FEWEST_CLUSTERS} clusters"
+    if found.is_pass and found.n < FEWEST_PROBLEMS:
+        return f"fewer than {FEWEST_PROBLEMS} documents"
     if found.counts is None and found.num_changed < FEWEST_CHANGED:
         return f"fewer than {FEWEST_CHANGED} documents changed"
     return None

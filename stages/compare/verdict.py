@@ -31,8 +31,8 @@ def explained(settings: CompareSettings) -> str:
         "of the base's where lower is better, unless a task has its own): equivalent "
         f"({MARKS[EQUIVALENT]}) if it lies within the margin on both sides, degraded ({MARKS[DEGRADED]}) or improved "
         f"({MARKS[IMPROVED]}) if it leaves out 0 and is not equivalent, else inconclusive ({MARKS[INCONCLUSIVE]}), "
-        "with the number of documents that would decide if the difference is what was found. Inconclusive, too, is what "
-        "has fewer than 10 clusters or, if graded, fewer than 10 documents that changed, and what would be another "
+        "with the number of documents that would decide if the difference is what was found. So is what "
+        "has fewer than 10 clusters, if graded fewer than 10 documents that changed, and what would be another "
         "verdict if all that is missing had gone against the trial. Each comparison is judged alone: of those without "
         f"any difference up to {50 * (1 - settings.confidence):g} % are called degraded and as many improved."
     )

@@ -15,6 +15,7 @@ from stages.documents import read_json, read_table, write_json, write_table
 from stages.evaluate.digests import dumps
 
 SAMPLES, TASK = "samples.parquet", "task.json"
+RIGHT_OR_WRONG, GRADED, PASS_AT = "right_or_wrong", "graded", "pass_at"  # kinds of metrics
 
 _COLUMNS = {
     "doc_id": pa.int32(),
@@ -74,7 +75,8 @@ class Sample:
 class MetricFacts:
     """How values become a score: by lm-eval's aggregation of a ``name``, or the ``function`` in a task's ``file``.
 
-    ``kind``: right_or_wrong where each document is 1 or 0, else graded; None of results older than the field.
+    ``kind``: right_or_wrong where each document is 1 or 0, pass_at where it is the chance that one of several answers
+    is right, else graded; None of results older than the field.
     """
 
     aggregation: dict[str, str]

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from stages.errors import ConfigError
-from stages.evaluate.artifact import MetricFacts
+from stages.evaluate.artifact import GRADED, PASS_AT, RIGHT_OR_WRONG, MetricFacts
 from stages.evaluate.refusals import NAMELESS
 from stages.evaluate.repeats import OF_REPEATS
 
-RIGHT_OR_WRONG, GRADED = "right_or_wrong", "graded"
 # Those that lm-eval's own scorer gives a document 1 or 0 in.
 _OF_LM_EVAL = frozenset(("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "exact_match_mcq"))
 
@@ -34,7 +33,7 @@ def metric_facts(
         facts[column] = MetricFacts(
             aggregation=_aggregation(metric, task.aggregation().get(metric), roots),
             higher_is_better=directions.get(metric),
-            kind=GRADED if is_repeated else _kind(task, metric, values.get(column, ())),
+            kind=_kind_of_repeats(column) if is_repeated else _kind(task, metric, values.get(column, ())),
         )
     return facts
 
@@ -45,6 +44,11 @@ def _by_column(scored: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
         for column, value in metrics.items():
             found.setdefault(column, []).append(value)
     return found
+
+
+def _kind_of_repeats(column: str) -> str:
+    found = OF_REPEATS.search(column.rpartition(",")[0])
+    return PASS_AT if found is not None and found[1] == "pass" and not found[0].endswith("@1") else GRADED
 
 
 def _kind(task: Any, metric: str, values: Sequence[Any]) -> str:

@@ -56,8 +56,7 @@ def evidence_of(
     members = np.arange(len(trial)) if clusters is None else clusters
     parts = [scorer.part([trial], members), scorer.part([base], members)]
     sides = [
-        Side(n=len(trial), score=scorer.score(each), part=part)
-        for each, part in zip((trial, base), parts, strict=False)
+        Side(n=len(trial), score=scorer.score(each), part=part) for each, part in zip((trial, base), parts, strict=True)
     ]
     pairs = Pairs(
         n=len(trial),
@@ -216,7 +215,7 @@ def designs(replicates: int) -> Iterator[Callable[[], Measured]]:
     for n in (250, 1319, 5761, 14042):
         for flips in (0.03, 0.1):
             yield partial(at_the_margin, n, flips, replicates)
-    several = max(200, replicates // 5)
+    several = replicates // 2
     many = partial(drawn, is_binary=True, replicates=several)
     for shared in (0.0, 0.5, 0.9, 1.0):
         questions = partial(copies, shared=shared)
@@ -233,7 +232,7 @@ def designs(replicates: int) -> Iterator[Callable[[], Measured]]:
             name = f"plain mean of {len(sizes)} leaves, {100 * min(flips):g} to {100 * max(flips):g} % flips"
             asked = partial(leaves, sizes=sizes, flips=flips, effect=effect)
             yield partial(many, "leaves", name, asked, truth, plain)
-    few = partial(drawn, is_binary=False, replicates=max(100, several // 2))
+    few = partial(drawn, is_binary=False, replicates=replicates // 5)
     for n in (12, 50, 250, 1000):
         for effect in (0.0, -MARGIN):
             yield partial(
@@ -255,7 +254,8 @@ _LEAVES = (
 def table(found: Sequence[Measured]) -> str:
     """A row for each design."""
     lines = [
-        "| design | true difference | replicates | interval holds it | recovery's | called different | called equivalent |",
+        "| design | true difference | replicates | interval holds it | recovery's | called different "
+        "| called equivalent |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for each in found:

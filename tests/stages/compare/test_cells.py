@@ -160,9 +160,10 @@ def test_leaves_are_fixed_strata_and_a_single_document_has_its_neighbour_s_varia
     found = cell(*sides, facts=GRADED, weight_by_size=False)
     change = {leaf: trial[leaf] - base[leaf] for leaf in base}
     both = np.concatenate([change["b"], change["c"]])
-    variance = (change["a"].var(ddof=1) / 300 + change["b"].var(ddof=1) / 40 + both.var(ddof=1)) / 9
+    parts = np.array([change["a"].var(ddof=1) / 300, change["b"].var(ddof=1) / 40, both.var(ddof=1)]) / 9
+    freedom = parts.sum() ** 2 / (parts**2 / [299, 39, 40]).sum()
     low, high = difference(found)
-    assert (high - low) / 2 == pytest.approx(critical_value(0.95, 338) * math.sqrt(variance), rel=1e-6)
+    assert (high - low) / 2 == pytest.approx(critical_value(0.95, freedom) * math.sqrt(parts.sum()), rel=1e-6)
 
 
 def test_recovery_of_a_base_near_guessing_is_no_number(cell):
@@ -208,6 +209,17 @@ def test_what_is_declared_decides_and_not_how_the_values_look(cell):
     assert (graded["is_right_or_wrong"], graded["score_low"], graded["verdict"]) == (False, None, "inconclusive")
     right = cell([0.0] * 12, [0.0] * 12, facts=RIGHT_OR_WRONG)
     assert (right["is_right_or_wrong"], right["score_low"]) == (True, 0) and right["score_high"] > 0.2
+
+
+@pytest.mark.parametrize(("num", "is_known"), [(59, False), (60, True)])
+def test_pass_at_k_has_an_interval_from_60_documents_on(cell, num, is_known):
+    scores = np.random.default_rng(3).beta(5, 0.5, num)
+    found = cell(scores.tolist(), (scores**1.1).tolist(), facts=MEAN | {"kind": "pass_at"})
+    assert (found["score_low"] is not None) is (found["difference_low"] is not None) is is_known
+    assert found["reason"] == (None if is_known else "fewer than 60 documents")
+    if is_known:
+        assert found["score"] - found["score_low"] > found["score_high"] - found["score"] > 0
+        assert found["score_high"] < 1
 
 
 def test_few_documents_that_changed_say_nothing_of_a_graded_metric(cell):

@@ -42,6 +42,17 @@ filter_list:
 - name: vote
   filter: [{function: regex, regex_pattern: "([0-9]+)"}, {function: majority_vote}, {function: take_first}]
 """
+OWN = """
+include: sums.yaml
+task: own
+process_results: !function own.process_results
+metric_list: [{metric: right, higher_is_better: true}, {metric: whole}, {metric: part}]
+"""
+CODE = """
+def process_results(doc, results):
+    right = results[0] == doc["answer"]
+    return {"right": right, "whole": int(right), "part": float(right)}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +64,8 @@ def place(tmp_path_factory):
     for name in ("sums", "others"):
         (folder / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name))
     (folder / "tasks" / "votes.yaml").write_text(VOTES)
+    (folder / "tasks" / "own.yaml").write_text(OWN)
+    (folder / "tasks" / "own.py").write_text(CODE)
     (folder / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 
@@ -86,11 +99,12 @@ def shard(tmp_path):
 @pytest.fixture
 def run(place, tmp_path):
     def scored(shards, leaves=("sums",), **scoring):
-        compat = scoring.pop("harness_compat", False)
+        compat, cluster = scoring.pop("harness_compat", False), scoring.pop("cluster", None)
         config = ScoreConfig(
             leaves=[LeafConfig(task=leaf, harness="h") for leaf in leaves],
             scoring=ScoringConfig(**scoring),
             harness_compat=compat,
+            cluster=cluster,
             include_paths=[str(place / "tasks")],
         )
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
@@ -131,6 +145,31 @@ def test_repeats_have_the_mean_and_what_is_asked_of_them(run, shard):
         assert row["exact_match_majority@20,number"] == (1.0 if right >= 10 else 0.0)
         assert len(row["responses"]) == 20
     assert run(whole, harness_compat=True)[1][10]["exact_match,number"] == 1.0, "lm-eval scores the first"
+
+
+def test_the_kind_of_a_metric_is_declared_and_not_how_its_values_look(run, shard):
+    """lm-eval's own scorer by name, a task's own code by the type of what it returns; means of repeats are graded."""
+    given = shard({0: ["1"], 1: ["9"]})
+    (facts,) = run({"sums/0000": given})[2].values()
+    assert facts.metrics["exact_match,number"].kind == "right_or_wrong"
+    repeated = shard({0: ["1", "1"], 1: ["9", "9"]}, "twice")
+    (facts,) = run({"sums/0000": repeated}, pass_at=[1, 2])[2].values()
+    kinds = {name: metric.kind for name, metric in facts.metrics.items()}
+    assert kinds == {
+        "exact_match,number": "graded", "exact_match_pass@1,number": "graded", "exact_match_pass@2,number": "pass_at",
+    }  # fmt: skip
+    (facts,) = run({"own/0000": shard({0: ["1"]}, facts=replace(FACTS, task="own"))}, ("own",))[2].values()
+    kinds = {name.partition(",")[0]: metric.kind for name, metric in facts.metrics.items()}
+    assert kinds == {"right": "right_or_wrong", "whole": "right_or_wrong", "part": "graded"}
+
+
+def test_a_declared_field_says_which_documents_belong_together(run, shard):
+    shards = {"sums/0000": shard({0: ["1"], 1: ["2"]})}
+    _, rows, (facts,) = [*run(shards, cluster="answer")[:2], run(shards, cluster="answer")[2].values()]
+    assert [row["cluster"] for row in rows] == [digest("1"), digest("2")] and facts.cluster == "answer"
+    assert {row["cluster"] for row in run(shards)[1]} == {None}
+    with pytest.raises(ConfigError, match="cluster=story is no field of its documents; they have question, answer"):
+        run(shards, cluster="story")
 
 
 def test_a_task_that_votes_gets_all_answers_at_once(run, shard):
