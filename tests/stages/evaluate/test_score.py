@@ -46,7 +46,10 @@ OWN = """
 include: sums.yaml
 task: own
 process_results: !function own.process_results
-metric_list: [{metric: right, higher_is_better: true}, {metric: whole}, {metric: part}]
+metric_list:
+- {metric: right, aggregation: mean, higher_is_better: true}
+- {metric: whole, aggregation: mean, higher_is_better: true}
+- {metric: part, aggregation: mean, higher_is_better: true}
 """
 CODE = """
 def process_results(doc, results):
