@@ -213,7 +213,7 @@ class _Builder:
             leaf_baselines=_leaf_baselines(slot, task, known),
             num_expected=sum(num_asked(task, known, leaf) for leaf in known.leaves),
             include_paths=self._config.data.task_paths,
-            **_compare_settings(self._config.compare, task),
+            **_compare_settings(self._config.compare, slot, task),
         )
         self._add(f"compare/{slot}", COMPARE, settings, f"{self._trial.name}-{slot}", inputs)
 
@@ -246,10 +246,15 @@ class _Builder:
             raise UserError(f"model {model.name}: {error}") from None
 
 
-def _compare_settings(settings: CompareSettings, task: TaskConfig) -> dict[str, Any]:
+def _compare_settings(settings: CompareSettings, slot: str, task: TaskConfig) -> dict[str, Any]:
     """What all comparisons are asked, with the task's own margins."""
     own = {each.name: getattr(task, each.name) for each in fields(Margins)}
-    return asdict(settings) | {name: value for name, value in own.items() if value is not None}
+    found = asdict(settings) | {name: value for name, value in own.items() if value is not None}
+    try:
+        Margins(**{name: found[name] for name in own}).check_margins(f"tasks.{slot}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return found
 
 
 def _leaf_baselines(slot: str, task: TaskConfig, known: TaskFacts) -> dict[str, float]:

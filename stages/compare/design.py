@@ -1,9 +1,5 @@
 """From the documents of leaves to one estimate with its error: leaves are fixed strata, and where documents belong
 together (the same question in several leaves, a story with several questions) the cluster is the unit.
-
-A share of right documents, or a difference of two, keeps a score interval (Wilson's, Tango's) of the counts of all
-leaves, stretched by how much more the design varies than so many independent documents would; anything else has
-Student's, or that of subset means where documents are few.
 """
 
 import math
@@ -13,19 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.inference import (
-    critical_value,
-    smoothed_variances,
-    subset_interval,
-    tango_interval,
-    tango_statistic,
-    two_sided_p,
-)
-from stages.statistics import NO_INTERVAL, Floats, Interval, wilson_interval
+from stages.inference import smoothed_variances
+from stages.statistics import Floats
 
 FEW_DOCUMENTS = 200  # below, the means of subsets stand in for Student's distribution
-FEWEST_CLUSTERS = FEWEST_CHANGED = 10
-FEWEST_PROBLEMS = 60  # of pass@k, whose interval holds too seldom below
 _NOTHING = 1e-9
 
 
@@ -188,79 +175,3 @@ def _stretch_of_strata(
     """From all documents alike to each leaf by its share: the root of the ratio of variances."""
     variances = smoothed_variances(above, below, sizes) / sizes
     return math.sqrt(float((shares**2 * variances).sum() / ((sizes / sizes.sum()) ** 2 * variances).sum()))
-
-
-def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> list[Interval]:
-    """Of differences; those that are right or wrong all at once."""
-    found = [_graded(each, confidence) if each.counts is None else NO_INTERVAL for each in estimates]
-    scored = [place for place, each in enumerate(estimates) if each.counts is not None and _has_error(each)]
-    if scored:
-        of = [estimates[place] for place in scored]
-        lost, won = np.array([each.counts for each in of]).T
-        n = np.array([each.n for each in of])
-        ends = tango_interval(lost, won, n, [critical_value(confidence, each.freedom) for each in of])
-        for place, each, low, high, middle in zip(scored, of, *ends, (won - lost) / n, strict=True):
-            stretched = each.value + each.stretch * (low - middle), each.value + each.stretch * (high - middle)
-            found[place] = float(stretched[0]), float(stretched[1])
-    return found
-
-
-def difference_p(each: Estimate, confidence: float) -> float | None:
-    """That the true difference is 0; the interval leaves 0 out exactly where it is below 1 - confidence."""
-    if each.counts is not None:
-        if not _has_error(each):
-            return None
-        lost, won = each.counts
-        shifted = np.clip((won - lost) / each.n - each.value / each.stretch, -1, 1)
-        if abs(shifted) < 1e-12:
-            shifted = 0.0
-        return two_sided_p(float(tango_statistic(lost, won, each.n, shifted)), each.freedom)
-    if each.few is not None:
-        return None if len(each.few) < 2 else subset_interval(each.few, confidence)[1]
-    if each.covariance is None or each.covariance[0, 0] <= 0:
-        return None
-    return two_sided_p(each.value / math.sqrt(each.covariance[0, 0]), each.freedom)
-
-
-def score_interval(each: Estimate, confidence: float) -> Interval:
-    """Of one side's score."""
-    if each.counts is None:
-        return _of_pass(each, _graded(each, confidence)) if each.is_pass else _graded(each, confidence)
-    if not _has_error(each):
-        return NO_INTERVAL
-    low, high = wilson_interval(each.counts[1], each.n, confidence, critical_value(confidence, each.freedom))
-    if low is None or high is None:
-        return NO_INTERVAL
-    middle, (least, most) = each.counts[1] / each.n, each.bounds
-    return max(least, each.value + each.stretch * (low - middle)), min(
-        most, each.value + each.stretch * (high - middle)
-    )
-
-
-def _of_pass(each: Estimate, ends: Interval) -> Interval:
-    """Student's on the scale of log-odds: near 1 it covers what the plain one does not."""
-    (least, most), high = each.bounds, ends[1]
-    share = (each.value - least) / (most - least)
-    if high is None or not 0 < share < 1:
-        return NO_INTERVAL
-    half = (high - each.value) / (most - least) / (share * (1 - share))
-    odds = math.log(share / (1 - share))
-    low, high = (1 / (1 + math.exp(-(odds + sign * half))) for sign in (-1, 1))
-    return least + low * (most - least), least + high * (most - least)
-
-
-def _has_error(each: Estimate) -> bool:
-    """All documents in one cluster say nothing of others."""
-    return each.num_clusters is None or each.num_clusters > 1
-
-
-def _graded(each: Estimate, confidence: float) -> Interval:
-    """Documents that all say the same tell nothing of others, nor do few of them where passing is nearly sure."""
-    if each.is_pass and each.n < FEWEST_PROBLEMS:
-        return NO_INTERVAL
-    if each.covariance is None or each.covariance[0, 0] <= 0 or each.freedom is None:
-        return NO_INTERVAL
-    if each.few is not None:
-        return subset_interval(each.few, confidence)[0]
-    half = critical_value(confidence, each.freedom) * math.sqrt(each.covariance[0, 0])
-    return each.value - half, each.value + half

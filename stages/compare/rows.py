@@ -6,16 +6,9 @@ from typing import Any
 
 from stages.compare.artifact import NORMALIZED, Error
 from stages.compare.config import CompareConfig
-from stages.compare.design import (
-    FEWEST_CHANGED,
-    FEWEST_CLUSTERS,
-    FEWEST_PROBLEMS,
-    Estimate,
-    difference_intervals,
-    difference_p,
-    score_interval,
-)
+from stages.compare.design import Estimate
 from stages.compare.evidence import Side
+from stages.compare.intervals import difference_intervals, difference_p, score_interval, why_open
 from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, verdict_of
 from stages.compare.whole import Compared
 from stages.inference import critical_value, documents_needed, mcnemar_mid_p, ratio_interval
@@ -203,7 +196,7 @@ def _judged(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is
         return {}
     margin, wide = _margins(ask, config, lower_is_better)
     found, interval = each.difference, ends[id(each)]
-    verdict, reason = verdict_of(_gain(interval.difference, lower_is_better), margin), _why_open(found, config)
+    verdict, reason = verdict_of(_gain(interval.difference, lower_is_better), margin), why_open(found)
     if reason is None and each.pairs.num_missing and verdict != INCONCLUSIVE:
         reason = None if verdict == verdict_of(_gain(interval.worst, lower_is_better), margin) else "missing"
     if reason is not None:
@@ -234,17 +227,6 @@ def _gain(difference: Interval, lower_is_better: bool) -> Interval:
     if low is None or high is None or not lower_is_better:
         return low, high
     return -high, -low
-
-
-def _why_open(found: Estimate, config: CompareConfig) -> str | None:
-    """Why nothing can be said whatever the interval."""
-    if found.num_clusters is not None and found.num_clusters < FEWEST_CLUSTERS:
-        return f"fewer than {FEWEST_CLUSTERS} clusters"
-    if found.is_pass and found.n < FEWEST_PROBLEMS:
-        return f"fewer than {FEWEST_PROBLEMS} documents"
-    if found.counts is None and found.num_changed < FEWEST_CHANGED:
-        return f"fewer than {FEWEST_CHANGED} documents changed"
-    return None
 
 
 def _needed(found: Estimate, margin: float, config: CompareConfig) -> int | None:

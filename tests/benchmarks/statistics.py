@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.compare.design import Part, difference_intervals, estimate
+from stages.compare.design import Part, estimate
 from stages.compare.evidence import Evidence, Pairs, Scorer, Side
+from stages.compare.intervals import difference_intervals
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, verdict_of
 from stages.inference import critical_value, ratio_interval, tango_interval
 from stages.statistics import generator

@@ -137,6 +137,14 @@ BAD_INPUT = {
         r"majority needs several answers to a document, and there is one: leave it out",
     ),
     "a confidence in per cent": (["+sweep=smoke", "compare.confidence=95"], r"compare.confidence must lie between"),
+    "no margin at all": (
+        ["+sweep=smoke", "compare.margin_points=0"],
+        r"compare.margin_points must lie between 0 and 100",
+    ),
+    "a task's margin that is wider than the wide one": (
+        ["+sweep=smoke", "tasks.mathador.margin_points=7"],
+        r"tasks.mathador.wide_margin_points=5 is narrower than margin_points=7: raise it",
+    ),
     "an axis without values": (["+sweep=smoke", "sweep.axes.recipe=[]"], r"axis recipe has no values"),
     "a budget of nothing": (["+sweep=smoke", "budget.gpu_hours=-1"], r"budget.gpu_hours must be more than 0"),
     "a budget of dollars for a GPU nobody named": (

@@ -227,6 +227,21 @@ def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_pat
         planned(tmp_path, *cli, "++tasks.t.leaf_baselines={tabular_wine: 0.25}")
 
 
+def test_margins_are_part_of_a_comparison_and_clusters_of_a_score(tmp_path: Path) -> None:
+    cli = ["suite=none", "+task@tasks.t=tabular"]
+    plain, own, group = (
+        planned(tmp_path, *cli, *more)
+        for more in ((), ("tasks.t.margin_points=1",), ("tasks.t.cluster=story", "compare.margin_points=1"))
+    )
+    margins = [by_stage(plan, "compare")[0].config.margin_points for plan in (plain, own, group)]
+    assert margins == [2.0, 1.0, 1.0]
+    assert [step.config.cluster for step in by_stage(group, "score")] == ["story"]
+    for stage, is_same in (("answer", True), ("score", True), ("compare", False)):
+        refs = [[step.ref for step in by_stage(plan, stage)] for plan in (plain, own)]
+        assert (refs[0] == refs[1]) is is_same
+    assert by_stage(plain, "score")[0].fingerprint != by_stage(group, "score")[0].fingerprint
+
+
 def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "drift=wikitext", "drift.text.num_calibration_samples=4")
     drifts = by_stage(plan, "drift")

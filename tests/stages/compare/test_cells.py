@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages.compare.config import CompareConfig
-from stages.compare.design import FEWEST_CLUSTERS
+from stages.compare.intervals import FEWEST_CLUSTERS
 from stages.compare.rows import Ask, rows
 from stages.compare.whole import RAW, compared
 from stages.inference import critical_value
@@ -200,7 +200,11 @@ def test_missing_documents_are_bounded_at_their_worst(cell):
     lost, all_there = table(500, 200, 0, 300)
     assert cell(lost[:-5] + [None] * 5, all_there)["verdict"] == "degraded"
     unbounded = cell([None, *([12.0] * 20), *([10.0] * 20)], [12.1] * 41, facts=GRADED | {"higher_is_better": False})
-    assert (unbounded["verdict"], unbounded["worst_difference_low"]) != ("equivalent", 0)
+    assert (unbounded["difference_high"] < 0, unbounded["verdict"], unbounded["reason"]) == (
+        True,
+        "inconclusive",
+        "missing",
+    )
 
 
 def test_what_is_declared_decides_and_not_how_the_values_look(cell):
