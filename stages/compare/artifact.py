@@ -163,7 +163,7 @@ class Comparison:
 def verdict_shown(row: Mapping[str, Any]) -> str | None:
     """The verdict of a row with what is to be known of it, for tables."""
     needed = row["num_needed"]
-    more = [each for each in (row["reason"], None if needed is None else f"n {needed:,}") if each]
+    more = [each for each in (row["reason"], None if needed is None else f"needs {needed:,}") if each]
     return f"{row['verdict']} ({', '.join(more)})" if more else row["verdict"]
 
 

@@ -123,7 +123,8 @@ def _within_strata(parts: Sequence[Part], shares: Floats, sizes: NDArray[np.int6
 
 def _is_one_sample(shares: Floats, sizes: NDArray[np.int64]) -> bool:
     """Whether every document counts alike, so that the leaves' counts are those of one sample."""
-    return bool(np.allclose(shares / sizes, shares[0] / sizes[0]))
+    each = shares / sizes
+    return bool(np.ptp(each) <= _NOTHING * each[0])
 
 
 def _around(value: float, values: Floats) -> Floats:

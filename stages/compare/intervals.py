@@ -103,9 +103,9 @@ def _graded(each: Estimate, confidence: float) -> Interval:
 def why_open(found: Estimate) -> str | None:
     """Why nothing can be said of a difference, whatever its interval."""
     if found.num_clusters is not None and found.num_clusters < FEWEST_CLUSTERS:
-        return f"fewer than {FEWEST_CLUSTERS} clusters"
+        return f"under {FEWEST_CLUSTERS} clusters"
     if found.is_pass and found.n < FEWEST_PROBLEMS:
-        return f"fewer than {FEWEST_PROBLEMS} documents"
+        return f"under {FEWEST_PROBLEMS} documents"
     if found.counts is None and found.num_changed < FEWEST_CHANGED:
-        return f"fewer than {FEWEST_CHANGED} documents changed"
+        return f"under {FEWEST_CHANGED} changed"
     return None

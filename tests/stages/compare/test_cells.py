@@ -149,7 +149,7 @@ def test_a_declared_story_is_the_unit_and_few_of_them_say_nothing(cell):
     )
     assert high - low > alone["difference_high"] - alone["difference_low"]
     few = cell(*table(400, 90, 0, 10), clusters=[each % (FEWEST_CLUSTERS - 1) for each in range(500)])
-    assert (few["verdict"], few["reason"]) == ("inconclusive", "fewer than 10 clusters")
+    assert (few["verdict"], few["reason"]) == ("inconclusive", "under 10 clusters")
 
 
 def test_leaves_are_fixed_strata_and_a_single_document_has_its_neighbour_s_variance(cell):
@@ -220,7 +220,7 @@ def test_pass_at_k_has_an_interval_from_60_documents_on(cell, num, is_known):
     scores = np.random.default_rng(3).beta(5, 0.5, num)
     found = cell(scores.tolist(), (scores**1.1).tolist(), facts=MEAN | {"kind": "pass_at"})
     assert (found["score_low"] is not None) is (found["difference_low"] is not None) is is_known
-    assert found["reason"] == (None if is_known else "fewer than 60 documents")
+    assert found["reason"] == (None if is_known else "under 60 documents")
     if is_known:
         assert found["score"] - found["score_low"] > found["score_high"] - found["score"] > 0
         assert found["score_high"] < 1
