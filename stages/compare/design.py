@@ -4,7 +4,7 @@ together (the same question in several leaves, a story with several questions) t
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,17 @@ class Estimate:
     is_pass: bool = False  # of the chance that one of several answers to a document is right
     few: Floats | None = None  # the values themselves, of few graded documents
     bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def on(self, origin: float, unit: float) -> "Estimate":
+        """The same on a scale that starts at ``origin``, in steps of 1 / ``unit``; a difference has no origin."""
+        return replace(
+            self,
+            value=(self.value - origin) * unit,
+            covariance=None if self.covariance is None else self.covariance * unit**2,
+            stretch=self.stretch * unit,
+            few=None if self.few is None else (self.few - origin) * unit,
+            bounds=((self.bounds[0] - origin) * unit, (self.bounds[1] - origin) * unit),
+        )
 
     @property
     def method(self) -> str:

@@ -82,7 +82,7 @@ class Scorer:
         """As declared; of results older than the declaration, as the values look.  A part of a point is never that."""
         if self.aggregate is not None or self.is_right_or_wrong is False:
             return False
-        return all(bool(np.isin(column, (0.0, 1.0)).all()) for column in columns)
+        return all(bool(((column == 0) | (column == 1)).all()) for column in columns)
 
     def _pseudo_values(self, columns: Sequence[NDArray[Any]], scores: Floats) -> tuple[Floats, Indices]:
         """The delete-one jackknife's, of up to MOST_GROUPS groups of documents: what each adds to the score."""

@@ -12,7 +12,7 @@ from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_v
 from stages.compare.rows import Ask, error_of, rows
 from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, clusters_of, pair, read_leaves
 from stages.compare.verdict import explained
-from stages.compare.whole import RAW, Scale, compared
+from stages.compare.whole import RAW, Scale, compared, on_scale
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 
@@ -137,12 +137,12 @@ def _asked(config: CompareConfig, evidence: Sequence[Evidence], is_normalized: b
         yield from (Ask(raw=each) for each in [*leaves, whole])
         return
     scales = [Scale(config.baseline_of(leaf)) for leaf in config.leaves]
-    for each, leaf, scale in zip(evidence, leaves, scales, strict=True):
-        yield Ask(raw=leaf, normalized=compared([each], config.weight_by_size, [scale]), baseline=scale.origin)
-    by_leaf = bool(config.leaf_baselines)
-    normalized = compared(evidence, config.weight_by_size and not by_leaf, scales, floors_leaves=by_leaf)
-    is_one_scale = not by_leaf or len(leaves) == 1
-    yield Ask(raw=whole, normalized=normalized, baseline=scales[0].origin if is_one_scale else None)
+    for leaf, scale in zip(leaves, scales, strict=True):
+        yield Ask(raw=leaf, normalized=on_scale(leaf, scale), baseline=scale.origin)
+    if not config.leaf_baselines or len(leaves) == 1:
+        yield Ask(raw=whole, normalized=on_scale(whole, scales[0]), baseline=scales[0].origin)
+    else:
+        yield Ask(raw=whole, normalized=compared(evidence, False, scales), baseline=None)
 
 
 def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Evidence:

@@ -49,15 +49,13 @@ class Compared:
     is_normalized: bool = False
 
 
-def compared(
-    leaves: Sequence[Evidence], weight_by_size: bool, scales: Sequence[Scale], floors_leaves: bool = False
-) -> Compared:
-    """Without a score as soon as one leaf has none; ``floors_leaves``: the score that is shown has none below 0."""
+def compared(leaves: Sequence[Evidence], weight_by_size: bool, scales: Sequence[Scale]) -> Compared:
+    """Without a score as soon as one leaf has none; the normalized score that is shown counts none below 0."""
     bases = [leaf.base for leaf in leaves if leaf.base]
     pairs = [leaf.pairs for leaf in leaves if leaf.pairs]
     found = Compared(
-        trial=_side([leaf.trial for leaf in leaves], weight_by_size, scales, floors_leaves),
-        base=_side(bases, weight_by_size, scales, floors_leaves) if len(bases) == len(leaves) else None,
+        trial=_side([leaf.trial for leaf in leaves], weight_by_size, scales),
+        base=_side(bases, weight_by_size, scales) if len(bases) == len(leaves) else None,
         score=_estimate([leaf.trial.part for leaf in leaves], weight_by_size, scales, is_side=True),
         is_normalized=any(scale.baseline is not None for scale in scales),
     )
@@ -74,6 +72,31 @@ def compared(
         difference=_estimate(parts, weight_by_size, scales),
         worst=_estimate(worst, weight_by_size, scales) if any(pair.num_missing for pair in pairs) else None,
         base_estimate=_estimate(base_parts, weight_by_size, scales, is_side=True),
+    )
+
+
+def on_scale(found: Compared, scale: Scale) -> Compared:
+    """A leaf, or a task whose leaves have one baseline; the score that is shown ends at 0."""
+
+    def shown(side: Side) -> Side:
+        scores = [None if each is None else max(0.0, scale.of(each)) for each in (side.score, side.finished_score)]
+        return replace(side, score=scores[0], finished_score=scores[1])
+
+    def moved(score: float | None) -> float | None:
+        return None if score is None else scale.of(score)
+
+    pairs = found.pairs
+    sides = [None if each is None else each.on(scale.origin, scale.unit) for each in (found.score, found.base_estimate)]
+    changes = [None if each is None else each.on(0.0, scale.unit) for each in (found.difference, found.worst)]
+    return Compared(
+        trial=shown(found.trial),
+        base=found.base and shown(found.base),
+        pairs=pairs and replace(pairs, trial_score=moved(pairs.trial_score), base_score=moved(pairs.base_score)),
+        score=sides[0],
+        difference=changes[0],
+        worst=changes[1],
+        base_estimate=sides[1],
+        is_normalized=True,
     )
 
 
@@ -96,12 +119,12 @@ def _estimate(
     return replace(found, bounds=(ends[0], ends[1]))
 
 
-def _side(sides: Sequence[Side], weight_by_size: bool, scales: Sequence[Scale], floors_leaves: bool) -> Side:
+def _side(sides: Sequence[Side], weight_by_size: bool, scales: Sequence[Scale]) -> Side:
     sizes = [side.n for side in sides]
+    is_floored = any(scale.baseline is not None for scale in scales)
 
     def shown(scores: Sequence[float | None]) -> float | None:
-        found = _mean(scores, sizes, weight_by_size, scales, floors_leaves)
-        return found if found is None or all(scale.baseline is None for scale in scales) else max(0.0, found)
+        return _mean(scores, sizes, weight_by_size, scales, is_floored)
 
     return Side(
         n=sum(sizes),
