@@ -227,6 +227,14 @@ BAD_INPUT = {
         ["+sweep=smoke_profile", "engine=vllm_gpu", "gpu=h100", "engine.gpus_per_rank=0.5", "engine.kv_cache_gib=8"],
         r"engine.gpus_per_rank=0.5: a server is measured on whole GPUs",
     ),
+    "vLLM's argument with a place of its own": (
+        ["engine.vllm_args={max_model_len: 512}"],
+        r"engine.vllm_args.max_model_len is engine.max_model_len: set that",
+    ),
+    "vLLM's argument for another engine": (
+        ["engine=transformers", "engine.vllm_args={block_size: 32}"],
+        r"engine.vllm_args are vLLM's, and this engine is transformers",
+    ),
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),
     "a budget that is no number": (["budget.gpu_hours=nan"], r"budget.gpu_hours must be more than 0"),
