@@ -17,7 +17,7 @@ from stages.evaluate.gen_kwargs import LENGTH_NAMES
 from stages.evaluate.opened import only_known_files
 from stages.evaluate.refusals import refused_kind, unfit_environment
 from stages.evaluate.task_files import home_of
-from stages.evaluate.task_index import Entry, build_index
+from stages.evaluate.task_index import Entry, Index, build_index
 from stages.local_files import found
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def document_error(error: BaseException) -> str:
 
 
 @lru_cache(maxsize=4)
-def _index(include_paths: tuple[str, ...]) -> dict[str, Entry]:
+def _index(include_paths: tuple[str, ...]) -> Index:
     return build_index(include_paths)
 
 
