@@ -24,6 +24,7 @@ from stages.evaluate.harness import BuiltTask, Document, data_sets
 from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.recorded.session import RecordedSession, open_run
 from stages.evaluate.session import Session, open_engine
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
@@ -51,12 +52,13 @@ def smaller(config: AnswerConfig) -> AnswerConfig | None:
 
 def prepare(config: AnswerConfig) -> None:
     """Import what an engine and its tasks need: some 20 s that a GPU need not wait for."""
-    if config.engine.kind is EngineKind.vllm:
-        from stages.evaluate.engines.process_state import set_environment
+    with no_collection():
+        if config.engine.kind is EngineKind.vllm:
+            from stages.evaluate.engines.process_state import set_environment
 
-        set_environment()
-        from vllm import LLM  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+            set_environment()
+            from vllm import LLM  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 @contextmanager
@@ -120,7 +122,8 @@ def _opened(model: "HarnessModel", checkpoint: Path, engine: EngineConfig, work_
 
 
 def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
-    from transformers import AutoTokenizer
+    with no_collection():
+        from transformers import AutoTokenizer
 
     from stages.evaluate.engines.harness_model import HarnessModel
 
