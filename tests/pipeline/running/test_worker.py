@@ -17,7 +17,6 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 
-
 INLINE = ClusterConfig(runner=RunnerKind.inline)
 
 
