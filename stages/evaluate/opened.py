@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import DataError
+from stages.evaluate.installed import installed_places
 
 _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
 _CLOCK_TICK_S = 0.02  # a file's time is that of the kernel's last tick
@@ -87,7 +88,7 @@ def _source(name: str) -> str:
 @cache
 def _packages() -> tuple[str, ...]:
     """Where programs are, and what they keep for themselves."""
-    installed = [*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])]
+    installed = [*installed_places(), *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix]
     kept = [os.environ.get(name) for name in _KEPT]
     hidden = [str(path) for path in Path.home().glob(".*")]
     places = [*_SYSTEM, *installed, *(place for place in kept if place), *hidden, str(Path.home() / "nltk_data")]

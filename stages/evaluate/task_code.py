@@ -3,13 +3,13 @@
 import ast
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from stages.evaluate.installed import is_installed
 from stages.evaluate.task_index import FunctionRef
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -89,19 +89,6 @@ def class_constant(reference: FunctionRef, name: str) -> Any:
         if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
             return node.value.value
     return None
-
-
-@cache
-def _installed_places() -> tuple[str, ...]:
-    here = sysconfig.get_paths()
-    package = Path(__file__).parents[1]  # this one; its tasks are none of it
-    return (*{here[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}, str(package))
-
-
-def is_installed(file: Path) -> bool:
-    """Whether a file belongs to a package, whose version says what is in it."""
-    tasks = Path(__file__).parents[1] / "tasks"
-    return not file.is_relative_to(tasks) and any(file.is_relative_to(place) for place in _installed_places())
 
 
 def _files_of(reference: FunctionRef, roots: Sequence[Path]) -> list[Path]:

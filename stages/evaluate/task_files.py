@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.evaluate.task_code import class_constant, function_refs, is_installed, modules, texts
+from stages.evaluate.installed import is_installed
+from stages.evaluate.task_code import class_constant, function_refs, modules, texts
 from stages.evaluate.task_index import Entry, included_files
 
 FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
