@@ -21,8 +21,8 @@ from typing import Any
 from stages.errors import ConfigError, DataError
 from stages.evaluate.catalog_rows import Rows, hub_ids
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES, is_sampled
+from stages.evaluate.installed import is_installed
 from stages.evaluate.refusals import refusal
-from stages.evaluate.task_code import is_installed
 from stages.evaluate.task_files import Lookups, home_of, task_files
 from stages.evaluate.task_identity import identities
 from stages.evaluate.task_index import FunctionRef, Index, build_index, expand, folders_of, task_roots
