@@ -22,6 +22,7 @@ from stages.evaluate.engines.native import check_arithmetic
 from stages.evaluate.harness import data_sets
 from stages.evaluate.recorded.session import RecordedSession, open_run
 from stages.evaluate.session import Session, open_engine
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
@@ -49,12 +50,13 @@ def smaller(config: AnswerConfig) -> AnswerConfig | None:
 
 def prepare(config: AnswerConfig) -> None:
     """Import what an engine and its tasks need: some 20 s that a GPU need not wait for."""
-    if config.engine.kind is EngineKind.vllm:
-        from stages.evaluate.engines.process_state import set_environment
+    with no_collection():
+        if config.engine.kind is EngineKind.vllm:
+            from stages.evaluate.engines.process_state import set_environment
 
-        set_environment()
-        from vllm import LLM  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+            set_environment()
+            from vllm import LLM  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from stages.evaluate.order import documents_of
 from stages.evaluate.reasoning import AUTO, Reasoning
 from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from stages.evaluate.answers import Answer
@@ -54,7 +55,8 @@ class Built:
 
 def open_model(checkpoint: Path, config: "EngineConfig", work_dir: Path) -> "HarnessModel":
     """The checkpoint's tokenizer with lm-eval's rules."""
-    from transformers import AutoTokenizer
+    with no_collection():
+        from transformers import AutoTokenizer
 
     from stages.evaluate.engines.harness_model import HarnessModel
 

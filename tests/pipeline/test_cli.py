@@ -81,15 +81,21 @@ BAD_INPUT = {
     "no tasks": (["suite=none"], r"no tasks"),
     "unknown mode": (["mode=fly"], r"mode=fly: there are run, resubmit, .*gc"),
     "a model that does not fit its GPUs": (
-        ["+sweep=llama31", "mode=plan", "engine.gpu_memory_gib=24"],
+        ["+sweep=llama31", "mode=plan", "sweep.axes.recipe=[bf16]", "engine.gpu_memory_gib=24"],
         r"llama31_\d+b/bf16 needs \d+ GiB on each of \d+ GPUs, which can use 22 of 24.*tensor_parallel_size",
     ),
     "a cache that holds no context": (
-        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=0.5"],
+        ["+sweep=llama31", "mode=plan", "sweep.axes.recipe=[bf16]", "engine.kv_cache_gib=0.5"],
         r"llama31_8b/bf16 needs 1.00 GiB on each GPU for the keys and values of one context of 8192 tokens",
     ),
     "a cache that does not fit its GPU": (
-        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=60", "engine.gpu_memory_gib=80"],
+        [
+            "+sweep=llama31",
+            "mode=plan",
+            "sweep.axes.recipe=[bf16]",
+            "engine.kv_cache_gib=60",
+            "engine.gpu_memory_gib=80",
+        ],
         r"llama31_8b/bf16 needs 75 GiB on each of 1 GPUs, which can use 72 of 80",
     ),
     "a share that is not one": (

@@ -27,6 +27,7 @@ from stages.evaluate.engines.simulated import (
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
 from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -70,8 +71,9 @@ class VllmEngine:
 
     def _open(self, checkpoint: Path, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """vLLM, and the arithmetic of its linear layers."""
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with no_collection():
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
         check_known(self._config.vllm_args)
         _inspect_here()
