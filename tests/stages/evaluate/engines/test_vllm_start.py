@@ -18,5 +18,5 @@ def test_own_arguments_reach_vllm_as_they_are() -> None:
 @pytest.mark.dear
 def test_what_is_no_argument_of_vllm_is_told_before_anything_is_loaded() -> None:
     check_known({"disable_custom_all_reduce": True, "compilation_config": {}})
-    with pytest.raises(ConfigError, match="engine.vllm_args.block_sise is no .* did you mean block_size?"):
+    with pytest.raises(ConfigError, match=r"engine.vllm_args.block_sise is no .* did you mean block_size\?"):
         check_known({"block_sise": 16})
