@@ -31,6 +31,11 @@ def found(name: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def user_cache() -> Path:
+    """Where what holds for this user on this machine is kept.  Raises RuntimeError for a user without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantsweep"
+
+
 def digest_files(names: Iterable[str], apart: Collection[str] = ()) -> str:
     """Sha256 over the files of each name in turn: their contents, and their places from where the name is.
 

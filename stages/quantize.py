@@ -23,6 +23,7 @@ from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
+from stages.imports import no_collection
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -132,8 +133,9 @@ def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
 
 def prepare(config: QuantizeConfig) -> None:
     """Import what takes longest, while somebody else has the GPU."""
-    from llmcompressor import oneshot  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    with no_collection():
+        from llmcompressor import oneshot  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -142,9 +144,10 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
     Raises ConfigError for a group size that does not fit.
     """
-    from llmcompressor import oneshot
-    from llmcompressor.core import reset_session
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+    with no_collection():
+        from llmcompressor import oneshot
+        from llmcompressor.core import reset_session
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
     _refuse_misfit(recipe, model_dir)

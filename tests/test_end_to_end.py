@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,16 +42,40 @@ suites: {both: {tasks: [iris, game]}, one: {tasks: [game]}}
 """
 
 
+def configure(directory: Path, model: Path) -> Path:
+    """With a config directory for a sweep over a tiny model."""
+    for folder in ("model", "sweep"):
+        (directory / "own" / folder).mkdir(parents=True)
+    (directory / "own" / "model" / "tiny.yaml").write_text(
+        f"defaults: [model_schema, _self_]\nname: tiny\nsource: {{path: {model}}}\n"
+    )
+    (directory / "own" / "sweep" / "tiny.yaml").write_text(OWN_SWEEP)
+    return directory
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_model: Path) -> Path:
-    """A directory with a config directory for a sweep over a tiny model."""
-    for folder in ("model", "sweep"):
-        (tmp_path / "own" / folder).mkdir(parents=True)
-    (tmp_path / "own" / "model" / "tiny.yaml").write_text(
-        f"defaults: [model_schema, _self_]\nname: tiny\nsource: {{path: {tiny_model}}}\n"
-    )
-    (tmp_path / "own" / "sweep" / "tiny.yaml").write_text(OWN_SWEEP)
-    return tmp_path
+    """A directory where nothing was run yet."""
+    return configure(tmp_path, tiny_model)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A directory where the sweep was run once, a copy of it as it was then, and what was printed."""
+
+    directory: Path
+    copy: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Swept:
+    directory = configure(tmp_path_factory.mktemp("swept"), tiny_model)
+    first = run(directory)
+    assert first.returncode == 0, first.stdout + first.stderr
+    copy = tmp_path_factory.mktemp("copied") / "swept"
+    shutil.copytree(directory, copy)
+    return Swept(directory, copy, first.stdout)
 
 
 def command(*arguments: str) -> list[str]:
@@ -84,14 +109,13 @@ def table(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.e2e
-def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
-    first = run(tiny)
-    assert first.returncode == 0, first.stdout + first.stderr
+def test_one_command_then_again_then_with_holes(swept: Swept) -> None:
+    tiny = swept.directory
     for expected in ("tiny/bf16", "tiny/w8a8_fp", "tiny/w8a8_int", "tiny/w4a16_int", "iris", "game", "report.html"):
-        assert expected in first.stdout
+        assert expected in swept.printed
     scored = scores(tiny)
     for name, of_tasks in scored.items():
-        assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", first.stdout)
+        assert re.search(rf"{name}\s+both\s+{fmean(of_tasks.values()):.4f}", swept.printed)
     (page,) = (tiny / "results" / "store" / "report").glob("*/report.md")
     assert re.search(r"^\| answer \| \d+ \| [\d:.]+(?: s)? \| 0\.000 \|", page.read_text(), re.MULTILINE)
     before = table(tiny)
@@ -105,7 +129,7 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
     again = run(tiny)
     assert again.returncode == 0
     assert "0 steps run" in again.stdout
-    assert rows(again.stdout) == rows(first.stdout)
+    assert rows(again.stdout) == rows(swept.printed)
     assert mlflow_runs(tiny) == {"parents": 1, "trials": 4}
     assert mlflow_means(tiny, "one") == pytest.approx({name: each["game"] for name, each in scored.items()})
 
@@ -125,18 +149,15 @@ def test_one_command_then_again_then_with_holes(tiny: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_new_scorer_scores_what_was_answered_where_no_model_could_run(tiny: Path) -> None:
+def test_a_new_scorer_scores_what_was_answered_where_no_model_could_run(swept: Swept) -> None:
     """All numbers are those of before; the process finds no torch, no transformers and no vLLM."""
-    first = run(tiny)
-    assert first.returncode == 0
-    before = rows(first.stdout)
     program = [sys.executable, "-m", "tests.new_scorer", *command()[3:], "cluster=inline"]
     done = subprocess.run(
-        program, cwd=tiny, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        program, cwd=swept.copy, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16 steps run" in done.stdout, "scores and comparisons of four trials on two tasks"
-    assert rows(done.stdout) == before
+    assert rows(done.stdout) == rows(swept.printed)
 
 
 @pytest.mark.e2e

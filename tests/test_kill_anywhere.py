@@ -38,6 +38,8 @@ from tests.synthetic import DISK_VARIABLE
 # Garbage collection runs beside a sweep, again and again, or not.
 BESIDE = [pytest.param(False, id="alone"), pytest.param(True, id="beside gc", marks=pytest.mark.full)]
 TESTS_BESIDE = "PYTEST_XDIST_WORKER"  # in the environment of everything that one half of the tests starts
+HALF = ["store.root=store", "tasks.a.limit=200", "tasks.b.limit=100"]
+NUM_SHARDS = 120
 VICTIMS = ["driver"] * 2 + ["worker"] * 4 + ["raylet"] * 2 + ["server"] * 2
 
 
@@ -45,7 +47,7 @@ VICTIMS = ["driver"] * 2 + ["worker"] * 4 + ["raylet"] * 2 + ["server"] * 2
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tables of a sweep that nothing disturbs."""
     own = make_sweep(tmp_path_factory.mktemp("undisturbed"))
-    assert driver(own, "cluster=inline", "store.root=store", "tracking=off").wait() == 0
+    assert driver(own, "cluster=inline", *HALF, "tracking=off").wait() == 0
     return tables(own / "store")
 
 
@@ -94,7 +96,7 @@ def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any, victims:
     arguments = [
         "cluster=existing",
         f"cluster.address={cluster.address}",
-        "store.root=store",
+        *HALF,
         f"tracking.uri=http://127.0.0.1:{port}",
     ]
     nodes = [node for node in cluster.list_all_nodes() if not node.head]
@@ -105,7 +107,7 @@ def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any, victims:
         if sweep.poll() is not None:
             assert sweep.returncode in (0, -signal.SIGKILL), (own / "driver.log").read_text()[-4000:]
             if sweep.returncode == 0:  # done too soon: there must be something to kill
-                for path in chance.sample(sorted((own / "store" / "answer").iterdir()), 120):
+                for path in chance.sample(sorted((own / "store" / "answer").iterdir()), NUM_SHARDS // 2):
                     shutil.rmtree(path)
             sweep = driver(own, *arguments, sleep_s=0.5)
             time.sleep(chance.choice([0, 8]))  # some are killed again before they do anything
@@ -145,17 +147,17 @@ def _kill_in_turn(own: Path, reference: dict[str, bytes], cluster: Any, victims:
 @pytest.mark.parametrize("with_gc", BESIDE)
 def test_two_drivers_at_once_do_no_harm(own: Path, reference: dict[str, bytes], with_gc: bool) -> None:
     with beside(own, with_gc):
-        both = [driver(own, "cluster=inline", "store.root=store", "tracking=off", sleep_s=0.01) for _ in range(2)]
+        both = [driver(own, "cluster=inline", *HALF, "tracking=off", sleep_s=0.01) for _ in range(2)]
         assert [process.wait() for process in both] == [0, 0], (own / "driver.log").read_text()[-4000:]
     assert tables(own / "store") == reference
     artifacts = [path.parent.name for path in (own / "store" / "answer").glob("*/manifest.json")]
-    assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == 240
+    assert len(artifacts) == len({name.rpartition("-")[2] for name in artifacts}) == NUM_SHARDS
     assert not list((own / "store").glob("*/.d*"))
 
 
 @pytest.mark.e2e
 def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
-    arguments = ["cluster=inline", "store.root=store", "tracking=off"]
+    arguments = ["cluster=inline", *HALF, "tracking=off"]
     sweep = driver(own, *arguments, sleep_s=0.2)
     wait_for(lambda: len(list((own / "store").glob("answer/*/manifest.json"))) >= 3)
     sweep.send_signal(signal.SIGINT)
@@ -167,14 +169,14 @@ def test_interrupted_once_it_finishes_what_is_in_flight(own: Path) -> None:
         Ledger(open_storage(own / "store")).events(_ref(path)) for path in (own / "store" / "ledger").glob("answer-*")
     ]
     assert all(each[-1]["event"] == "succeeded" for each in events), "what was in flight must have been finished"
-    assert 3 <= len(events) < 240
+    assert 3 <= len(events) < NUM_SHARDS
     assert driver(own, *arguments).wait() == 0
 
 
 @pytest.mark.e2e
 def test_a_driver_on_ray_that_is_told_to_end_says_that_nothing_is_lost(own: Path) -> None:
     """As Slurm tells it when the time is over; Ray takes the signal for itself when it starts."""
-    arguments = ["cluster.num_cpus=2", "store.root=store", "tracking=off"]
+    arguments = ["cluster.num_cpus=2", *HALF, "tracking=off"]
     sweep = driver(own, *arguments, sleep_s=0.2)
     wait_for(lambda: len(list((own / "store").glob("answer/*/manifest.json"))) >= 3)
     sweep.send_signal(signal.SIGTERM)
@@ -191,8 +193,8 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
     own: Path, reference: dict[str, bytes], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DISK_VARIABLE, "1")
-    arguments = ["cluster=inline", "tracking=off"]
-    stored = [*arguments, f"store.root={small_disk / 'store'}"]
+    stored = ["cluster=inline", "tracking=off", *HALF, f"store.root={small_disk / 'store'}"]
+    (small_disk / "other").write_bytes(bytes(2**20))
     assert driver(own, *stored).wait() == 2, "weights that cannot fit are refused before anything is made"
     assert "free space, or choose another with store.root=DIR" in (own / "driver.log").read_text()
     assert not list((small_disk / "store").glob("*/*/manifest.json"))
@@ -210,7 +212,7 @@ def test_a_full_disk_stops_the_sweep_and_a_larger_one_lets_it_go_on(
 @pytest.mark.e2e
 @pytest.mark.parametrize("budget", ["budget.gpu_hours=0.002", "budget.usd=0.00638"])  # 3.6 s of two H100
 def test_a_budget_stops_the_run_before_it_is_overspent(own: Path, budget: str) -> None:
-    arguments = ["cluster=inline", "store.root=store", "tracking=off", "+cluster.stages.answer.num_gpus=2"]
+    arguments = ["cluster=inline", *HALF, "tracking=off", "+cluster.stages.answer.num_gpus=2"]
     sweep = driver(own, *arguments, budget, "gpu=h100", sleep_s=0.3)
     assert sweep.wait() == 1
     assert f"{budget} is used up" in (own / "driver.log").read_text()
@@ -221,7 +223,7 @@ def test_a_budget_stops_the_run_before_it_is_overspent(own: Path, budget: str) -
 @pytest.mark.e2e
 def test_failed_steps_are_recreated_elsewhere_from_a_file(own: Path) -> None:
     """Shards of one trial fail in one store; another store, given the file alone, makes them and what they need."""
-    first = ["cluster=inline", "store.root=first", "tracking=off"]
+    first = ["cluster=inline", *HALF, "store.root=first", "tracking=off"]
     assert driver(own, *first).wait() == 0
     lost = sorted((own / "first" / "answer").glob("*w8a8_int-piqa*"))[:3]
     fingerprints = {path.name: read_manifest(path)["fingerprint"] for path in lost}

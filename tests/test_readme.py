@@ -68,11 +68,11 @@ def test_the_rates_of_estimates_are_those_that_fit_the_measured_runs():
     rows = yaml.safe_load((ROOT / "pipeline" / "planning" / "rates.yaml").read_text())["rates"]
     fitted = [
         json.loads(line.removeprefix("  - "))
-        for device in ("H100", "CPU")
+        for device in ("H100", "H200", "CPU")
         for line in estimates.fitted(content, device)
     ]
     assert [row for row in fitted if row not in rows] == []
-    assert len(fitted) >= 13
+    assert len(fitted) >= 21
 
 
 def test_the_front_page_quotes_the_measured_tables():

@@ -47,7 +47,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.e2e
 def test_a_server_that_is_away_changes_nothing_in_the_end(own: Path, database: str) -> None:
     port = free_port()
-    arguments = ["cluster=inline", "store.root=store", f"tracking.uri=http://127.0.0.1:{port}"]
+    little = ["store.root=store", "tasks.a.limit=60", "tasks.b.limit=40"]
+    arguments = ["cluster=inline", *little, f"tracking.uri=http://127.0.0.1:{port}"]
     assert driver(own, *arguments).wait() == 0  # nobody listens yet
     assert "MLflow was not written" in (own / "driver.log").read_text()
     server = mlflow_server(own, port, database)

@@ -28,7 +28,7 @@ _SHOWING: dict[str, dict[str, Any]] = {
 _SHORT = {"--cfg": "-c", "--package": "-p", "--info": "-i", _COMPLETION: "-sc"}
 
 
-_IN_A_SLOT = re.compile(r"tasks\.[^.=@~+]+\.[^=]+=")
+_OPEN = re.compile(r"tasks\.[^.=@~+]+\.[^=]+=|engine\.vllm_args[.=]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def config_dir(arguments: Sequence[str]) -> Path | None:
 
 
 def _reaching_in(text: str) -> str:
-    """A setting inside a task slot, also one that the slot does not have yet; what no slot knows is refused later."""
-    return f"++{text}" if _IN_A_SLOT.match(text) else text
+    """A setting of a task slot, or an argument of vLLM's, that is not there yet; what nobody knows is refused later."""
+    return f"++{text}" if _OPEN.match(text) else text
 
 
 def check(overrides: Sequence[str]) -> None:

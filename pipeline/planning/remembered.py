@@ -1,12 +1,12 @@
 """What is slow to find out about the world, remembered beside the store until the world changes."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.memory import recall, remember
+from stages.local_files import user_cache
 
 
 def stamps(path: Path, leave_out: Path | None = None) -> list[list[Any]]:
@@ -38,4 +38,4 @@ def cached(
 
 def of_this_user() -> Path:
     """Where what holds for every store on this machine is remembered."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantsweep" / "plans"
+    return user_cache() / "plans"

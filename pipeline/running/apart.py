@@ -7,7 +7,7 @@ started while the batch before it computes, and imports what its own will need: 
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -29,7 +29,7 @@ from stages.errors import one_line
 from stages.processes import end_with_parent
 
 SPAWN = get_context("spawn")  # a fork would share what this process holds
-ENDED_S = 2.0  # until what was killed has ended
+ENDED_S = 60.0  # until what was killed has ended: a driver takes its time to give back a hundred GiB
 # What a child says, before outcomes or a line that says why not.
 READY, PREPARED, DONE, REFUSED = "ready", "prepared", "done", "refused"
 
@@ -173,7 +173,7 @@ class _Child:
         for process in self._started:  # with groups of their own
             with suppress(psutil.Error):
                 process.kill()
-        _wait_for_group(cast(int, self._process.pid))
+        _wait_until_ended(cast(int, self._process.pid), self._started)
         self._connection.close()
 
     def _note_started(self) -> None:
@@ -181,13 +181,30 @@ class _Child:
             self._started.update(psutil.Process(self._process.pid).children(recursive=True))
 
 
-def _wait_for_group(leader: int) -> None:
-    """What a killed process holds is free when it has ended; one that nobody collects stays in its group, dead."""
+def _wait_until_ended(leader: int, started: Iterable[psutil.Process]) -> None:
+    """What killed processes hold is free when they have ended; of those that nobody collects no more than a name is
+    left.
+    """
     deadline = time.monotonic() + ENDED_S
+    while time.monotonic() < deadline and any(map(_is_alive, (*_members(leader), *started))):
+        time.sleep(0.02)
+
+
+def _members(leader: int) -> Iterator[psutil.Process]:
+    """The processes of a group."""
     with suppress(ProcessLookupError, PermissionError):
-        while time.monotonic() < deadline:
-            os.killpg(leader, 0)
-            time.sleep(0.02)
+        os.killpg(leader, 0)
+        for process in psutil.process_iter():
+            with suppress(OSError):
+                if os.getpgid(process.pid) == leader:
+                    yield process
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _visible_gpus() -> str | None:

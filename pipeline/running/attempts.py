@@ -1,8 +1,10 @@
 """What the ledger says of a batch's steps in this run, and whether one is tried again."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from pipeline.errors import RETRY, FailureClass, Retry
@@ -10,10 +12,18 @@ from pipeline.running.batches import Batch
 from pipeline.running.capture import log_path
 from pipeline.running.nodes import blamed, this_node
 from pipeline.running.outcome import Outcome, RunContext, Status
-from pipeline.steps.step import Step
+from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import History, Ledger
 from pipeline.store.store import Store
 from stages.errors import redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Whether a step ran out of memory, and for each checkpoint why its session did not open since it last did."""
+
+    ran_out_of_memory: bool
+    unopened: dict[StepRef, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,11 @@ class Attempts:
         self.ledger.skipped(step.ref, self.context.run_id, cause)
         return Outcome(step.ref, Status.skipped, FailureClass.upstream, cause)
 
-    def failed(self, step: Step, failure_class: FailureClass, message: str) -> Outcome:
+    def failed(self, step: Step, failure_class: FailureClass, message: str, unopened: bool = False) -> Outcome:
         message = redacted(message)
         # On a full disk the ledger cannot be written either; the outcome still tells the driver.
         with contextlib.suppress(OSError):
-            self.ledger.failed(step.ref, self.context.run_id, failure_class, message)
+            self.ledger.failed(step.ref, self.context.run_id, failure_class, message, unopened)
         return Outcome(step.ref, Status.failed, failure_class, message)
 
     def earlier_failure(self, step: Step) -> Outcome | None:
@@ -80,9 +90,24 @@ class Attempts:
         """How long to wait before the next attempt."""
         return float(self.context.back_off_s * 2 ** (self._history(step).num_started - 1))
 
-    def has_run_out_of_memory(self) -> bool:
-        """Whether any step of the batch did, in this run."""
-        return self.ledger.has_seen(self.batch.steps, FailureClass.oom, self.context.run_id)
+    def earlier(self) -> "Earlier":
+        """What earlier workers of this run met with."""
+        events = self.ledger.events_in(self.context.run_id, self.batch.steps)
+        checkpoints = {step.ref: step.inputs["checkpoint"] for step in self.batch.steps if step.stage.sessions}
+        unopened: dict[StepRef, list[str]] = defaultdict(list)
+        timeline = sorted(
+            ((event["time"], checkpoint, event) for ref, checkpoint in checkpoints.items() for event in events[ref]),
+            key=itemgetter(0),
+        )
+        for _, checkpoint, event in timeline:
+            if event["event"] == "succeeded":
+                unopened[checkpoint].clear()
+            elif event.get("unopened"):
+                unopened[checkpoint].append(event["message"])
+        oom = any(
+            event.get("failure_class") == FailureClass.oom.value for of_step in events.values() for event in of_step
+        )
+        return Earlier(ran_out_of_memory=oom, unopened=unopened)
 
     def _hung(self, step: Step, since_s: float) -> bool:
         """Whether the watchdog's C-level timer ended it, which leaves no word but writes to the log after the limit."""

@@ -25,6 +25,7 @@ from pipeline.store.ledger import Ledger
 
 REFRESH_S = 1.0
 LOOK_EVERY_S = 5.0
+IDLE_S = 40.0  # between two steps a process may start, and import for half a minute
 SHARED = "(shared)"
 
 
@@ -55,7 +56,7 @@ class Progress:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._notice = ""
-        self._is_working = True
+        self._worked_s = time.monotonic()
         self._console: Console | None = None
 
     @contextmanager
@@ -128,7 +129,7 @@ class Progress:
         parts = [f"{len(ended)}/{len(self._missing)} steps", f"{elapsed_s / 60:.1f} min"]
         if done:
             parts += [f"{done}/{to_do} documents", f"{done / elapsed_s:.1f} a second"]
-        if not self._is_working:
+        if time.monotonic() - self._worked_s > IDLE_S:
             parts += ["nothing is running"]
         elif (left := self._looked_left()) is not None:
             parts += [f"{'at least' if left.is_floor else 'about'} {math.ceil(left.seconds / 60)} min left"]
@@ -151,7 +152,8 @@ class Progress:
             row.num_done += step.ref not in self._missing or self._ended.get(step.ref) == "succeeded"
             row.num_failed += self._ended.get(step.ref) == "failed"
         running = self.running_steps()
-        self._is_working = bool(running)
+        if running:
+            self._worked_s = time.monotonic()
         for step in running:
             rows[step.trial or SHARED].running.append(_activity(step))
         return dict(rows)

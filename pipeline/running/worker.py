@@ -6,7 +6,6 @@ import math
 import sys
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -53,13 +52,14 @@ class _BatchRun:
         self._ledger = self._store.ledger
         self._attempts = Attempts(batch, context, self._store, self._ledger)
         self._inputs = Inputs(self._store)
-        self._unopened: dict[StepRef, list[BaseException]] = defaultdict(list)  # why no session of a checkpoint opened
         self._session: Any = None
         self._sessions = ExitStack()
         self._checkpoint: StepRef | None = None  # that the session answers from
         self._opened_with: StepRef | None = None
         self._num_exchanges, self._exchange_s = 0, 0.0
-        self._is_smaller = self._attempts.has_run_out_of_memory()
+        earlier = self._attempts.earlier()
+        self._is_smaller, self._unopened = earlier.ran_out_of_memory, earlier.unopened
+        self._is_used_up = False
 
     def outcomes(self) -> list[Outcome]:
         with self._sessions:
@@ -110,9 +110,8 @@ class _BatchRun:
         unopened = self._unopened[step.inputs["checkpoint"]]
         if len(unopened) < max(self._context.max_attempts, ENOUGH_TO_DESPAIR):
             return None
-        last = unopened[-1]
-        message = f"not tried: what it shares with others did not open {len(unopened)} times: {one_line(last)}"
-        return self._attempts.failed(step, classify(last), message)
+        message = f"not tried: what it shares with others did not open {len(unopened)} times: {unopened[-1]}"
+        return self._attempts.failed(step, FailureClass.engine, message)
 
     def _tried(self, step: Step) -> Outcome:
         """Try until it succeeds or its failure is not one that another attempt could mend."""
@@ -126,6 +125,8 @@ class _BatchRun:
             time.sleep(self._attempts.pause_s(step))
 
     def _attempt(self, step: Step) -> Outcome:
+        if self._is_used_up:
+            raise ProcessUsedUpError
         try:
             return self._attempt_on_record(step)
         except OSError as error:  # neither ledger nor log can be written
@@ -143,11 +144,19 @@ class _BatchRun:
                 raise
             except Exception as error:
                 print(redacted(traceback.format_exc()), file=sys.stderr)
-                failure_class = classify(error)
-                if failure_class in (FailureClass.engine, FailureClass.oom):
-                    self._close_session()
-                return self._attempts.failed(step, failure_class, one_line(error))
+                return self._failed(step, error)
         return self._attempts.succeeded(step, time.time() - started)
+
+    def _failed(self, step: Step, error: Exception) -> Outcome:
+        """An engine that failed is dropped; on a GPU so is its process, where it may have left memory and ranks."""
+        failure_class = classify(error)
+        unopened = step.stage.sessions and self._session is None and failure_class is FailureClass.engine
+        if unopened:  # anything else may be this step's own fault
+            self._unopened[step.inputs["checkpoint"]].append(redacted(one_line(error)))
+        if failure_class in (FailureClass.engine, FailureClass.oom):
+            self._close_session()
+            self._is_used_up = self._context.kills and bool(step.resources.num_gpus)
+        return self._attempts.failed(step, failure_class, one_line(error), unopened)
 
     def _limited(self, step: Step) -> contextlib.AbstractContextManager[None]:
         if not self._context.kills:
@@ -212,12 +221,7 @@ class _BatchRun:
                 raise ProcessUsedUpError from error
 
     def _opened(self, checkpoint: StepRef, session: contextlib.AbstractContextManager[Any]) -> Any:
-        try:
-            opened = self._sessions.enter_context(session)
-        except Exception as error:
-            if classify(error) is FailureClass.engine:  # anything else may be this step's own fault
-                self._unopened[checkpoint].append(error)
-            raise
+        opened = self._sessions.enter_context(session)
         self._unopened[checkpoint].clear()
         return opened
 

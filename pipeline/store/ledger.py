@@ -72,8 +72,12 @@ class Ledger:
     def succeeded(self, ref: StepRef, run_id: str, seconds: float) -> None:
         self._append(ref, event="succeeded", run_id=run_id, seconds=round(seconds, 3))
 
-    def failed(self, ref: StepRef, run_id: str, failure_class: FailureClass, message: str) -> None:
-        self._append(ref, event="failed", run_id=run_id, failure_class=failure_class.value, message=message)
+    def failed(
+        self, ref: StepRef, run_id: str, failure_class: FailureClass, message: str, unopened: bool = False
+    ) -> None:
+        """Record how an attempt failed, and whether the session that it needed did not even open."""
+        told = {"unopened": True} if unopened else {}
+        self._append(ref, event="failed", run_id=run_id, failure_class=failure_class.value, message=message, **told)
 
     def skipped(self, ref: StepRef, run_id: str, cause: str) -> None:
         self._append(ref, event="skipped", run_id=run_id, message=cause)
@@ -94,15 +98,12 @@ class Ledger:
         record = _record(ref)
         return [event for line in self._records.lines(record) if (event := _parse(line, record))]
 
-    def has_seen(self, steps: Iterable[Step], failure_class: FailureClass, run_id: str) -> bool:
-        """Whether any of the steps failed so in a run."""
+    def events_in(self, run_id: str, steps: Iterable[Step]) -> dict[StepRef, list[dict[str, Any]]]:
+        """Of each step its events of one run, oldest first."""
+        refs = [step.ref for step in steps]
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            events = readers.map(lambda step: self.events(step.ref), steps)
-            return any(
-                event.get("run_id") == run_id and event.get("failure_class") == failure_class.value
-                for of_step in events
-                for event in of_step
-            )
+            found = zip(refs, readers.map(self.events, refs), strict=True)
+            return {ref: [event for event in events if event.get("run_id") == run_id] for ref, events in found}
 
     def history(self, ref: StepRef, run_id: str) -> History:
         """A step's attempts in one run.

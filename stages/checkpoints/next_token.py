@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 @contextmanager
 def open_model(model_dir: Path) -> Iterator[Any]:
     """The model for reading (a compressed one with its activations quantized as when served), unloaded at the end."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    with no_collection():
+        import torch
+        from transformers import AutoModelForCausalLM
 
     with torch.inference_mode(), fast_bf16_linear():
         yield AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto").eval()

@@ -5,6 +5,7 @@ together (the same question in several leaves, a story with several questions) t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ FEW_DOCUMENTS = 200  # below, the means of subsets stand in for Student's distri
 _NOTHING = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """The documents of one leaf: ``scores`` of its columns, and ``values`` (N, C) whose means they are.
 
@@ -31,13 +32,13 @@ class Part:
     is_right_or_wrong: bool = False
     is_pass: bool = False
 
-    @property
+    @cached_property
     def scatter(self) -> Floats:
         """Sums of squares and products (C, C) about the means."""
         centred = self.values - self.values.mean(axis=0)
         return np.asarray(np.einsum("ni,nj->ij", centred, centred))
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, int]:
         """Of the first column how many are below 0, and above."""
         return int(np.count_nonzero(self.values[:, 0] < 0)), int(np.count_nonzero(self.values[:, 0] > 0))

@@ -6,7 +6,6 @@ checkpoint, and a shard's bytes do not depend on what the session answered befor
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,15 +14,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import DataError
-from stages.evaluate.answers import Answer, Answered, AnswerFacts, is_any, total, write_answers
-from stages.evaluate.building import build_task
+from stages.evaluate.answers import Answered, AnswerFacts, is_any, total, write_answers
+from stages.evaluate.builders import builder_beside
+from stages.evaluate.building import Asked, build_task, open_model
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
-from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.engines.native import check_arithmetic
-from stages.evaluate.harness import BuiltTask, Document, data_sets
-from stages.evaluate.nltk_data import provide_nltk_data
+from stages.evaluate.harness import data_sets
 from stages.evaluate.recorded.session import RecordedSession, open_run
 from stages.evaluate.session import Session, open_engine
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from stages.evaluate.engines.harness_model import HarnessModel
@@ -51,12 +50,13 @@ def smaller(config: AnswerConfig) -> AnswerConfig | None:
 
 def prepare(config: AnswerConfig) -> None:
     """Import what an engine and its tasks need: some 20 s that a GPU need not wait for."""
-    if config.engine.kind is EngineKind.vllm:
-        from stages.evaluate.engines.process_state import set_environment
+    with no_collection():
+        if config.engine.kind is EngineKind.vllm:
+            from stages.evaluate.engines.process_state import set_environment
 
-        set_environment()
-        from vllm import LLM  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+            set_environment()
+            from vllm import LLM  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[A
     """
     with TemporaryDirectory(prefix="evaluate_") as work_dir:
         checkpoint, engine = inputs["checkpoint"], config.engine
-        model = _open_model(checkpoint, engine, Path(work_dir))
+        model = open_model(checkpoint, engine, Path(work_dir))
         # What is wrong with the first shard's task is said before the engine, which takes a minute, is paid.
         build_task(config, data_sets(inputs), model, Path(work_dir) / "first")
         session = _opened(model, checkpoint, engine, Path(work_dir))
@@ -100,9 +100,9 @@ def answer(
     died: a shard is whole or it is not there.
     """
     shard = session.answered(config, data_sets(inputs))
-    answered = [_answered(document, answers) for document, answers in zip(shard.documents, shard.answers, strict=True)]
+    answered = shard.documents
     _check_some_asked(config.task, answered)
-    write_answers(out, answered, _facts(config, shard.built, session))
+    write_answers(out, answered, _facts(config, shard.asked, session))
     answers = [answer for each in answered for answer in each.answers]
     return {
         "num_documents": len(answered),
@@ -116,29 +116,12 @@ def answer(
 def _opened(model: "HarnessModel", checkpoint: Path, engine: EngineConfig, work_dir: Path) -> AnySession:
     if engine.is_recorded:
         return RecordedSession(model, open_run(engine), work_dir)
-    return Session(model, open_engine(checkpoint, engine), checkpoint, work_dir, engine.overlap_shards)
-
-
-def _open_model(checkpoint: Path, config: EngineConfig, work_dir: Path) -> "HarnessModel":
-    from transformers import AutoTokenizer
-
-    from stages.evaluate.engines.harness_model import HarnessModel
-
-    provide_nltk_data(work_dir)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
-    return HarnessModel(tokenizer, config.max_model_len, config.seed)
-
-
-def _answered(document: Document, answers: Sequence[Answer]) -> Answered:
-    return Answered(
-        doc_id=document.doc_id,
-        doc_digest=digest(document.doc),
-        prompt_digest=prompt_digest(document.instances),
-        num_requests=len(document.instances) if document.error is None else 0,
-        answers=list(answers),
-        error=document.error,
-    )
+    builder = builder_beside(model, checkpoint, engine, work_dir)
+    try:
+        return Session(model, open_engine(checkpoint, engine), checkpoint, builder, engine.overlap_shards)
+    except BaseException:
+        builder.close()
+        raise
 
 
 def _check_some_asked(task: str, answered: Sequence[Answered]) -> None:
@@ -164,15 +147,15 @@ def _engine_facts(config: EngineConfig, session: AnySession) -> dict[str, Any]:
     return {**own, **{name: own.get(name, getattr(config, name)) for name in ("dtype", "max_model_len")}}
 
 
-def _facts(config: AnswerConfig, built: BuiltTask, session: AnySession) -> AnswerFacts:
-    task, prompt = built.task, config.prompt
+def _facts(config: AnswerConfig, asked: Asked, session: AnySession) -> AnswerFacts:
+    prompt = config.prompt
     template = session.model.tokenizer.get_chat_template() if prompt.apply_chat_template else None
     return AnswerFacts(
         task=config.task,
-        version=task.VERSION,
-        output_type=task.OUTPUT_TYPE,
-        num_docs=built.num_docs,
-        reasoning=built.reasoning,
+        version=asked.version,
+        output_type=asked.output_type,
+        num_docs=asked.num_docs,
+        reasoning=asked.reasoning,
         scoring=dict(session.engine.scoring),
         arithmetic=dict(session.engine.arithmetic),
         comparable={
@@ -180,13 +163,13 @@ def _facts(config: AnswerConfig, built: BuiltTask, session: AnySession) -> Answe
             "chat_template_digest": template and hashlib.sha256(template.encode()).hexdigest(),
             "apply_chat_template": prompt.apply_chat_template,
             "chat_template_kwargs": prompt.chat_template_kwargs,
-            "reasoning_end": built.reasoning and built.reasoning.end,
+            "reasoning_end": asked.reasoning and asked.reasoning.end,
             "system_role": _system_role(prompt, session.model),
             "fewshot_as_multiturn": prompt.fewshot_as_multiturn,
             "system_instruction": prompt.system_instruction,
-            "num_fewshot": built.num_fewshot,
-            "gen_kwargs": task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
-            "num_repeats": task.config.repeats,
+            "num_fewshot": asked.num_fewshot,
+            "gen_kwargs": asked.gen_kwargs,
+            "num_repeats": asked.num_repeats,
             "fewshot_seed": prompt.fewshot_seed,
             "harness_compat": prompt.harness_compat,
             "harness": config.harness,

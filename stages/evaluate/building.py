@@ -1,24 +1,69 @@
 """A shard's documents as requests: tasks under their prompt configs, and what is refused before anything is paid."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, DataError, StageError, one_line
+from stages.evaluate.answers import Answered
+from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.harness import BuiltTask, Document, document_error, leaf_entry, load_task
 from stages.evaluate.metrics import metric_facts
+from stages.evaluate.nltk_data import provide_nltk_data
 from stages.evaluate.order import documents_of
-from stages.evaluate.reasoning import AUTO, Reasoning, find_reasoning
+from stages.evaluate.reasoning import AUTO, Reasoning
 from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
+    from stages.evaluate.answers import Answer
     from stages.evaluate.artifact import MetricFacts
-    from stages.evaluate.config import AnswerConfig, PromptConfig
+    from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
     from stages.evaluate.engines.harness_model import Encoded, HarnessModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a task is asked; ``num_docs`` are those of the whole, ``num_repeats`` None where it does not say."""
+
+    version: Any
+    output_type: str
+    num_docs: int
+    num_fewshot: int
+    num_repeats: int | None
+    gen_kwargs: Mapping[str, Any] | None  # None: nothing is written
+    reasoning: Reasoning | None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A shard's documents, not answered yet, and the requests of each as tokens, by request and then by repeat."""
+
+    asked: Asked
+    documents: Sequence[Answered]
+    work: Sequence[Sequence["Encoded"]]
+
+    @property
+    def requests(self) -> list["Encoded"]:
+        return [item for items in self.work for item in items]
+
+
+def open_model(checkpoint: Path, config: "EngineConfig", work_dir: Path) -> "HarnessModel":
+    """The checkpoint's tokenizer with lm-eval's rules."""
+    with no_collection():
+        from transformers import AutoTokenizer
+
+    from stages.evaluate.engines.harness_model import HarnessModel
+
+    provide_nltk_data(work_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.model_max_length = sys.maxsize  # prompts are cut here, not warned about there
+    return HarnessModel(tokenizer, config.max_model_len, config.seed)
 
 
 class Tasks:
@@ -27,6 +72,12 @@ class Tasks:
     def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
         self._model, self._work_dir = model, work_dir
         self._built: dict[str, BuiltTask] = {}
+
+    def built(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
+        """A shard's requests.  Raises ConfigError or DataError for what cannot be asked."""
+        task, documents = self.documents(config, data)
+        work = _encoded(documents, self._model, config, task.reasoning)
+        return Built(asked(task), [answered(document) for document in documents], work)
 
     def documents(self, config: "AnswerConfig", data: Mapping[str, Path]) -> tuple[BuiltTask, list[Document]]:
         """A shard's task and documents.  Raises ConfigError or DataError for what cannot be asked."""
@@ -37,7 +88,7 @@ class Tasks:
         return built, built.documents(documents_of(built.num_docs, config.start, config.stop, config.limit_seed))
 
     def _task(self, config: "AnswerConfig", data: Mapping[str, Path]) -> BuiltTask:
-        key = _key(config, data)
+        key = task_key(config, data)
         if key not in self._built:
             rows_dir = self._work_dir / f"rows_{len(self._built)}"
             self._built[key] = build_task(config, data, self._model, rows_dir)
@@ -84,13 +135,38 @@ def _reasoning(prompt: "PromptConfig", model: "HarnessModel") -> Reasoning | Non
     """lm-eval takes thoughts for the answer; a model that is not spoken to as a chat model has none of their tags."""
     if prompt.reasoning_end == AUTO and (prompt.harness_compat or not prompt.apply_chat_template):
         return None
-    return find_reasoning(prompt.reasoning_end, model.tokenizer)
+    return model.reasoning(prompt.reasoning_end)
 
 
-def encoded(
+def asked(built: BuiltTask) -> Asked:
+    """What is kept of how a task is asked."""
+    task = built.task
+    return Asked(
+        version=task.VERSION,
+        output_type=task.OUTPUT_TYPE,
+        num_docs=built.num_docs,
+        num_fewshot=built.num_fewshot,
+        num_repeats=task.config.repeats,
+        gen_kwargs=task.get_config("generation_kwargs") if task.OUTPUT_TYPE == "generate_until" else None,
+        reasoning=built.reasoning,
+    )
+
+
+def answered(document: Document, answers: Sequence["Answer"] = ()) -> Answered:
+    """A document by what is kept of it, and its answers."""
+    return Answered(
+        doc_id=document.doc_id,
+        doc_digest=digest(document.doc),
+        prompt_digest=prompt_digest(document.instances),
+        num_requests=len(document.instances) if document.error is None else 0,
+        answers=list(answers),
+        error=document.error,
+    )
+
+
+def _encoded(
     documents: Sequence[Document], model: "HarnessModel", config: "AnswerConfig", reasoning: Reasoning | None
 ) -> list[list["Encoded"]]:
-    """The requests of each document as tokens, by request and then by repeat."""
     model.tokenize(instance for document in documents for instance in document.instances)
     work = [_encode(document, model, config, reasoning) for document in documents]
     _check_repeats(config, work)
@@ -100,10 +176,11 @@ def encoded(
 def asked_for(config: "AnswerConfig", data: Mapping[str, Path]) -> str:
     """What a shard is known by in a session."""
     asked = config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop
-    return _key(config, data, *asked)
+    return task_key(config, data, *asked)
 
 
-def _key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -> str:
+def task_key(config: "AnswerConfig", data: Mapping[str, Path], *asked: int | None) -> str:
+    """What a task is known by, with its data and prompt settings."""
     places = {name: str(path) for name, path in data.items()}
     overrides = [config.overrides, config.scoring_overrides]
     return json.dumps([config.task, overrides, asdict(config.prompt), config.include_paths, places, asked])

@@ -31,6 +31,22 @@ class EngineKind(Enum):
     recorded = "recorded"
 
 
+_FIELDS = (
+    *("dtype", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "seed", "max_num_seqs"),
+    *("gpu_memory_utilization", "enforce_eager"),
+)
+SET_HERE: Mapping[str, str] = {  # vLLM's arguments that have another place
+    **{name: f"engine.{name}: set that" for name in _FIELDS},
+    "model": "the checkpoint of the trial: leave it out",
+    "tokenizer": "that of the checkpoint: leave it out",
+    "kv_cache_memory_bytes": "engine.kv_cache_gib: set that",
+    **dict.fromkeys(
+        ("enable_prefix_caching", "disable_log_stats", "distributed_executor_backend", "worker_extension_cls"),
+        "what the evaluation rests on: leave it out",
+    ),
+}
+
+
 @dataclass(kw_only=True, slots=True)
 class EngineConfig(EndpointSettings):
     """One open engine.  ``batch_size`` is read by the transformers engine, ``kv_cache_gib`` by vLLM.
@@ -39,7 +55,7 @@ class EngineConfig(EndpointSettings):
 
     Without ``kv_cache_gib`` vLLM takes what it finds free up to ``gpu_memory_utilization``, which is only right for an
     engine that has its GPU alone.  With ``gpus_per_rank`` below 1 several share one, and each may take that part of
-    what it could take alone.
+    what it could take alone.  ``vllm_args`` reach vLLM as they are, also its server.
     """
 
     kind: EngineKind = identity(EngineKind.vllm)
@@ -59,6 +75,7 @@ class EngineConfig(EndpointSettings):
     num_cpus: int = execution(1)
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
+    vllm_args: dict[str, Any] = identity(factory=dict, neutral={})  # more of vLLM's engine arguments, as it names them
     exchange_weights: bool = execution(False)  # of checkpoints that differ in values only, in an open engine
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
@@ -75,8 +92,8 @@ class EngineConfig(EndpointSettings):
             raise ValueError(
                 f"engine.gpu_memory_utilization must be a share, up to 1; got {self.gpu_memory_utilization}"
             )
-
         self._check_share()
+        self._check_vllm_args()
 
     def _check_kind(self) -> None:
         if self.samples is not None and not self.is_recorded:
@@ -110,6 +127,13 @@ class EngineConfig(EndpointSettings):
                 f"{share}: what vLLM finds free while others start on the same GPU says nothing; give "
                 "engine.kv_cache_gib, for the keys and values of its requests"
             )
+
+    def _check_vllm_args(self) -> None:
+        if self.vllm_args and self.kind is not EngineKind.vllm:
+            raise ValueError(f"engine.vllm_args are vLLM's, and this engine is {self.kind.name}: leave them out")
+        for name in self.vllm_args:
+            if (field := SET_HERE.get(name)) is not None:
+                raise ValueError(f"engine.vllm_args.{name} is {field}")
 
     @property
     def is_endpoint(self) -> bool:

@@ -17,7 +17,8 @@ from stages.evaluate.gen_kwargs import LENGTH_NAMES
 from stages.evaluate.opened import only_known_files
 from stages.evaluate.refusals import refused_kind, unfit_environment
 from stages.evaluate.task_files import home_of
-from stages.evaluate.task_index import Entry, build_index
+from stages.evaluate.task_index import Entry, Index, build_index
+from stages.imports import no_collection
 from stages.local_files import found
 
 if TYPE_CHECKING:
@@ -129,8 +130,9 @@ def load_task(
     datasets library keys its cache by name, so an old one can hold other rows.
     Raises ConfigError for a task that cannot run here, DataError for data that is missing or does not fit the task.
     """
-    import numpy as np
-    from lm_eval.tasks import TaskManager
+    with no_collection():
+        import numpy as np
+        from lm_eval.tasks import TaskManager
 
     entry = leaf_entry(name, include_paths)
     assert entry.path is not None
@@ -174,7 +176,7 @@ def document_error(error: BaseException) -> str:
 
 
 @lru_cache(maxsize=4)
-def _index(include_paths: tuple[str, ...]) -> dict[str, Entry]:
+def _index(include_paths: tuple[str, ...]) -> Index:
     return build_index(include_paths)
 
 

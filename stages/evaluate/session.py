@@ -2,54 +2,36 @@
 
 The next checkpoint of the same family takes the place of the first in it: tasks and tokens stay what they are.
 
-The next shards are built in a thread of their own while the engine answers this one.  The engine stays in the thread
-that opened it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
+The next shards are built while the engine answers this one (``builders``).  The engine stays in the thread that opened
+it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import ConfigError, EngineError
-from stages.evaluate.building import Tasks, asked_for, encoded
+from stages.evaluate.building import Asked, Built, asked_for
 from stages.evaluate.engines.family import family
 from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
-from stages.evaluate.harness import BuiltTask, Document
 
 if TYPE_CHECKING:
-    from stages.evaluate.answers import Answer
+    from stages.evaluate.answers import Answer, Answered
+    from stages.evaluate.builders import Builder
     from stages.evaluate.config import AnswerConfig, EngineConfig
-    from stages.evaluate.engines.harness_model import Encoded, HarnessModel
+    from stages.evaluate.engines.harness_model import HarnessModel
     from stages.evaluate.engines.protocol import Engine
-
-# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
-SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredShard:
-    """A shard's documents, and the answers to the requests of each, by request and then by repeat."""
+    """How a shard's task was asked, and its documents with their answers."""
 
-    built: BuiltTask
-    documents: Sequence[Document]
-    answers: Sequence[Sequence["Answer"]]
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A shard's documents and the requests of each, as tokens."""
-
-    task: BuiltTask
-    documents: Sequence[Document]
-    work: Sequence[Sequence["Encoded"]]
-
-    @property
-    def requests(self) -> list["Encoded"]:
-        return [item for items in self.work for item in items]
+    asked: Asked
+    documents: Sequence["Answered"]
 
 
 @dataclass(slots=True, eq=False)
@@ -69,24 +51,21 @@ class Session:
     """
 
     def __init__(
-        self, model: "HarnessModel", engine: "Engine", checkpoint: Path, work_dir: Path, overlaps: bool = False
+        self, model: "HarnessModel", engine: "Engine", checkpoint: Path, builder: "Builder", overlaps: bool = False
     ) -> None:
         self.model = model
         self.engine = engine
         self._checkpoint = checkpoint
-        self._tasks = Tasks(model, work_dir)
+        self._builder = builder
         self._overlaps = overlaps
         self._under_way: dict[tuple[Path, str], Shard] = {}
         self._generations: dict[str, Generation] = {}
-        self._switch_interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._builder = ThreadPoolExecutor(1, "builder")
 
     def announce(self, config: "AnswerConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
         """Begin to build a shard that will be asked for, of this checkpoint or of one that takes its place."""
         key = checkpoint, asked_for(config, data)
         if key not in self._under_way:
-            self._under_way[key] = Shard(checkpoint, self._builder.submit(self._build, config, data))
+            self._under_way[key] = Shard(checkpoint, self._builder.submit(config, data))
 
     def answered(self, config: "AnswerConfig", data: Mapping[str, Path]) -> AnsweredShard:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
@@ -117,28 +96,25 @@ class Session:
     def close(self) -> None:
         """Drop what is under way and close the engine."""
         try:
-            self._builder.shutdown(cancel_futures=True)
+            self._builder.close()
         finally:
-            sys.setswitchinterval(self._switch_interval_s)
             self.engine.close()
-
-    def _build(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
-        built, documents = self._tasks.documents(config, data)
-        return Built(built, documents, encoded(documents, self.model, config, built.reasoning))
 
     def _answer(self, shard: Shard) -> AnsweredShard:
         """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
 
         Nor do they depend on a restart in between.
         """
-        built, engine = shard.built.result(), self.engine
+        built, engine = _built(shard), self.engine
         if self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
             answers = iter(self._written(shard, built, engine))
         else:
             self._finish_begun()
             engine.reset()
             answers = iter(self.model.answer(engine, built.requests))
-        return AnsweredShard(built.task, built.documents, [[next(answers) for _ in items] for items in built.work])
+        pairs = zip(built.documents, built.work, strict=True)
+        documents = [replace(document, answers=[next(answers) for _ in items]) for document, items in pairs]
+        return AnsweredShard(built.asked, documents)
 
     def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
         """Generations, with the next shards' beside them as soon as those are built."""
@@ -171,6 +147,13 @@ class Session:
 
     def _put(self, engine: Overlapping, built: Built) -> list[str]:
         return engine.begin([item.generation for item in built.requests if item.generation is not None])
+
+
+def _built(shard: Shard) -> Built:
+    try:
+        return shard.built.result()
+    except BrokenExecutor as error:  # a new session has new processes
+        raise EngineError("the process that made its prompts died; was there memory enough for it?") from error
 
 
 def _only_writes(built: Built) -> bool:

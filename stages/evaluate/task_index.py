@@ -1,19 +1,22 @@
 """lm-eval's index of tasks, groups and tags, read from its YAML files alone.
 
 lm-eval's own index costs 5 s of imports and 8 s of parsing shared includes again and again (14,000 files); reading
-every file once takes 2 s, needs no import of lm-eval, and gives the same names, members and settings.
+every file once takes 2 s, needs no import of lm-eval, and gives the same names, members and settings; ``kept_index.py``
+keeps that.
 """
 
 import importlib.util
 import os
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from stages.errors import ConfigError
+from stages.evaluate.kept_index import KeptIndex, kept
 
 _IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 _GROUP_FIELDS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata"}
@@ -49,7 +52,7 @@ class Entry:
     members: list[str] = field(default_factory=list)  # of a tag
 
 
-Index = dict[str, Entry]
+Index = Mapping[str, Entry]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is 8 times faster
@@ -69,11 +72,22 @@ def task_roots(include_paths: Sequence[str] = ()) -> list[Path]:
 
 def build_index(include_paths: Sequence[str] = ()) -> Index:
     """Every task, group and tag of lm-eval, of this package and of ``include_paths``."""
-    index: Index = {}
+    of_lm_eval, *others = task_roots(include_paths)
     includes: dict[str, dict[str, Any]] = {}
-    for root in task_roots(include_paths):
-        index |= _index_of(root, includes)
-    return index
+    own = [_index_of(root, includes) for root in others]
+    return ChainMap(*reversed(own), cast(dict[str, Entry], kept(of_lm_eval, lambda: _index_of(of_lm_eval, {}))))
+
+
+def folders_of(index: Index) -> set[Path]:
+    """Where its tasks and groups are."""
+    parts = index.maps if isinstance(index, ChainMap) else [index]
+    return {folder for part in parts for folder in _folders_of(part)}
+
+
+def _folders_of(part: Index) -> set[Path]:
+    if isinstance(part, KeptIndex):
+        return set(map(Path, part.folders))
+    return {entry.path.parent for entry in part.values() if entry.path is not None}
 
 
 def expand(index: Index, name: str) -> dict[str, dict[str, Any]]:
@@ -97,8 +111,8 @@ def expand(index: Index, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _index_of(root: Path, includes: dict[str, dict[str, Any]]) -> Index:
-    index: Index = {}
+def _index_of(root: Path, includes: dict[str, dict[str, Any]]) -> dict[str, Entry]:
+    index: dict[str, Entry] = {}
     for path in map(Path, sorted(_yaml_files(root))):
         try:
             _add(index, path, _load(path, includes))
@@ -113,7 +127,7 @@ def _yaml_files(root: Path) -> Iterator[str]:
         yield from (f"{folder}/{name}" for name in names if name.endswith(".yaml"))
 
 
-def _add(index: Index, path: Path, config: dict[str, Any]) -> None:
+def _add(index: dict[str, Entry], path: Path, config: dict[str, Any]) -> None:
     kind = "task" if "class" in config or "group" not in config else "group"
     name = config.get(kind)
     if not isinstance(name, str) or name in index:
@@ -175,7 +189,7 @@ def _members(
             yield from _members(index, f"{group}::{member['group']}", member, settings)
             continue
         name = member["group"] if "group" in member else member.get("task")
-        if name not in index:
+        if not isinstance(name, str) or name not in index:
             raise ConfigError(f"group {group} defines its member {name!r} inside itself; write it as a task of its own")
         yield from _laid_over(index, group, index[name], settings | own)
 

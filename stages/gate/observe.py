@@ -5,13 +5,15 @@ from pathlib import Path
 
 from stages.gate.behaviour import observed, write_behaviour
 from stages.gate.config import ObserveConfig
+from stages.imports import no_collection
 
 VERSION = 1
 
 
 def prepare(config: ObserveConfig) -> None:
     """Import what takes longest, while somebody else has the GPU."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    with no_collection():
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def observe(config: ObserveConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

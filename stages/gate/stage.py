@@ -18,13 +18,15 @@ from stages.gate.behaviour import (
 )
 from stages.gate.config import GateConfig
 from stages.gate.weights import check_weights, read_files
+from stages.imports import no_collection
 
 VERSION = 2
 
 
 def prepare(config: GateConfig) -> None:
     """Import what takes longest, while somebody else has the GPU."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    with no_collection():
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

@@ -143,7 +143,17 @@ def vllm_command(checkpoint: Path, engine: "EngineConfig", config: "ServerConfig
     }
     arguments = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
     flags = ["--disable-uvicorn-access-log", *(["--enforce-eager"] if engine.enforce_eager else [])]
-    return [sys.executable, "-m", *head, *arguments, *flags]
+    return [sys.executable, "-m", *head, *arguments, *flags, *_own_arguments(engine.vllm_args)]
+
+
+def _own_arguments(given: Mapping[str, Any]) -> Iterator[str]:
+    """vLLM's arguments as its command line has them."""
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        else:
+            yield from (f"--{option}", json.dumps(value) if isinstance(value, dict | list) else str(value))
 
 
 def client_ceilings(client: LoadClient, tokenizer: Path, num_workers: int, work_dir: Path) -> dict[bool, ClientCeiling]:

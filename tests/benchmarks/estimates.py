@@ -188,7 +188,7 @@ def main() -> None:
     """Plan as the command line does, and look what of the plan is in its store."""
     if not sys.argv[1:]:
         content = json.loads(KEPT.read_text())
-        print("\n".join(line for device in ("H100", CPU) for line in fitted(content, device)))
+        print("\n".join(line for device in ("H100", "H200", CPU) for line in fitted(content, device)))
         return
     name, *arguments = sys.argv[1:]
     is_fit = "--fit" in arguments

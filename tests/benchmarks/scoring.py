@@ -133,7 +133,7 @@ class Bench:
             on_gpu=on_gpu,
             kv_cache_gib=None if on_gpu else 4,
         )
-        self._checkpoint = checkpoint
+        self._checkpoint, self._config = checkpoint, config
         self.engine = vllm_engine.VllmEngine(checkpoint, config)
         from stages.evaluate.engines.harness_model import HarnessModel
         from stages.evaluate.nltk_data import provide_nltk_data
@@ -222,6 +222,7 @@ class Bench:
     def sharded(self, row: Row, num_documents: int) -> float:
         """Seconds of the whole stage, from documents to Parquet, in shards that overlap as they do on a GPU."""
         from stages.evaluate.answer import announce, answer
+        from stages.evaluate.builders import builder_beside
         from stages.evaluate.config import AnswerConfig, PromptConfig
         from stages.evaluate.session import Session
 
@@ -236,17 +237,23 @@ class Bench:
         ]
         self.engine.reset()
         shutil.rmtree(self._work_dir / "session", ignore_errors=True)
-        session = Session(self.ours, self.engine, self._checkpoint, self._work_dir / "session", overlaps=True)
+        work_dir = self._work_dir / "session"
+        work_dir.mkdir()
+        builder = builder_beside(self.ours, self._checkpoint, self._config, work_dir)
+        session = Session(self.ours, self.engine, self._checkpoint, builder, overlaps=True)
+        inputs = {"checkpoint": self._checkpoint, **data}
         for shard in shards[:2]:  # built before the clock starts, as if others were answered before them
-            announce(shard, data, session)
+            announce(shard, inputs, session)
         wait(shard.built for shard in session._under_way.values())
         started = time.perf_counter()
         for index, shard in enumerate(shards):
             for later in shards[index + 1 : index + 3]:
-                announce(later, data, session)
+                announce(later, inputs, session)
             with TemporaryDirectory(dir=self._work_dir) as out:
-                answer(shard, data, Path(out), session)
-        return time.perf_counter() - started
+                answer(shard, inputs, Path(out), session)
+        taken_s = time.perf_counter() - started
+        builder.close()
+        return taken_s
 
     def raw(self, instances: Iterable[Any]) -> list[str]:
         """What nothing can be faster than: the same prompts, as tokens, in one call."""

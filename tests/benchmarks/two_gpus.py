@@ -91,12 +91,12 @@ defaults:
   - override /drift: none
 sweep:
   name: ranks
-  axes: {recipe: [bf16, w8a8_fp], engine.tensor_parallel_size: [2, 1]}
-engine: {max_model_len: 4096, gpu_memory_gib: 80}
+  axes: {{recipe: [bf16, w8a8_fp], engine.tensor_parallel_size: [2, 1]}}
+engine: {{max_model_len: 4096, gpu_memory_gib: 80{plain}}}
 tasks:
-  arc_challenge: {limit: 1172, shard_size: 300}
-  hellaswag: {limit: 400, shard_size: 200}
-  gsm8k: {limit: 64, shard_size: 32, gen_kwargs: {max_gen_toks: 128}}
+  arc_challenge: {{limit: 1172, shard_size: 300}}
+  hellaswag: {{limit: 400, shard_size: 200}}
+  gsm8k: {{limit: 64, shard_size: 32, gen_kwargs: {{max_gen_toks: 128}}}}
 """
 SERVE = """\
 # @package _global_
@@ -105,15 +105,15 @@ defaults:
   - override /model: dummy70b
   - override /suite: none
   - override /engine: vllm_gpu
-  - override /gpu: h100
+  - override /gpu: {gpu}
   - override /drift: none
 sweep:
   name: serve
-  axes: {recipe: [bf16]}
-engine: {max_model_len: 4096, tensor_parallel_size: 2}
-server: {num_clients: 4}
+  axes: {{recipe: [bf16]}}
+engine: {{max_model_len: 4096, tensor_parallel_size: 2{plain}}}
+server: {{num_clients: 4}}
 workloads:
-  docstring_generation: {num_sync_requests: 3, num_runs: 1, concurrency: 256, direct: false}
+  docstring_generation: {{num_sync_requests: 3, num_runs: 1, concurrency: 256, direct: false}}
 """
 
 
@@ -268,11 +268,28 @@ def _write_sweeps(bench: Bench) -> None:
         "model/tiny": MODEL.format(name="tiny", path=bench.work / "model_tiny"),
         "model/dummy70b": DUMMY.format(name="dummy70b", shape=json.dumps(shape)),
         "sweep/trials": TRIALS.format(model=model, engine=engine, more=more, recipes=recipes, **asked),
-        "sweep/ranks": RANKS,
-        "sweep/serve": SERVE,
+        "sweep/ranks": RANKS.format(plain=_plain_reduction()),
+        "sweep/serve": SERVE.format(plain=_plain_reduction(), gpu=_gpu()),
     }
     for name, text in files.items():
         (bench.own / f"{name}.yaml").write_text(text)
+
+
+def _plain_reduction() -> str:
+    """NCCL alone between ranks where the host has no NVLink multicast: vLLM's faster ways made ranks fail there."""
+    if not os.environ.get("TORCH_SYMM_MEM_DISABLE_MULTICAST"):
+        return ""
+    os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+    fused = "compilation_config: {pass_config: {fuse_allreduce_rms: false}}"
+    return f", vllm_args: {{disable_custom_all_reduce: true, {fused}}}"
+
+
+def _gpu() -> str:
+    """The config of the GPU that is here."""
+    from stages.gpu import read_gpus
+
+    product = states[0].product if (states := read_gpus(1)) else ""
+    return "h200" if "H200" in product else "h100"
 
 
 def _make_model(bench: Bench, name: str) -> None:

@@ -81,15 +81,21 @@ BAD_INPUT = {
     "no tasks": (["suite=none"], r"no tasks"),
     "unknown mode": (["mode=fly"], r"mode=fly: there are run, resubmit, .*gc"),
     "a model that does not fit its GPUs": (
-        ["+sweep=llama31", "mode=plan", "engine.gpu_memory_gib=24"],
+        ["+sweep=llama31", "mode=plan", "sweep.axes.recipe=[bf16]", "engine.gpu_memory_gib=24"],
         r"llama31_\d+b/bf16 needs \d+ GiB on each of \d+ GPUs, which can use 22 of 24.*tensor_parallel_size",
     ),
     "a cache that holds no context": (
-        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=0.5"],
+        ["+sweep=llama31", "mode=plan", "sweep.axes.recipe=[bf16]", "engine.kv_cache_gib=0.5"],
         r"llama31_8b/bf16 needs 1.00 GiB on each GPU for the keys and values of one context of 8192 tokens",
     ),
     "a cache that does not fit its GPU": (
-        ["+sweep=llama31", "mode=plan", "engine.kv_cache_gib=60", "engine.gpu_memory_gib=80"],
+        [
+            "+sweep=llama31",
+            "mode=plan",
+            "sweep.axes.recipe=[bf16]",
+            "engine.kv_cache_gib=60",
+            "engine.gpu_memory_gib=80",
+        ],
         r"llama31_8b/bf16 needs 75 GiB on each of 1 GPUs, which can use 72 of 80",
     ),
     "a share that is not one": (
@@ -234,6 +240,14 @@ BAD_INPUT = {
     "a server on a part of a GPU": (
         ["+sweep=smoke_profile", "engine=vllm_gpu", "gpu=h100", "engine.gpus_per_rank=0.5", "engine.kv_cache_gib=8"],
         r"engine.gpus_per_rank=0.5: a server is measured on whole GPUs",
+    ),
+    "vLLM's argument with a place of its own": (
+        ["engine.vllm_args={max_model_len: 512}"],
+        r"engine.vllm_args.max_model_len is engine.max_model_len: set that",
+    ),
+    "vLLM's argument for another engine": (
+        ["engine=transformers", "engine.vllm_args={block_size: 32}"],
+        r"engine.vllm_args are vLLM's, and this engine is transformers",
     ),
     "a cache of nothing": (["engine.kv_cache_gib=0"], r"engine.kv_cache_gib must be more than 0"),
     "no probe": (["gate.num_probe_tokens=0"], r"gate.num_probe_tokens must be at least 1"),

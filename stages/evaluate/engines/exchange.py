@@ -45,6 +45,8 @@ UNQUANTIZED = Support((0, 26), f"{_PARAMETERS}; {_EAGER}")
 # than parameters.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _REORDERED = "_g_idx"  # an order of columns, which some kernels keep where no reload reaches it
+# Scales of the keys and values that an attention layer keeps: parameters that no checkpoint fills, or none may.
+_OF_CACHE = re.compile(r"\._?(?:q|k|v|kv|prob)_scale$")
 
 
 def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: str) -> None:
@@ -54,6 +56,8 @@ def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: st
         raise EngineError(f"nobody has tried to exchange weights of {unknown[0]}")
     if any(name.endswith(_REORDERED) for name in read_tensor_infos(checkpoint)):
         raise EngineError("the order of its columns is kept where a reload does not reach it")
+    if any(_OF_CACHE.search(name) for name in read_tensor_infos(checkpoint)):
+        raise EngineError("nobody has tried to exchange the scales of a cache of keys and values")
     for kernel, support in _supports(arithmetic):
         if support is None:
             raise EngineError(f"nobody has tried to exchange weights behind {kernel}")
@@ -74,8 +78,8 @@ def reload(llm: Any, directory: Path) -> None:
 
 
 def spoil(model: "Module") -> int:
-    """Fill every parameter with what no checkpoint holds; how many there were."""
-    parameters = dict(model.named_parameters())
+    """Fill every parameter that a checkpoint fills with what none holds; how many there were."""
+    parameters = _filled(model)
     for parameter in parameters.values():
         parameter.data.fill_(_spoiled_value(parameter))
     return len(parameters)
@@ -83,7 +87,11 @@ def spoil(model: "Module") -> int:
 
 def spoiled(model: "Module") -> list[str]:
     """Names of the parameters that are as ``spoil`` left them, by their first values."""
-    return [name for name, parameter in model.named_parameters() if _is_spoiled(parameter)]
+    return [name for name, parameter in _filled(model).items() if _is_spoiled(parameter)]
+
+
+def _filled(model: "Module") -> dict[str, "Tensor"]:
+    return {name: each for name, each in model.named_parameters() if not _OF_CACHE.search(name)}
 
 
 def _is_spoiled(parameter: "Tensor") -> bool:

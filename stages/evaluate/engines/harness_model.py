@@ -20,7 +20,7 @@ from stages.evaluate.answers import Answer, response_of
 from stages.evaluate.engines.chat_template import ChatTemplate
 from stages.evaluate.engines.protocol import Engine, GenerateRequest, Generation, Score, ScoreRequest
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, SAMPLING_NAMES, check_gen_kwargs
-from stages.evaluate.reasoning import Reasoning
+from stages.evaluate.reasoning import Reasoning, find_reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._bos_text = tokenizer.decode([self.prefix_token_id])
         self._eos_text = tokenizer.decode([self.eot_token_id])
         self._known: dict[tuple[str, bool | None], list[int]] = {}
+        self._reasonings: dict[str | None, Reasoning | None] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -96,6 +97,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _special(self, text: str, wanted: bool | None) -> bool | None:
         return False if wanted is None and text.startswith(self._bos_text) else wanted
+
+    def reasoning(self, setting: str | None) -> Reasoning | None:
+        """How the model thinks, by what ``reasoning_end`` says; looked for once, in a vocabulary that is long."""
+        if setting not in self._reasonings:
+            self._reasonings[setting] = find_reasoning(setting, self.tokenizer)
+        return self._reasonings[setting]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True, **options: Any

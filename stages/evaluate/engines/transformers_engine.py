@@ -19,6 +19,7 @@ from stages.evaluate.engines.protocol import (
     ScoreRequest,
 )
 from stages.evaluate.engines.simulated import DENSE, read_quantization, simulated
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,9 @@ class TransformersEngine:
         self._load(checkpoint)
 
     def _load(self, checkpoint: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        with no_collection():
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         config = self._config
         self._batch_size = config.batch_size

@@ -26,7 +26,8 @@ from stages.evaluate.engines.simulated import (
 )
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
-from stages.evaluate.engines.vllm_start import Start, llm_arguments
+from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
+from stages.imports import no_collection
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -70,9 +71,11 @@ class VllmEngine:
 
     def _open(self, checkpoint: Path, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """vLLM, and the arithmetic of its linear layers."""
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with no_collection():
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
+        check_known(self._config.vllm_args)
         _inspect_here()
         self._is_cpu = current_platform.is_cpu()
         if self._is_simulated(checkpoint):
@@ -101,6 +104,8 @@ class VllmEngine:
         """
         if self._config.num_ranks > 1:
             raise EngineError("nobody has tried to exchange weights of an engine of several processes")
+        if self._config.vllm_args:
+            raise EngineError("nobody has tried to exchange weights under engine.vllm_args")
         check_supported(checkpoint, self.arithmetic, self.facts["engine_version"])
         if self._llm.llm_engine.has_unfinished_requests():
             raise EngineError("requests are under way, whose answers would be of two models")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import ConfigError, EngineError
-from stages.evaluate.building import Tasks
+from stages.evaluate.building import Tasks, answered, asked
 from stages.evaluate.recorded.artifact import RecordedRun, read_run, repeats_apart
 from stages.evaluate.recorded.samples import SamplesFile, recorded_answers
 from stages.evaluate.session import AnsweredShard
@@ -47,9 +47,8 @@ class RecordedSession:
         self._check_context(built, config)
         file = self._file(config.task)
         file.check_known(built.num_docs)
-        return AnsweredShard(
-            built, documents, [recorded_answers(file, document, built.reasoning) for document in documents]
-        )
+        answers = (recorded_answers(file, document, built.reasoning) for document in documents)
+        return AnsweredShard(asked(built), [answered(*pair) for pair in zip(documents, answers, strict=True)])
 
     def exchange(self, checkpoint: Path) -> None:
         """Never: a run is of one checkpoint."""

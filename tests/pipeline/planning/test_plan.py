@@ -1,5 +1,6 @@
 """The plan: pure, ordered, shared where things are the same."""
 
+import copy
 import dataclasses
 import functools
 import subprocess
@@ -27,6 +28,12 @@ from pipeline.steps.step import Step
 
 
 def trials_of(*cli: str) -> list[Trial]:
+    return copy.deepcopy(_composed(cli))
+
+
+@functools.cache
+def _composed(cli: tuple[str, ...]) -> list[Trial]:
+    """Composing takes Hydra a second, and many tests begin with the same sweep."""
     register()
     with initialize_config_module(version_base="1.3", config_module="conf"):
         config = OmegaConf.to_object(compose("config", overrides=list(cli)))

@@ -52,8 +52,8 @@ def test_the_sized_part_grows_with_the_model_and_is_shared_by_ranks() -> None:
 
 
 @pytest.mark.parametrize("stage", ["answer", "quantize", "gate"])
-def test_the_project_s_table_knows_an_h100_and_a_processor(stage: str) -> None:
+def test_the_project_s_table_knows_two_gpus_and_a_processor(stage: str) -> None:
     rows = [rate for rate in measured_rates()._rates if rate.stage == stage]
-    assert {rate.device for rate in rows} == {"H100", CPU}
+    assert {rate.device for rate in rows} == {"H100", "H200", CPU}
     assert all(rate.source for rate in rows)
     assert all(rate.fixed_s or rate.each or rate.sized_s or rate.sized_each for rate in rows)

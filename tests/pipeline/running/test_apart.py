@@ -143,6 +143,34 @@ def test_what_a_dead_process_left_is_ended_and_keeps_nobody_waiting(tmp_path: Pa
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
 
 
+def test_what_an_engine_that_failed_left_behind_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """The next attempt at its step, and the next step, have a process of their own."""
+    checkpoint, behaviours = note("weights"), {"a": "write", "b": "engine_error", "c": "write"}
+    steps = [
+        serving(text, checkpoint, behaviour=how, scratch=str(tmp_path), resources=ONE_GPU)
+        for text, how in behaviours.items()
+    ]
+    outcomes = run(tmp_path / "store", [checkpoint, *steps])
+    assert [outcomes[step.ref].status for step in steps] == [Status.succeeded, Status.failed, Status.succeeded]
+    ledger = Store(tmp_path / "store").ledger
+    tried = [event["pid"] for step in steps for event in ledger.events(step.ref) if event["event"] == "started"]
+    assert len(tried) == 4
+    assert tried[0] == tried[1] and len(set(tried[1:])) == 3
+
+
+def test_a_session_that_never_opens_is_not_tried_for_every_step_though_each_try_has_a_process(tmp_path: Path) -> None:
+    checkpoint, scratch = note("model"), str(tmp_path)
+    shards = [
+        serving(f"s{index}", checkpoint, behaviour="no_session", scratch=scratch, resources=ONE_GPU)
+        for index in range(6)
+    ]
+    outcomes = run(tmp_path / "store", [checkpoint, *shards])
+    assert (tmp_path / "sessions").read_text().split() == ["open"] * 2
+    assert {outcomes[shard.ref].failure_class for shard in shards} == {FailureClass.engine}
+    assert "not tried" in outcomes[shards[-1].ref].message
+    assert "the engine did not start" in outcomes[shards[-1].ref].message
+
+
 class Unreadable:
     """What no other process can read back."""
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import batches
 from pipeline.running.progress import Progress
@@ -12,7 +14,7 @@ from pipeline.store.store import open_storage
 from tests.pipeline.fakes import note, serving
 
 
-def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
+def test_no_time_is_promised_while_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, plan = Ledger(open_storage(tmp_path)), Plan("sweep")
     checkpoint = note("weights")
     steps = [checkpoint, serving("a", checkpoint), note("b", checkpoint)]
@@ -27,6 +29,9 @@ def test_no_time_is_promised_while_nothing_runs(tmp_path: Path) -> None:
     progress.render()
     assert "min left" in progress.summary()
     ledger.forgive([steps[2].ref], "run", set())
+    progress.render()
+    assert "min left" in progress.summary(), "a moment between two steps is nothing to tell"
+    monkeypatch.setattr("pipeline.running.progress.IDLE_S", 0.0)
     progress.render()
     assert "min left" not in progress.summary()
     assert progress.summary().endswith("nothing is running")

@@ -22,7 +22,7 @@ from tests.sweeping import wait_for
 pytestmark = pytest.mark.dear
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node_of_eight() -> Any:
     """A Ray node that declares 8 logical GPUs and as many CPUs."""
     from ray.cluster_utils import Cluster
@@ -93,9 +93,9 @@ def test_a_node_that_joins_later_is_used(tmp_path: Path) -> None:
     assert any(overlaps)
 
 
-def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path) -> None:
+def test_at_most_max_parallel_batches_are_in_flight(tmp_path: Path, node_of_eight: Any) -> None:
     steps = [note(f"{index}", behaviour="slow", resources=Resources(num_cpus=0.1)) for index in range(4)]
-    cluster = ClusterConfig(runner=RunnerKind.ray, num_cpus=2)
+    cluster = ClusterConfig(runner=RunnerKind.ray, address=node_of_eight.address)
     context = RunContext(Address(tmp_path), "run", max_attempts=2)
     make_runner(cluster, max_parallel=1).run(batches(steps), context, lambda _: None)
     spans = sorted(_span(tmp_path, step) for step in steps)
@@ -109,11 +109,11 @@ def test_what_is_said_of_a_stage_leaves_the_rest_of_its_share(tmp_path: Path) ->
     assert shares == {Resources(num_cpus=4, num_gpus=2, num_nodes=2, memory_gib=64)}
 
 
-def test_what_no_node_can_hold_is_refused_and_what_one_can_is_done(tmp_path: Path) -> None:
-    fitting, large = note("fitting"), note("large", resources=Resources(num_cpus=3))
-    runner = make_runner(ClusterConfig(runner=RunnerKind.ray, num_cpus=2))
+def test_what_no_node_can_hold_is_refused_and_what_one_can_is_done(tmp_path: Path, node_of_eight: Any) -> None:
+    fitting, large = note("fitting"), note("large", resources=Resources(num_cpus=9))
+    runner = make_runner(ClusterConfig(runner=RunnerKind.ray, address=node_of_eight.address))
     context = RunContext(Address(tmp_path), "run", max_attempts=2)
-    with pytest.raises(UserError, match=r"needs 3 CPUs on one node, but the cluster's largest node has 2"):
+    with pytest.raises(UserError, match=r"needs 9 CPUs on one node, but the cluster's largest node has 8"):
         runner.run(batches([fitting, large]), context, lambda _: None)
     assert Store(tmp_path).find(fitting.ref) is None
     assert runner.run(batches([fitting]), context, lambda _: None)[fitting.ref].status is Status.succeeded

@@ -1,6 +1,6 @@
 """Running batches: outcomes are values, finished work is published at once, and a death is no disaster."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,20 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.store import Address, Store, open_storage
 from tests.pipeline.fakes import note, serving
 
+INLINE = ClusterConfig(runner=RunnerKind.inline)
 
-def run(root: Path, steps: Sequence[Step], kind: RunnerKind = RunnerKind.inline, run_id: str = "run") -> Outcomes:
-    cluster = ClusterConfig(runner=kind, num_cpus=2)
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[ClusterConfig]:
+    """A node of two cores."""
+    from ray.cluster_utils import Cluster
+
+    node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield ClusterConfig(runner=RunnerKind.ray, address=node.address)
+    node.shutdown()
+
+
+def run(root: Path, steps: Sequence[Step], cluster: ClusterConfig = INLINE, run_id: str = "run") -> Outcomes:
     missing = Store(root).missing(steps)
     return make_runner(cluster).run(batches(missing), RunContext(Address(root), run_id, max_attempts=2), lambda _: None)
 
@@ -138,23 +149,26 @@ def test_a_batch_comes_after_what_its_later_steps_need() -> None:
 
 
 @pytest.mark.dear
-@pytest.mark.parametrize("kind", RunnerKind)
-def test_both_runners_do_the_same(tmp_path: Path, kind: RunnerKind) -> None:
+def test_both_runners_do_the_same(tmp_path: Path, on_ray: ClusterConfig) -> None:
     broken, first = note("broken", behaviour="data_error"), note("a")
     steps = [broken, first, note("b", first), note("c", broken)]
-    outcomes = run(tmp_path, steps, kind)
-    statuses = [outcomes[step.ref].status for step in steps]
-    assert statuses == [Status.failed, Status.succeeded, Status.succeeded, Status.skipped]
-    assert read(tmp_path, steps[2]) == "ab"
+    for cluster in (INLINE, on_ray):
+        root = tmp_path / cluster.runner.value
+        outcomes = run(root, steps, cluster)
+        statuses = [outcomes[step.ref].status for step in steps]
+        assert statuses == [Status.failed, Status.succeeded, Status.succeeded, Status.skipped]
+        assert read(root, steps[2]) == "ab"
 
 
 @pytest.mark.dear
-def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_aside(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_aside(
+    tmp_path: Path, on_ray: ClusterConfig
+) -> None:
     scratch = str(tmp_path)
     unlucky = note("unlucky", behaviour="die_once", scratch=scratch)
     deadly = note("deadly", behaviour="die", scratch=scratch)
     behind, free = note("behind", deadly), note("free", unlucky)
-    outcomes = run(tmp_path / "store", [unlucky, deadly, behind, free], RunnerKind.ray)
+    outcomes = run(tmp_path / "store", [unlucky, deadly, behind, free], on_ray)
     assert outcomes[unlucky.ref].status is Status.succeeded
     assert outcomes[free.ref].status is Status.succeeded
     assert outcomes[deadly.ref].status is Status.failed
@@ -167,10 +181,10 @@ def test_a_worker_that_dies_is_replaced_and_a_step_that_kills_workers_is_set_asi
 
 
 @pytest.mark.dear
-def test_work_that_no_node_can_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
+def test_work_that_no_node_can_hold_is_refused_before_it_starts(tmp_path: Path, on_ray: ClusterConfig) -> None:
     step = note("a", scratch=str(tmp_path), resources=Resources(num_gpus=4))
     with pytest.raises(UserError, match="needs 4 GPUs"):
-        run(tmp_path / "store", [step], RunnerKind.ray)
+        run(tmp_path / "store", [step], on_ray)
     assert lines(tmp_path / "calls") == []
 
 

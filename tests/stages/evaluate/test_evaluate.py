@@ -7,11 +7,13 @@ from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import ConfigError, DataError, EngineError
 from stages.evaluate.answer import announce, answer, exchange, open_session, session_key
+from stages.evaluate.builders import Apart, Here
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import Generation, Score
 from stages.evaluate.order import documents_of
@@ -566,7 +568,9 @@ class WritingEngine:
 def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, config_of, inputs, tmp_path):
     """Another driver may have published it meanwhile."""
     data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
-    overlapping = Session(session.model, WritingEngine(), inputs["checkpoint"], tmp_path, overlaps=True)
+    overlapping = Session(
+        session.model, WritingEngine(), inputs["checkpoint"], Here(session.model, tmp_path), overlaps=True
+    )
     first, never, choice = (
         config_of("quiz_write", stop=2),
         config_of("quiz_write", start=2, stop=4),
@@ -576,8 +580,8 @@ def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, conf
         overlapping.announce(config, inputs["checkpoint"], data)
     for shard in overlapping._under_way.values():
         shard.built.result()
-    assert len(overlapping.answered(first, data).answers) == 2
-    assert len(overlapping.answered(choice, data).answers) == 2
+    assert len(overlapping.answered(first, data).documents) == 2
+    assert len(overlapping.answered(choice, data).documents) == 2
     overlapping.close()
 
 
@@ -600,18 +604,18 @@ def test_what_follows_with_other_weights_is_built_before_and_begun_after_they_ar
     data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
     other = shutil.copytree(inputs["checkpoint"], tmp_path / "other")
     engine = Exchanging()
-    overlapping = Session(session.model, engine, inputs["checkpoint"], tmp_path, overlaps=True)
+    overlapping = Session(session.model, engine, inputs["checkpoint"], Here(session.model, tmp_path), overlaps=True)
     first, second = config_of("quiz_write", stop=2), config_of("quiz_write", start=2, stop=4)
     for checkpoint, config in ((inputs["checkpoint"], first), (inputs["checkpoint"], second), (other, second)):
         overlapping.announce(config, checkpoint, data)
     built = [shard.built for shard in overlapping._under_way.values()]
     wait(built)
-    assert len(overlapping.answered(first, data).answers) == 2
+    assert len(overlapping.answered(first, data).documents) == 2
     begun = len(engine.begun)
     assert begun == 8, "two shards of two documents, each answered twice"
     exchange({"checkpoint": other}, overlapping)
     assert engine.weights == [("other", begun)]
-    assert len(overlapping.answered(second, data).answers) == 2
+    assert len(overlapping.answered(second, data).documents) == 2
     assert len(engine.begun) == begun + 4, "asked again, though the first weights had answered it"
     overlapping.close()
 
@@ -620,7 +624,7 @@ def test_a_checkpoint_of_another_family_reaches_no_engine(session, config_of, in
     other = shutil.copytree(inputs["checkpoint"], tmp_path / "other")
     (other / "tokenizer_config.json").write_text("{}")
     engine = Exchanging()
-    kept = Session(session.model, engine, inputs["checkpoint"], tmp_path)
+    kept = Session(session.model, engine, inputs["checkpoint"], Here(session.model, tmp_path))
     with pytest.raises(EngineError, match="another config, tokenizer or tensors"):
         exchange({"checkpoint": other}, kept)
     assert engine.weights == []
@@ -645,3 +649,24 @@ def test_transformers_loads_another_checkpoint_in_the_place_of_the_first(
         exchange({"checkpoint": rounded[1]}, exchanged)
         assert bytes_of(config, exchanged)["answers.parquet"] == found[1]
     assert found[0] != found[1]
+
+
+def test_processes_beside_an_engine_build_what_a_thread_of_its_own_does(session, config_of, inputs, tmp_path):
+    """And say what is wrong with a shard; one that dies costs its shard, and no more is asked of it."""
+    data = {DATA_SET: inputs[f"data:{DATA_SET}"]}
+    apart = Apart(inputs["checkpoint"], replace(ENGINE, num_cpus=2), tmp_path)
+    here = Here(session.model, tmp_path)
+    shards = [config_of("quiz_choice", 6, 9), config_of("quiz_write", num_fewshot=0), config_of("quiz_choice", 0, 3)]
+    there = [apart.submit(config, data) for config in shards]
+    assert [each.result() for each in there] == [here.submit(config, data).result() for config in shards]
+    here.close()
+    with pytest.raises(ConfigError, match="unknown to lm-eval"):
+        apart.submit(config_of("no_such_task"), data).result()
+    opened = Session(session.model, WritingEngine(), inputs["checkpoint"], apart)
+    for process in psutil.Process().children():
+        if "spawn_main" in " ".join(process.cmdline()):
+            process.kill()
+    with pytest.raises(EngineError, match="process that made its prompts died"):
+        opened.answered(config_of("quiz_write"), data)
+    opened.close()
+    assert opened.engine.closed

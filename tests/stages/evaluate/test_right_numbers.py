@@ -9,6 +9,7 @@ import pytest
 from stages.errors import ConfigError
 from stages.evaluate.answers import Answer, Answered
 from stages.evaluate.artifact import read_leaf_facts, read_samples
+from stages.evaluate.builders import Here
 from stages.evaluate.building import build_task
 from stages.evaluate.config import AnswerConfig, PromptConfig, ScoringConfig
 from stages.evaluate.digests import digest, prompt_digest
@@ -288,7 +289,7 @@ def test_a_model_is_told_whether_to_think_and_only_its_answer_is_read(
     task_of("stops")  # writes the data
     model = model_of(THINKING)
     writer = Writer(model.tokenizer)
-    session = Session(model, writer, tmp_path, tmp_path / "work")
+    session = Session(model, writer, tmp_path, Here(model, tmp_path / "work"))
     prompt = PromptConfig(chat_template_kwargs=kwargs)
     config = AnswerConfig(task="stops", stop=4, start=0, harness="h", include_paths=[str(tasks_dir)], prompt=prompt)
     out = tmp_path / "out"

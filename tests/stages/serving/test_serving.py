@@ -323,6 +323,12 @@ def test_the_server_is_started_as_the_plan_says(tiny_model):
         "--kv-cache-memory-bytes 1610612736",
     ):
         assert expected in text
+    own = {"disable_custom_all_reduce": True, "async_scheduling": False, "hf_overrides": {"rope_theta": 2}}
+    given = vllm_command(tiny_model, EngineConfig(vllm_args={**own, "block_size": 32}), ServerConfig(), False, 8001)
+    assert given[-6:] == [
+        *("--disable-custom-all-reduce", "--no-async-scheduling", "--hf-overrides", '{"rope_theta": 2}'),
+        *("--block-size", "32"),
+    ]
     alone = " ".join(vllm_command(tiny_model, EngineConfig(), ServerConfig(), False, 8001))
     assert f"vllm.entrypoints.openai.api_server --model {tiny_model} " in alone
     assert "api-server-count" not in alone

@@ -252,6 +252,17 @@ def test_every_kind_of_parameter_can_be_spoiled_and_is_known_again():
     assert spoiled(model) == []
 
 
+def test_scales_of_a_cache_that_no_checkpoint_fills_are_left_as_they_are():
+    model = torch.nn.Module()
+    model.attn = torch.nn.Module()
+    for name in ("_k_scale", "_v_scale", "_q_scale"):
+        model.attn.register_parameter(name, torch.nn.Parameter(torch.ones(()), requires_grad=False))
+    model.register_parameter("k_proj_weight_scale", torch.nn.Parameter(torch.ones(2), requires_grad=False))
+    assert spoil(model) == 1
+    assert spoiled(model) == ["k_proj_weight_scale"]
+    assert all(parameter == 1 for parameter in model.attn.parameters())
+
+
 def native(*kernels):
     return {"method": "native", "kernels": list(kernels) or None}
 
@@ -277,13 +288,17 @@ def test_a_kernel_that_nobody_has_tried_is_opened_anew(members, arithmetic, vers
         check_supported(checkpoint, arithmetic, version)
 
 
-def test_reordered_columns_and_experts_are_opened_anew(members, tmp_path):
-    reordered, experts = (shutil.copytree(members(None)[0], tmp_path / name) for name in ("reordered", "experts"))
+def test_reordered_columns_a_cache_s_scales_and_experts_are_opened_anew(members, tmp_path):
+    names = ("reordered", "scaled", "experts")
+    reordered, scaled, experts = (shutil.copytree(members(None)[0], tmp_path / name) for name in names)
     tensors = load_file(reordered / "model.safetensors") | {"model.layers.0.mlp.up_proj.weight_g_idx": torch.ones(2)}
     save_file(tensors, reordered / "model.safetensors")
+    tensors = load_file(scaled / "model.safetensors") | {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+    save_file(tensors, scaled / "model.safetensors")
     text = (experts / "config.json").read_text().replace("LlamaForCausalLM", "MixtralForCausalLM")
     (experts / "config.json").write_text(text)
-    for checkpoint, says in ((reordered, "order of its columns"), (experts, "MixtralForCausalLM")):
+    refused = ((reordered, "order of its columns"), (scaled, "scales of a cache"), (experts, "MixtralForCausalLM"))
+    for checkpoint, says in refused:
         with pytest.raises(EngineError, match=says):
             check_supported(checkpoint, {"method": "dense"}, "0.32.0")
 

@@ -11,6 +11,7 @@ import pytest
 
 from stages.errors import ConfigError, EngineError
 from stages.evaluate.answer import answer, open_session
+from stages.evaluate.builders import Here
 from stages.evaluate.config import AnswerConfig, EngineConfig, EngineKind, PromptConfig
 from stages.evaluate.engines.protocol import GenerateRequest, ScoreRequest
 from stages.evaluate.session import Session, open_engine
@@ -202,7 +203,7 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
         return begin(requests)
 
     monkeypatch.setattr(engine, "begin", observed)
-    overlapping = Session(session.model, engine, inputs["checkpoint"], tmp_path, overlaps=True)
+    overlapping = Session(session.model, engine, inputs["checkpoint"], Here(session.model, tmp_path), overlaps=True)
     unknown = config_of("no_such_task", 0, 3)
     refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0})
     refused.prompt.gen_kwargs["min_p"] = 7  # as a task's own file may have it
@@ -254,7 +255,8 @@ def test_a_servers_answers_are_those_of_the_engine_in_this_process_to_the_byte(s
             prompt_format=prompt_format,
         )  # fmt: skip
         asked = [replace(shard, engine=engine) for shard in shards]
-        there = Session(session.model, open_engine(inputs["checkpoint"], engine), inputs["checkpoint"], tmp_path)
+        opened = open_engine(inputs["checkpoint"], engine)
+        there = Session(session.model, opened, inputs["checkpoint"], Here(session.model, tmp_path))
         found = [answers_of(shard, inputs, there, tmp_path / prompt_format / shard.task) for shard in asked]
         there.close()
         assert {

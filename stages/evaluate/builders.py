@@ -1,0 +1,99 @@
+"""Who builds a session's shards beside its engine: a thread, or processes of their own.
+
+Prompts and their tokens take Python some 5 ms a document, which a thread would take from what feeds a GPU.  On a CPU
+the engine has all cores, and processes more would only take memory.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from stages.evaluate.building import Built, Tasks, open_model, task_key
+from stages.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from stages.evaluate.config import AnswerConfig, EngineConfig
+    from stages.evaluate.engines.harness_model import HarnessModel
+
+# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
+SWITCH_INTERVAL_S = 0.0005
+
+
+class Builder(Protocol):
+    """Builds shards in the order in which they are given, those of one task all in one place."""
+
+    def submit(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Future[Built]:
+        """Begin with a shard as soon as there is time for it."""
+
+    def close(self) -> None:
+        """Drop what has not begun."""
+
+
+class Here:
+    """A thread of this process."""
+
+    def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
+        self._tasks = Tasks(model, work_dir)
+        self._thread = ThreadPoolExecutor(1, "builder")
+        self._switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    def submit(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Future[Built]:
+        return self._thread.submit(self._tasks.built, config, data)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        sys.setswitchinterval(self._switch_interval_s)
+
+
+class Apart:
+    """Processes on half of the engine's cores, which begin with their imports at once."""
+
+    def __init__(self, checkpoint: Path, engine: "EngineConfig", work_dir: Path) -> None:
+        context = get_context("spawn")  # a fork would share what this process holds on a GPU
+        places = [work_dir / f"builder_{number}" for number in range(max(1, engine.num_cpus // 2))]
+        self._processes = [
+            ProcessPoolExecutor(1, context, initializer=_begin, initargs=(os.getpid(), checkpoint, engine, place))
+            for place in places
+        ]
+        self._of_task: dict[str, ProcessPoolExecutor] = {}
+        for process in self._processes:
+            process.submit(os.getpid)
+
+    def submit(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Future[Built]:
+        next_one = self._processes[len(self._of_task) % len(self._processes)]
+        return self._of_task.setdefault(task_key(config, data), next_one).submit(_build, config, data)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.shutdown()
+
+
+_tasks: Tasks | None = None  # of such a process
+
+
+def _begin(parent: int, checkpoint: Path, engine: "EngineConfig", work_dir: Path) -> None:
+    global _tasks
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C lets the shard under way finish
+    work_dir.mkdir()
+    _tasks = Tasks(open_model(checkpoint, engine, work_dir), work_dir)
+
+
+def _build(config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
+    assert _tasks is not None
+    return _tasks.built(config, data)
+
+
+def builder_beside(model: "HarnessModel", checkpoint: Path, engine: "EngineConfig", work_dir: Path) -> Builder:
+    """The builder for an engine that is opened meanwhile."""
+    return Apart(checkpoint, engine, work_dir) if engine.on_gpu else Here(model, work_dir)
