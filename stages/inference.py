@@ -1,4 +1,4 @@
-"""Inference on paired scores: numbers in, intervals, p-values and sample sizes out.  Nothing here draws at random.
+"""Inference on paired scores: numbers in, intervals, p-values and sample sizes out; no seed changes any of them.
 
 ``lost`` documents are right in the base alone, ``won`` in the trial alone; all functions of them take arrays as well.
 """
