@@ -3,6 +3,7 @@ they share.
 """
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,17 +58,12 @@ class Scorer:
         if self.aggregate is None:
             values, groups = np.column_stack([column.astype(float) for column in columns]), clusters
         else:
-            values, groups = self._pseudo_values(columns, np.array(scores, dtype=float))
-        found = np.array(scores, dtype=float)
-        num_changed = len(clusters)
+            values, groups = self._pseudo_values(columns, np.array(scores, dtype=float), clusters)
+        found, num_changed = np.array(scores, dtype=float), len(clusters)
         if len(columns) == 2:
             values = np.column_stack([values[:, 0] - values[:, 1], values[:, 1]])
             found = np.array([found[0] - found[1], found[1]])
-            num_changed = (
-                sum(one != other for one, other in zip(*columns, strict=True))
-                if self.aggregate
-                else int(np.count_nonzero(values[:, 0]))
-            )
+            num_changed = sum(map(operator.ne, *(column.tolist() for column in columns)))
         return Part(
             n=len(clusters),
             scores=tuple(found.tolist()),
@@ -84,12 +80,14 @@ class Scorer:
             return False
         return all(bool(((column == 0) | (column == 1)).all()) for column in columns)
 
-    def _pseudo_values(self, columns: Sequence[NDArray[Any]], scores: Floats) -> tuple[Floats, Indices]:
-        """The delete-one jackknife's, of up to MOST_GROUPS groups of documents: what each adds to the score."""
+    def _pseudo_values(
+        self, columns: Sequence[NDArray[Any]], scores: Floats, clusters: Indices
+    ) -> tuple[Floats, Indices]:
+        """The delete-one jackknife's, of clusters or up to MOST_GROUPS groups of them: what each adds to the score."""
         assert self.aggregate is not None
-        n = len(columns[0])
-        num = min(n, MOST_GROUPS)
-        groups, lists = np.arange(n) % num, [column.tolist() for column in columns]
+        names, members = np.unique(clusters, return_inverse=True)
+        num = min(len(names), MOST_GROUPS)
+        groups, lists = members % num, [column.tolist() for column in columns]
         found = np.empty((num, len(columns)))
         for group in range(num):
             kept = np.flatnonzero(groups != group).tolist()
@@ -99,7 +97,7 @@ class Scorer:
                 except (ValueError, ZeroDivisionError):
                     found[group, place] = np.nan
         pseudo = num * scores - (num - 1) * found
-        return np.where(np.isfinite(pseudo).all(), pseudo, scores), np.arange(num)
+        return np.where(np.isfinite(pseudo).all(), pseudo, scores), names[:num]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

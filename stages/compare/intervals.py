@@ -102,7 +102,8 @@ def _graded(each: Estimate, confidence: float) -> Interval:
 
 def why_open(found: Estimate) -> str | None:
     """Why nothing can be said of a difference, whatever its interval."""
-    if found.num_clusters is not None and found.num_clusters < FEWEST_CLUSTERS:
+    num_units = found.num_clusters if found.few is None else len(found.few)
+    if num_units is not None and num_units < min(FEWEST_CLUSTERS, found.n):
         return f"under {FEWEST_CLUSTERS} clusters"
     if found.is_pass and found.n < FEWEST_PROBLEMS:
         return f"under {FEWEST_PROBLEMS} documents"

@@ -233,29 +233,66 @@ def test_few_documents_that_changed_say_nothing_of_a_graded_metric(cell):
         assert (found["num_changed"], found["verdict"]) == (num_changed, verdict)
 
 
-def test_ifeval_s_error_is_the_linearized_one_and_no_draw(run, write_evaluation):
+IFEVAL = {"file": "ifeval_strict/ifeval_strict.py", "function": "mean_of_both_levels"}
+
+
+def followed(rng, num):
+    """Of trial and base for each prompt which of its instructions are followed."""
+    base = [(rng.random(rng.integers(1, 4)) < 0.8).tolist() for _ in range(num)]
+    return [[each if rng.random() > 0.1 else not each for each in of_prompt] for of_prompt in base], base
+
+
+def linearized(prompts):
     """Half of each prompt's own part in the share of prompts, and half of its part in the share of instructions."""
-    rng = np.random.default_rng(5)
-    aggregation = {"file": "ifeval_strict/ifeval_strict.py", "function": "mean_of_both_levels"}
-    facts = {"strict_acc,none": {"aggregation": aggregation, "higher_is_better": True, "kind": "graded"}}
-    base = [(rng.random(rng.integers(1, 4)) < 0.8).tolist() for _ in range(541)]
-    trial = [[each if rng.random() > 0.1 else not each for each in followed] for followed in base]
-    sides = [
-        {"t": write_evaluation("t", {"strict_acc,none": [json.dumps(each) for each in side]}, facts=facts)}
-        for side in (trial, base)
-    ]
-    found = run(*sides)
-    influences = []
-    for side in (trial, base):
-        sizes, sums = (np.array([measure(each) for each in side]) for measure in (len, sum))
-        prompts, share = np.mean([all(each) for each in side]), sums.sum() / sizes.sum()
-        influences.append(
-            (np.array([all(each) for each in side]) - prompts) / 2 + (sums - share * sizes) / 2 / sizes.mean()
-        )
-    half = critical_value(0.95, 540) * (influences[0] - influences[1]).std(ddof=1) / math.sqrt(541)
+    sizes, sums = (np.array([measure(each) for each in prompts]) for measure in (len, sum))
+    is_all = np.array([all(each) for each in prompts])
+    return (is_all - is_all.mean()) / 2 + (sums - sums.sum() / sizes.sum() * sizes) / 2 / sizes.mean()
+
+
+@pytest.fixture
+def ifeval(run, write_evaluation):
+    def compared(leaves, clusters=None):
+        facts = {"strict_acc,none": {"aggregation": IFEVAL, "higher_is_better": True, "kind": "graded"}}
+        sides = [
+            {
+                leaf: write_evaluation(
+                    leaf, {"strict_acc,none": [json.dumps(each) for each in pair[side]]}, facts=facts, clusters=clusters
+                )
+                for leaf, pair in leaves.items()
+            }
+            for side in (0, 1)
+        ]
+        return run(*sides)
+
+    return compared
+
+
+def test_ifeval_s_error_is_the_linearized_one_and_no_draw(ifeval):
+    trial, base = followed(np.random.default_rng(5), 541)
+    found = ifeval({"t": (trial, base)})
+    half = critical_value(0.95, 540) * (linearized(trial) - linearized(base)).std(ddof=1) / math.sqrt(541)
     low, high = difference(found.whole)
     assert (high - low) / 2 == pytest.approx(half, rel=0.005)
-    assert run(*sides).files == found.files
+    assert ifeval({"t": (trial, base)}).files == found.files
+
+
+def test_other_aggregations_of_leaves_and_of_stories_have_their_errors_too(ifeval):
+    rng = np.random.default_rng(6)
+    leaves = {"a": followed(rng, 300), "b": followed(rng, 250)}
+    changes = [linearized(trial) - linearized(base) for trial, base in leaves.values()]
+    sizes = np.array([300, 250])
+    variance = sum(each.var(ddof=1) * len(each) for each in changes) / sizes.sum() ** 2
+    whole = ifeval(leaves).whole
+    low, high = difference(whole)
+    assert whole["num_clusters"] is None, "leaves ask different documents"
+    assert (high - low) / 2 == pytest.approx(critical_value(0.95, 540) * math.sqrt(variance), rel=0.01)
+    trial, base = (side * 3 for side in followed(rng, 250))
+    low, high = difference(ifeval({"t": (trial, base)}, clusters=[*range(250)] * 3).whole)
+    once = linearized(trial[:250]) - linearized(base[:250])
+    half = critical_value(0.95, 249) * once.std(ddof=1) / math.sqrt(250)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.02), "three copies are no more than one"
+    few = ifeval({"t": (trial, base)}, clusters=[each % 9 for each in range(750)]).whole
+    assert (few["verdict"], few["reason"]) == ("inconclusive", "under 10 clusters")
 
 
 def test_real_pairs_have_their_known_verdicts():
