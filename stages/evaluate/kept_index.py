@@ -62,7 +62,8 @@ def _pickled(index: Mapping[str, Any]) -> KeptIndex:
 
 def _stamp(root: Path) -> bytes:
     """Of every file below it, whatever it is called: settings include what they like; and of what reads them."""
-    code = [_seen(path) for path in sorted(Path(__file__).parent.glob("*index.py"))]
+    # By its text: several checkouts of this project may use one environment, and would take turns otherwise.
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*index.py"))]
     versions = [platform.python_version(), yaml.__version__]
     return hashlib.sha256(repr([versions, code, sorted(_files(str(root)))]).encode()).digest()
 
@@ -88,11 +89,11 @@ def _is_folder(each: os.DirEntry[str]) -> bool:
     return False
 
 
-def _seen(file: os.DirEntry[str] | Path) -> _Seen:
+def _seen(file: os.DirEntry[str]) -> _Seen:
     with contextlib.suppress(OSError):  # a link to nowhere
         stat = file.stat()
-        return os.fspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-    return os.fspath(file), 0, 0, 0, 0
+        return file.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return file.path, 0, 0, 0, 0
 
 
 def _keep(path: Path, stamp: bytes, index: KeptIndex) -> None:
