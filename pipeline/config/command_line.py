@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if _COMPLETION not in shown:  # which asks about half a line
         check(found["overrides"])
     words = (word for option in shown.items() for word in option if word)
-    return Command([_reaching_in(text) for text in found["overrides"]], _directory(found["--config-dir"]), tuple(words))
+    return Command([reaching_in(text) for text in found["overrides"]], _directory(found["--config-dir"]), tuple(words))
 
 
 def config_dir(arguments: Sequence[str]) -> Path | None:
@@ -58,7 +58,7 @@ def config_dir(arguments: Sequence[str]) -> Path | None:
     return _directory(vars(_parser().parse_known_args(list(arguments))[0])["--config-dir"])
 
 
-def _reaching_in(text: str) -> str:
+def reaching_in(text: str) -> str:
     """A setting of a task slot, or an argument of vLLM's, that is not there yet; what nobody knows is refused later."""
     return f"++{text}" if _OPEN.match(text) else text
 

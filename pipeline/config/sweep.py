@@ -12,7 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.command_line import check, quoted
+from pipeline.config.command_line import check, quoted, reaching_in
 from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
@@ -124,8 +124,9 @@ class _Expansion:
 
     def _trial(self, point: Mapping[str, Any], cli: Sequence[str] | None = None) -> Trial:
         cli = self._cli if cli is None else cli
-        adjusted = [override for rule in self._sweep.adjust if _applies(rule, point) for override in rule.set]
-        chosen = [f"{axis}={_text(value)}" for axis, value in sorted(point.items())]
+        rules = [rule for rule in self._sweep.adjust if _applies(rule, point)]
+        adjusted = [reaching_in(override) for rule in rules for override in rule.set]
+        chosen = [reaching_in(f"{axis}={_text(value)}") for axis, value in sorted(point.items())]
         overrides = [*chosen, *adjusted, *_reaching(cli, [*chosen, *adjusted], self._sweep)]
         key = "\n".join(overrides)
         if key not in self._trials:
@@ -142,7 +143,7 @@ class _Expansion:
             self._composed[key] = self._compose(grouped)
         composed = copy.deepcopy(self._composed[key])
         for axis, value in plain.items():
-            OmegaConf.update(composed, axis, value)
+            OmegaConf.update(composed, axis, value, force_add=reaching_in(f"{axis}=") != f"{axis}=")
         config = _as_config(composed)
         return config if self._tasks_vary else replace(config, tasks=self._shared.tasks, suites=self._shared.suites)
 

@@ -5,14 +5,16 @@ the engine has all cores, and processes more would only take memory.
 """
 
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stages.errors import one_line
 from stages.evaluate.building import Built, Tasks, open_model, task_key
 from stages.processes import end_with_parent
 
@@ -67,13 +69,19 @@ class Apart:
 
     def submit(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Future[Built]:
         next_one = self._processes[len(self._of_task) % len(self._processes)]
-        return self._of_task.setdefault(task_key(config, data), next_one).submit(_build, config, data)
+        process = self._of_task.setdefault(task_key(config, data), next_one)
+        try:
+            return process.submit(_build, config, data)
+        except BrokenExecutor as error:  # it has died, which is told when the shard is asked for
+            (failed := Future[Built]()).set_exception(error)
+            return failed
 
     def close(self) -> None:
+        """Also what has begun: nobody waits for it, and a GPU would."""
+        for child in [child for process in self._processes for child in (process._processes or {}).values()]:
+            child.kill()
         for process in self._processes:
-            process.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.shutdown()
+            process.shutdown(cancel_futures=True)
 
 
 _tasks: Tasks | None = None  # of such a process
@@ -91,7 +99,20 @@ def _begin(parent: int, checkpoint: Path, engine: "EngineConfig", work_dir: Path
 
 def _build(config: "AnswerConfig", data: Mapping[str, Path]) -> Built:
     assert _tasks is not None
-    return _tasks.built(config, data)
+    try:
+        return _tasks.built(config, data)
+    except Exception as error:
+        if not _travels(error):
+            raise RuntimeError(one_line(error)) from error
+        raise
+
+
+def _travels(error: Exception) -> bool:
+    """Whether it arrives in another process; one that does not is taken for that process's death."""
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), Exception)
+    except Exception:
+        return False
 
 
 def builder_beside(model: "HarnessModel", checkpoint: Path, engine: "EngineConfig", work_dir: Path) -> Builder:

@@ -21,9 +21,8 @@ from typing import Any
 from stages.errors import ConfigError, DataError
 from stages.evaluate.catalog_rows import Rows, hub_ids
 from stages.evaluate.gen_kwargs import DEFAULT_MAX_TOKENS, LENGTH_NAMES, is_sampled
-from stages.evaluate.installed import is_installed
 from stages.evaluate.refusals import refusal
-from stages.evaluate.task_files import Lookups, home_of, task_files
+from stages.evaluate.task_files import Lookups, home_of, is_told_by_version, task_files
 from stages.evaluate.task_identity import identities
 from stages.evaluate.task_index import FunctionRef, Index, build_index, expand, folders_of, task_roots
 from stages.local_files import found
@@ -70,7 +69,7 @@ class _Looker:
         self._index = index
         self._roots = roots
         self._leave_out = leave_out
-        self._folders = {folder for folder in folders_of(index) if not is_installed(folder)}
+        self._folders = {folder for folder in folders_of(index) if not is_told_by_version(folder)}
 
     def homes(self, leaves: Sequence[str]) -> dict[str, str]:
         homes = {leaf: home_of(self._index[leaf]) for leaf in leaves}

@@ -1,5 +1,6 @@
 """What an evaluation is asked: one shard of one task, its prompts and the engine; then, how its answers are scored."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -37,14 +38,31 @@ _FIELDS = (
 )
 SET_HERE: Mapping[str, str] = {  # vLLM's arguments that have another place
     **{name: f"engine.{name}: set that" for name in _FIELDS},
-    "model": "the checkpoint of the trial: leave it out",
+    **dict.fromkeys(("model", "model_weights", "hf_config_path"), "the checkpoint of the trial: leave it out"),
     "tokenizer": "that of the checkpoint: leave it out",
     "kv_cache_memory_bytes": "engine.kv_cache_gib: set that",
+    "hf_token": "a secret, which no config keeps: set HF_TOKEN in the environment",
     **dict.fromkeys(
-        ("enable_prefix_caching", "disable_log_stats", "distributed_executor_backend", "worker_extension_cls"),
+        (
+            *("enable_prefix_caching", "disable_log_stats", "distributed_executor_backend", "worker_extension_cls"),
+            *("logprobs_mode", "skip_tokenizer_init", "tokens_only"),
+        ),
         "what the evaluation rests on: leave it out",
     ),
+    **dict.fromkeys(
+        (
+            *("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank"),
+            *("prefill_context_parallel_size", "nnodes", "node_rank", "device_ids"),
+        ),
+        "of GPUs that no plan counts: set engine.tensor_parallel_size or engine.pipeline_parallel_size",
+    ),
+    **dict.fromkeys(
+        ("host", "port", "middleware", "served_model_name", "api_server_count", "disable_uvicorn_access_log"),
+        "of the server, which is set under server: leave it out",
+    ),
 }
+
+_VLLM_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -134,6 +152,8 @@ class EngineConfig(EndpointSettings):
         for name in self.vllm_args:
             if (field := SET_HERE.get(name)) is not None:
                 raise ValueError(f"engine.vllm_args.{name} is {field}")
+            if not _VLLM_NAME.fullmatch(name):  # a command line takes other spellings, past what is looked at here
+                raise ValueError(f"engine.vllm_args.{name} is no engine argument of vLLM: write it like max_num_seqs")
 
     @property
     def is_endpoint(self) -> bool:

@@ -19,6 +19,7 @@ import yaml
 
 from stages.local_files import user_cache
 
+_Seen = tuple[str, int, int, int, int]  # the time of the last change as well: who copies a file may keep the other
 _NO_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -61,25 +62,38 @@ def _pickled(index: Mapping[str, Any]) -> KeptIndex:
 
 def _stamp(root: Path) -> bytes:
     """Of every file below it, whatever it is called: settings include what they like; and of what reads them."""
-    code = [_seen(path) for path in sorted(Path(__file__).parent.glob("*index.py"))]
+    # By its text: several checkouts of this project may use one environment, and would take turns otherwise.
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*index.py"))]
     versions = [platform.python_version(), yaml.__version__]
     return hashlib.sha256(repr([versions, code, sorted(_files(str(root)))]).encode()).digest()
 
 
-def _files(folder: str) -> Iterator[tuple[str, int, int, int]]:
-    with os.scandir(folder) as found:
-        for each in found:
-            if not each.is_dir():
-                yield _seen(each)
-            elif each.name not in _NO_FOLDERS:
-                yield from _files(each.path)
+def _files(folder: str, links: tuple[str, ...] = ()) -> Iterator[_Seen]:
+    """``links`` were followed on the way: they may lead in a circle."""
+    try:
+        found = list(os.scandir(folder))
+    except OSError:  # not to be read, also by what reads the tasks
+        found = []
+    for each in found:
+        if not _is_folder(each):
+            yield _seen(each)
+        elif each.name not in _NO_FOLDERS:
+            target = (os.path.realpath(each.path),) if each.is_symlink() else ()
+            if not set(target).intersection(links):
+                yield from _files(each.path, links + target)
 
 
-def _seen(file: os.DirEntry[str] | Path) -> tuple[str, int, int, int]:
+def _is_folder(each: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link to itself
+        return each.is_dir()
+    return False
+
+
+def _seen(file: os.DirEntry[str]) -> _Seen:
     with contextlib.suppress(OSError):  # a link to nowhere
         stat = file.stat()
-        return os.fspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ino
-    return os.fspath(file), 0, 0, 0
+        return file.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return file.path, 0, 0, 0, 0
 
 
 def _keep(path: Path, stamp: bytes, index: KeptIndex) -> None:
@@ -96,9 +110,13 @@ def _keep(path: Path, stamp: bytes, index: KeptIndex) -> None:
 
 
 def _recalled(path: Path, stamp: bytes) -> KeptIndex | None:
-    """What ``_keep`` wrote of the same files; None where there is nothing, or anything else."""
+    """What ``_keep`` wrote of the same files; None where there is nothing, anything else, or another user's.
+
+    Whoever writes a pickle runs what he likes in the process that reads it.
+    """
     try:
-        found = path.read_bytes()
+        with path.open("rb") as stream:
+            found = stream.read() if os.fstat(stream.fileno()).st_uid == os.geteuid() else b""
     except OSError:
         return None
     digest, content = found[: len(stamp)], found[len(stamp) :]

@@ -5,7 +5,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,9 +45,9 @@ def only_known_files(task: str, known: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         _watches.remove(watch)
-    places = [os.path.realpath(place) for place in known]
+    places = _packages().union(os.path.realpath(place) for place in known)
     for name in watch.read:
-        if not _is_below(_source(os.path.realpath(name)), [*places, *_packages()]) and _was_there(name, watch.begun_s):
+        if not _is_below(_source(os.path.realpath(name)), places) and _was_there(name, watch.begun_s):
             raise DataError(
                 f"task {task} reads {name}, which the plan did not know of, so a change of it would go unseen: put it "
                 "into the folder of the task's YAML, or name it in full in the task's dataset_kwargs"
@@ -86,14 +86,14 @@ def _source(name: str) -> str:
 
 
 @cache
-def _packages() -> tuple[str, ...]:
+def _packages() -> frozenset[str]:
     """Where programs are, and what they keep for themselves."""
     installed = [*installed_places(), *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix]
     kept = [os.environ.get(name) for name in _KEPT]
     hidden = [str(path) for path in Path.home().glob(".*")]
     places = [*_SYSTEM, *installed, *(place for place in kept if place), *hidden, str(Path.home() / "nltk_data")]
-    return tuple(os.path.realpath(place) for place in places)
+    return frozenset(os.path.realpath(place) for place in places)
 
 
-def _is_below(name: str, places: Sequence[str]) -> bool:
-    return any(name == place or name.startswith(f"{place.rstrip('/')}/") for place in places)
+def _is_below(name: str, places: Collection[str]) -> bool:
+    return any(str(place) in places for place in (name, *Path(name).parents))

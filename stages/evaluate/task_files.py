@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.evaluate.installed import is_installed
 from stages.evaluate.task_code import class_constant, function_refs, modules, texts
-from stages.evaluate.task_index import Entry, included_files
+from stages.evaluate.task_index import Entry, included_files, lm_eval_tasks
 
 FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}  # no hub ids
 _PATH = re.compile(r"[\w.~+ -]*[/.][\w./~+ -]*")
@@ -39,9 +39,14 @@ class Lookups:
 
 
 def home_of(entry: Entry) -> Path | None:
-    """The folder of a task that lm-eval does not bring."""
+    """The folder of a task that lm-eval does not bring: the version of another package is no part of an identity."""
     assert entry.path is not None
-    return None if is_installed(entry.path) else entry.path.parent
+    return None if is_told_by_version(entry.path) else entry.path.parent
+
+
+def is_told_by_version(path: Path) -> bool:
+    """Whether lm-eval's version says what a file or folder of tasks is."""
+    return path.is_relative_to(lm_eval_tasks()) and is_installed(path)
 
 
 def task_files(
@@ -58,13 +63,14 @@ def task_files(
     """
     assert entry.path is not None
     home = home_of(entry)
-    code = [file for file in modules(function_refs(config), roots) if not is_installed(file)]
+    packaged = [root for root in roots if is_installed(root) and not is_told_by_version(root)]
+    code = [file for file in modules(function_refs(config), roots) if not _is_versioned(file, packaged)]
     files = [*map(str, included_files(entry.path)), *map(str, code), *data_names(config, lookups)]
     if home is not None:
         files += _named_in(config, (home,), lookups)
         files += _subfolders(home, set(task_folders), leave_out)
     files += [name for file in code for name in _named_in(texts(file), (file.parent,), lookups)]
-    return list(dict.fromkeys(name for name in files if not _is_known(name, home)))
+    return list(dict.fromkeys(name for name in files if not _is_known(Path(name), home, packaged)))
 
 
 def dataset_path(config: Mapping[str, Any]) -> str | None:
@@ -145,6 +151,11 @@ def _own_below(folder: Path, others: set[Path], leave_out: Path | None) -> Itera
             yield str(child)
 
 
-def _is_known(name: str, home: Path | None) -> bool:
+def _is_known(path: Path, home: Path | None, packaged: Sequence[Path]) -> bool:
     """Whether the digest of the home or the version of a package says what is in it."""
-    return is_installed(Path(name)) or (Path(name).parent == home and Path(name).is_file())
+    return _is_versioned(path, packaged) or (path.parent == home and path.is_file())
+
+
+def _is_versioned(path: Path, packaged: Sequence[Path]) -> bool:
+    """Of tasks that a package brings, below one of ``packaged``, no version says anything."""
+    return is_installed(path) and not any(path.is_relative_to(root) for root in packaged)

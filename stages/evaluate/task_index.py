@@ -10,6 +10,7 @@ import os
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,11 +63,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Loader.add_constructor("!function", lambda loader, node: FunctionRef(loader.folder, loader.construct_scalar(node)))
 
 
-def task_roots(include_paths: Sequence[str] = ()) -> list[Path]:
-    """lm-eval's own tasks, ours, then the user's: a later root overrides an earlier one."""
+@cache
+def lm_eval_tasks() -> Path:
+    """Where those that lm-eval brings are."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None and spec.submodule_search_locations is not None
-    own = [Path(spec.submodule_search_locations[0]) / "tasks", Path(__file__).parents[1] / "tasks"]
+    return Path(spec.submodule_search_locations[0]) / "tasks"
+
+
+def task_roots(include_paths: Sequence[str] = ()) -> list[Path]:
+    """lm-eval's own tasks, ours, then the user's: a later root overrides an earlier one."""
+    own = [lm_eval_tasks(), Path(__file__).parents[1] / "tasks"]
     return [*own, *(Path(path) for path in include_paths if Path(path).resolve() != own[1].resolve())]
 
 

@@ -152,8 +152,9 @@ def _own_arguments(given: Mapping[str, Any]) -> Iterator[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{option}" if value else f"--no-{option}"
-        else:
-            yield from (f"--{option}", json.dumps(value) if isinstance(value, dict | list) else str(value))
+        elif value is not None:  # what is none keeps its default
+            values = value if isinstance(value, list) else [value]
+            yield from (f"--{option}", *(json.dumps(each) if isinstance(each, dict) else str(each) for each in values))
 
 
 def client_ceilings(client: LoadClient, tokenizer: Path, num_workers: int, work_dir: Path) -> dict[bool, ClientCeiling]:

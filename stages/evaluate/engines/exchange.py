@@ -45,8 +45,11 @@ UNQUANTIZED = Support((0, 26), f"{_PARAMETERS}; {_EAGER}")
 # than parameters.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _REORDERED = "_g_idx"  # an order of columns, which some kernels keep where no reload reaches it
-# Scales of the keys and values that an attention layer keeps: parameters that no checkpoint fills, or none may.
-_OF_CACHE = re.compile(r"\._?(?:q|k|v|kv|prob)_scale$")
+# Scales of the keys and values that an attention layer keeps: parameters that no checkpoint fills, or none may.  They
+# have their own names, those of modules' outputs in older checkpoints, or a cache's.
+_OF_CACHE = re.compile(
+    r"\._?(?:q|k|v|kv|prob)_(?:scale|zero_point)$|[._]output_(?:scale|zero_point)$|\.(?:q|k_cache|v_cache)\.scale$"
+)
 
 
 def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: str) -> None:

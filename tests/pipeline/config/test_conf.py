@@ -213,6 +213,16 @@ def test_calibration_does_not_tell_two_recipes_apart_that_do_not_calibrate() -> 
         expand(cli, composed(*cli))
 
 
+def test_a_point_may_set_what_is_not_there_yet() -> None:
+    """As the command line may: an argument of vLLM's, by an axis and by what an axis brings along."""
+    cli = ["recipe=w8a8_fp", "++sweep.axes={engine.vllm_args.block_size: [16, 32], seed: [0, 1]}"]
+    rule = "sweep.adjust=[{when: {seed: 1}, set: ['engine.vllm_args.max_num_batched_tokens=64']}]"
+    trials = expand([*cli, rule], composed(*cli, rule))
+    found = [trial.config.engine.vllm_args for trial in trials if not trial.is_base]
+    more = {"max_num_batched_tokens": 64}
+    assert found == [{"block_size": 16}, {"block_size": 16} | more, {"block_size": 32}, {"block_size": 32} | more]
+
+
 @pytest.mark.dear
 def test_a_trial_is_what_its_point_would_compose_to_alone() -> None:
     axes = ["+sweep.axes.seed=[0,1]", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[w4a16_int]"]

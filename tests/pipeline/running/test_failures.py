@@ -109,7 +109,7 @@ def test_what_kills_or_hangs_a_worker_is_classified_and_the_rest_is_done(tmp_pat
     ]
     free = [note(f"free{index}") for index in range(4)]
     steps = [bomb, fault, hang, locked, behind, checkpoint, *shards, *free]
-    outcomes = run(root, steps, RunnerKind.ray, timeout_s={"note": 5.0})
+    outcomes = run(root, steps, RunnerKind.ray, timeout_s={"note": 8.0})
     classes = {step.label: outcomes[step.ref].failure_class for step in (bomb, fault, hang, locked)}
     assert classes == {
         "bomb": FailureClass.oom,

@@ -1,6 +1,9 @@
 """What is kept of lm-eval's index is what reading its files gives, and no longer than its files are the same."""
 
+import os
+import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -72,6 +75,34 @@ def test_a_change_below_is_seen(brought: Path, change: str) -> None:
     assert ("three" in after) is (change == "new")
     if change in ("include", "task"):
         assert after["one"].config["test_split"] == "other"
+
+
+def test_a_file_that_was_overwritten_with_its_old_time_is_seen(brought: Path) -> None:
+    """As ``cp -p`` does, and what unpacks archives of equal times."""
+    build_index()
+    file, text = brought / "deep" / "_base", "test_split: tes2\n"
+    stat = file.stat()
+    file.write_text(text)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert build_index()["one"].config["test_split"] == "tes2"
+
+
+def test_what_another_user_wrote_is_not_unpickled(brought: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(pickle, "loads", unread)
+    monkeypatch.setattr(task_index, "_parse", parse := Mock(wraps=task_index._parse))
+    build_index()
+    assert parse.called
+
+
+def test_links_in_a_circle_and_folders_that_cannot_be_read_end_nowhere(brought: Path) -> None:
+    """lm-eval does not follow the one and passes over the other."""
+    (brought / "deep" / "up").symlink_to(brought)
+    (brought / "gone").symlink_to(brought / "nowhere")
+    (brought / "itself").symlink_to(brought / "itself")
+    (brought / "closed").mkdir(mode=0)
+    assert build_index().keys() == {"one", "two", "both", "all"}
 
 
 @pytest.mark.parametrize("content", [b"", b"odd", None])

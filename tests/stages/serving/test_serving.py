@@ -324,10 +324,11 @@ def test_the_server_is_started_as_the_plan_says(tiny_model):
     ):
         assert expected in text
     own = {"disable_custom_all_reduce": True, "async_scheduling": False, "hf_overrides": {"rope_theta": 2}}
-    given = vllm_command(tiny_model, EngineConfig(vllm_args={**own, "block_size": 32}), ServerConfig(), False, 8001)
-    assert given[-6:] == [
+    own |= {"block_size": 32, "cudagraph_capture_sizes": [1, 2], "max_num_batched_tokens": None}
+    given = vllm_command(tiny_model, EngineConfig(vllm_args=own), ServerConfig(), False, 8001)
+    assert given[-9:] == [
         *("--disable-custom-all-reduce", "--no-async-scheduling", "--hf-overrides", '{"rope_theta": 2}'),
-        *("--block-size", "32"),
+        *("--block-size", "32", "--cudagraph-capture-sizes", "1", "2"),
     ]
     alone = " ".join(vllm_command(tiny_model, EngineConfig(), ServerConfig(), False, 8001))
     assert f"vllm.entrypoints.openai.api_server --model {tiny_model} " in alone

@@ -18,7 +18,7 @@ from stages.calibrate import CalibrationConfig, calibrate
 from stages.errors import EngineError
 from stages.evaluate.answer import exchange, open_session
 from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
-from stages.evaluate.engines.exchange import check_supported, spoil, spoiled
+from stages.evaluate.engines.exchange import _OF_CACHE, check_supported, spoil, spoiled
 from stages.evaluate.engines.vllm_start import Start
 from stages.fetch import ModelSource, digest_tree
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
@@ -263,6 +263,22 @@ def test_scales_of_a_cache_that_no_checkpoint_fills_are_left_as_they_are():
     assert all(parameter == 1 for parameter in model.attn.parameters())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("k_scale", "kv_scale", "attn._q_scale", "k_proj.k_scale", "k_proj.output_scale", "prob_output_scale"),
+        *("v_zero_point", "k_cache.scale", "q.scale"),
+    ],
+)
+def test_scales_of_a_cache_are_known_under_every_name_that_vllm_reads(name):
+    assert _OF_CACHE.search(f"model.layers.0.self_attn.{name}")
+
+
+@pytest.mark.parametrize("name", ["k_proj.weight_scale", "q_proj.weight_zero_point", "qkv_proj.input_scale", "scale"])
+def test_scales_of_weights_and_of_inputs_are_no_cache_s(name):
+    assert not _OF_CACHE.search(f"model.layers.0.self_attn.{name}")
+
+
 def native(*kernels):
     return {"method": "native", "kernels": list(kernels) or None}
 
@@ -293,7 +309,7 @@ def test_reordered_columns_a_cache_s_scales_and_experts_are_opened_anew(members,
     reordered, scaled, experts = (shutil.copytree(members(None)[0], tmp_path / name) for name in names)
     tensors = load_file(reordered / "model.safetensors") | {"model.layers.0.mlp.up_proj.weight_g_idx": torch.ones(2)}
     save_file(tensors, reordered / "model.safetensors")
-    tensors = load_file(scaled / "model.safetensors") | {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+    tensors = load_file(scaled / "model.safetensors") | {"model.layers.0.self_attn.k_proj.output_scale": torch.ones(1)}
     save_file(tensors, scaled / "model.safetensors")
     text = (experts / "config.json").read_text().replace("LlamaForCausalLM", "MixtralForCausalLM")
     (experts / "config.json").write_text(text)
