@@ -401,7 +401,8 @@ def test_task_facts_hold_what_makes_two_results_comparable(run, config_of):
     assert (facts["task"], facts["version"], facts["output_type"]) == ("quiz_write", 2.0, "generate_until")
     assert facts["num_docs"] == NUM_DOCS
     assert list(facts["metrics"]) == ["exact_match,first", "exact_match,lower"]
-    assert facts["metrics"]["exact_match,first"] == {"aggregation": {"name": "mean"}, "higher_is_better": True}
+    of_two_answers = {"aggregation": {"name": "mean"}, "higher_is_better": True, "kind": "graded"}
+    assert facts["metrics"]["exact_match,first"] == of_two_answers
     comparable = facts["comparable"]
     assert comparable["gen_kwargs"] == {"until": ["\n", "zq"], "max_new_tokens": 6}
     assert (comparable["num_fewshot"], comparable["engine"], comparable["platform"]) == (1, "transformers", "cpu")
