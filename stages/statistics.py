@@ -31,15 +31,15 @@ class StatisticsConfig:
     seed: int = identity(0)
 
     def __post_init__(self) -> None:
-        check_confidence(self.confidence)
+        check_confidence(self.confidence, "drift")
         if self.num_resamples < 100:
             raise ValueError(f"drift.num_resamples must be at least 100; got {self.num_resamples}")
 
 
-def check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float, place: str) -> None:
     """Raise ValueError unless it is a share."""
     if not 0 < confidence < 1:
-        raise ValueError(f"compare.confidence must lie between 0 and 1; got {confidence}")
+        raise ValueError(f"{place}.confidence must lie between 0 and 1; got {confidence}")
 
 
 def generator(seed: int, *labels: str) -> np.random.Generator:

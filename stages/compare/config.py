@@ -50,7 +50,7 @@ class CompareSettings(Margins):
     confidence: float = identity(0.95)
 
     def __post_init__(self) -> None:
-        check_confidence(self.confidence)
+        check_confidence(self.confidence, "compare")
         self.check_margins("compare")
 
 

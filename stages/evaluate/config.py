@@ -1,6 +1,5 @@
 """What an evaluation is asked: one shard of one task, its prompts and the engine; then, how its answers are scored."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -9,6 +8,7 @@ from typing import Any
 from stages.evaluate.endpoint_config import EndpointSettings
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs, is_sampled
 from stages.evaluate.reasoning import AUTO
+from stages.evaluate.vllm_args import check_vllm_args
 from stages.fields import execution, identity
 
 # Of a task's settings those that no prompt depends on.
@@ -30,39 +30,6 @@ class EngineKind(Enum):
     transformers = "transformers"
     endpoint = "endpoint"
     recorded = "recorded"
-
-
-_FIELDS = (
-    *("dtype", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "seed", "max_num_seqs"),
-    *("gpu_memory_utilization", "enforce_eager"),
-)
-SET_HERE: Mapping[str, str] = {  # vLLM's arguments that have another place
-    **{name: f"engine.{name}: set that" for name in _FIELDS},
-    **dict.fromkeys(("model", "model_weights", "hf_config_path"), "the checkpoint of the trial: leave it out"),
-    "tokenizer": "that of the checkpoint: leave it out",
-    "kv_cache_memory_bytes": "engine.kv_cache_gib: set that",
-    "hf_token": "a secret, which no config keeps: set HF_TOKEN in the environment",
-    **dict.fromkeys(
-        (
-            *("enable_prefix_caching", "disable_log_stats", "distributed_executor_backend", "worker_extension_cls"),
-            *("logprobs_mode", "skip_tokenizer_init", "tokens_only"),
-        ),
-        "what the evaluation rests on: leave it out",
-    ),
-    **dict.fromkeys(
-        (
-            *("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank"),
-            *("prefill_context_parallel_size", "nnodes", "node_rank", "device_ids"),
-        ),
-        "of GPUs that no plan counts: set engine.tensor_parallel_size or engine.pipeline_parallel_size",
-    ),
-    **dict.fromkeys(
-        ("host", "port", "middleware", "served_model_name", "api_server_count", "disable_uvicorn_access_log"),
-        "of the server, which is set under server: leave it out",
-    ),
-}
-
-_VLLM_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,7 +78,9 @@ class EngineConfig(EndpointSettings):
                 f"engine.gpu_memory_utilization must be a share, up to 1; got {self.gpu_memory_utilization}"
             )
         self._check_share()
-        self._check_vllm_args()
+        if self.vllm_args and self.kind is not EngineKind.vllm:
+            raise ValueError(f"engine.vllm_args are vLLM's, and this engine is {self.kind.name}: leave them out")
+        check_vllm_args(self.vllm_args)
 
     def _check_kind(self) -> None:
         if self.samples is not None and not self.is_recorded:
@@ -145,15 +114,6 @@ class EngineConfig(EndpointSettings):
                 f"{share}: what vLLM finds free while others start on the same GPU says nothing; give "
                 "engine.kv_cache_gib, for the keys and values of its requests"
             )
-
-    def _check_vllm_args(self) -> None:
-        if self.vllm_args and self.kind is not EngineKind.vllm:
-            raise ValueError(f"engine.vllm_args are vLLM's, and this engine is {self.kind.name}: leave them out")
-        for name in self.vllm_args:
-            if (field := SET_HERE.get(name)) is not None:
-                raise ValueError(f"engine.vllm_args.{name} is {field}")
-            if not _VLLM_NAME.fullmatch(name):  # a command line takes other spellings, past what is looked at here
-                raise ValueError(f"engine.vllm_args.{name} is no engine argument of vLLM: write it like max_num_seqs")
 
     @property
     def is_endpoint(self) -> bool:
