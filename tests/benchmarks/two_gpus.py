@@ -112,6 +112,7 @@ sweep:
   axes: {{recipe: [bf16]}}
 engine: {{max_model_len: 4096, tensor_parallel_size: 2{plain}}}
 server: {{num_clients: 4}}
+gpu: {{prices: [{{num_gpus: 1, usd_per_hour: 1.0}}]}}  # queries per dollar are those of a GPU's hour
 workloads:
   docstring_generation: {{num_sync_requests: 3, num_runs: 1, concurrency: 256, direct: false}}
 """
@@ -129,6 +130,7 @@ class Bench:
     is_fresh: bool
     kill_within_s: float
     seed: int
+    recipes: str
 
     @property
     def own(self) -> Path:
@@ -155,11 +157,12 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--kill-within", type=float, default=120.0, help="seconds after a start")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipes", default="", help="of killed, where time is scarce: bf16,w8a8_fp")
     parser.add_argument("parts", nargs="+", choices=[*PARTS])
     given = parser.parse_args()
     places = (given.out.resolve(), given.hub.resolve(), given.work.resolve())
     layers = {"8b": given.layers, "70b": given.rank_layers}
-    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed)
+    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed, given.recipes)
     bench.out.mkdir(parents=True, exist_ok=True)
     bench.work.mkdir(parents=True, exist_ok=True)
     _write_sweeps(bench)
@@ -190,7 +193,8 @@ def killed(bench: Bench) -> dict[str, Any]:
     _make_model(bench, "tiny" if bench.is_rehearsal else "8b")
     _begin_with_checkpoints(bench, "killed")
     chance, kills, left = random.Random(bench.seed), [], []
-    command = bench.command("trials", "killed", "cluster=local")
+    some = [f"sweep.axes.recipe=[{bench.recipes}]"] if bench.recipes else []
+    command = bench.command("trials", "killed", "cluster=local", *some)
     for _ in range(NUM_KILLS):
         moment_s = chance.uniform(10, bench.kill_within_s)
         kills.append({"after_s": round(moment_s, 1), "exit_code": _run(bench, "killed", command, _kill_all(moment_s))})
