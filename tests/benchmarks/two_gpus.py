@@ -142,7 +142,8 @@ class Bench:
 
     def command(self, sweep: str, store: str, *overrides: str) -> list[str]:
         command = [sys.executable, "-m", "pipeline", f"--config-dir={self.own}", f"+sweep={sweep}", "tracking=off"]
-        return [*command, f"data.mirror={self.hub}", f"store.root={self.store(store)}", *overrides]
+        some = [f"sweep.axes.recipe=[{self.recipes}]"] if self.recipes and sweep == "trials" else []
+        return [*command, f"data.mirror={self.hub}", f"store.root={self.store(store)}", *some, *overrides]
 
 
 def main() -> int:
@@ -157,7 +158,9 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--kill-within", type=float, default=120.0, help="seconds after a start")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", default="", help="of killed, where time is scarce: bf16,w8a8_fp")
+    parser.add_argument(
+        "--recipes", default="", help="of trials, killed and inline, where time is scarce: bf16,w8a8_fp"
+    )
     parser.add_argument("parts", nargs="+", choices=[*PARTS])
     given = parser.parse_args()
     places = (given.out.resolve(), given.hub.resolve(), given.work.resolve())
@@ -193,8 +196,7 @@ def killed(bench: Bench) -> dict[str, Any]:
     _make_model(bench, "tiny" if bench.is_rehearsal else "8b")
     _begin_with_checkpoints(bench, "killed")
     chance, kills, left = random.Random(bench.seed), [], []
-    some = [f"sweep.axes.recipe=[{bench.recipes}]"] if bench.recipes else []
-    command = bench.command("trials", "killed", "cluster=local", *some)
+    command = bench.command("trials", "killed", "cluster=local")
     for _ in range(NUM_KILLS):
         moment_s = chance.uniform(10, bench.kill_within_s)
         kills.append({"after_s": round(moment_s, 1), "exit_code": _run(bench, "killed", command, _kill_all(moment_s))})
