@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 class VllmEngine:
     """One open ``vllm.LLM`` of the checkpoint directory ``checkpoint``."""
 
-    scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
+    scoring: Mapping[str, str] = {
+        "one_token": "logprob_token_ids",
+        "longer": "prompt_logprobs after a cached context; of short ones that begin alike logprob_token_ids of each token",
+    }
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._config = config
