@@ -177,6 +177,7 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
 
     choices = [" nine", " eleven", " nine boats", " no boat at all came in that day"]
     pairs = [(f"{STORY[:length]}\nHow many boats? Answer:", choice) for length in (0, 60, 700) for choice in choices]
+    pairs += [(f"{STORY[:60]}\nAnswer:", f"\n{letter}") for letter in "ABCD"]
     pairs += [("", "The harbour master counted."), ("Boats: ", "nine"), pairs[-1]]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     ours = HarnessModel(session.model.tokenizer, ENGINE.max_model_len, engine=session.engine)
