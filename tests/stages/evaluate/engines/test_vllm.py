@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_stat
     assert torch.set_num_threads is set_num_threads
 
 
-def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
+def test_scores_are_those_of_lm_evals_own_adapter(session, inputs, monkeypatch):
     """The adapter asks the same engine, one request for each choice, without the prefix cache."""
     from lm_eval.api.instance import Instance
 
@@ -185,9 +185,18 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
     session.engine.reset()
     expected = theirs.loglikelihood(requests)
     session.engine.reset()
+    rows, step = [], session.engine._step
+
+    def observed():
+        outputs = step()
+        rows.extend(len(output.prompt_logprobs) for output in outputs.values() if output.prompt_logprobs)
+        return outputs
+
+    monkeypatch.setattr(session.engine, "_step", observed)
     for (found, is_greedy), (logprob, theirs_greedy) in zip(ours.loglikelihood(requests), expected, strict=True):
         assert found == pytest.approx(logprob, abs=1e-3)
         assert is_greedy == theirs_greedy
+    assert 0 < max(rows) < 16, "vLLM makes objects of what is scored alone, not of contexts of hundreds of tokens"
 
 
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monkeypatch):
