@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND, LOOKS
-from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
+from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, Summary, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
@@ -15,7 +15,7 @@ from stages.report.rows import Comparisons, read_comparisons, suite_rows, summar
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.tables import model_sections, overview
 
-VERSION = 9
+VERSION = 10
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -29,7 +29,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
     suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
-    write_summary(out, config.title, rows, suite_means)
+    write_summary(out, Summary(title=config.title, rows=rows, suites=suite_means))
     view = _view(config, inputs, comparisons, rows, suite_means) | {"serving": _serving(config, inputs, rows, out)}
     for name in (MARKDOWN, HTML):
         (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
