@@ -84,8 +84,8 @@ def explained(rows: Sequence[Row], suites: Sequence[SuiteRow], confidence: float
             "A trial may be shipped if every suite's mean lost less than its margin, and every task of a gate less "
             f"than its wide margin, each at {50 * (1 - confidence):g} % one-sided and with all that is missing counted "
             "against it (intersection-union test), and still does among all trials of the sweep by Holm's procedure. "
-            "It is not to be shipped where a suite or a task of a gate is shown to have lost more, or a loss beyond its "
-            f"margin is confirmed in any task; else it is not decided. The gate is {'; '.join(gates) or 'all tasks'}."
+            "It is not to be shipped where a suite or a task of a gate is shown to have lost more, or a loss beyond "
+            f"its margin is confirmed anywhere; else it is not decided. The gate is {'; '.join(gates) or 'all tasks'}."
         ),
     }
 
