@@ -57,10 +57,18 @@ def test_what_a_suite_is_judged_by_is_the_report_s_identity_alone(tmp_path: Path
 
     plan, report, suite = made("{tasks: [mathador, tabular]}")
     assert (suite.name, suite.points, suite.gate_tasks) == ("both", 1.0, ["mathador", "tabular"])
-    for changed in ("margin_points: 2", "gate: [tabular]", "gate: []"):
-        same_plan, other_report, other = made(f"{{tasks: [mathador, tabular], {changed}}}")
-        assert same_plan == plan and other_report != report
-    assert other.gate_tasks == []
+    same_plan, other_report, other = made("{tasks: [mathador, tabular], margin_points: 2, gate: []}")
+    assert same_plan == plan and other_report != report
+    assert (other.points, other.gate_tasks) == (2.0, [])
+
+
+@pytest.mark.dear
+def test_a_report_knows_which_data_sets_each_task_reads(tmp_path: Path) -> None:
+    overrides = ("+sweep=llama31", "suite=leaderboard_v1", "sweep.axes.model=[llama31_8b]")
+    plan = planned(tmp_path, *overrides)
+    data = report_step(plan, trials_of(*overrides)[0].config, Store(tmp_path)).config.data
+    assert data["mmlu"] == data["mmlu_cot"] == ["cais/mmlu"]
+    assert set(data) == {"mmlu", "mmlu_cot", "arc_challenge", "gsm8k", "hellaswag", "winogrande", "truthfulqa"}
 
 
 def _plan(*steps: Step, name: str = "test") -> Plan:
