@@ -1,6 +1,7 @@
 """The report step: what the store holds of a sweep, and what it does not and why."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from pipeline.config.schema import Config, Weights
 from pipeline.errors import FailureClass
@@ -24,12 +25,13 @@ def report_step(plan: Plan, config: Config, store: Store) -> Step:
             trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
             tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in under(trial.steps, "compare"))),
             suites=[
-                SuiteRow(name=name, tasks=suite.tasks, normalized=suite.normalized)
+                SuiteRow(**{each.name: getattr(suite, each.name) for each in fields(suite)}, name=name)
                 for name, suite in config.suites.items()
             ],
             failures=list(_failures(plan, store)),
             serving=_serving(plan, config),
             costs=costs_of(plan, store),
+            data=_data(plan),
         ),
         label=plan.name,
         inputs=inputs,
@@ -43,6 +45,17 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
             if plan.steps[ref].stage.in_report:
                 kind, slash, rest = role.partition("/")
                 yield f"{kind}/{name}{slash}{rest}", ref
+
+
+def _data(plan: Plan) -> dict[str, list[str]]:
+    """The data sets that each task reads, as its scores name them."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in plan.trials.values():
+        for slot, ref in under(trial.steps, "score").items():
+            names = [name.removeprefix("data:") for name in plan.steps[ref].inputs if name.startswith("data:")]
+            if names:
+                found.setdefault(slot, {}).update(dict.fromkeys(names))
+    return {slot: list(names) for slot, names in found.items()}
 
 
 def _serving(plan: Plan, config: Config) -> ServingConfig | None:
