@@ -19,6 +19,7 @@ from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
+from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
@@ -147,12 +148,13 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     with no_collection():
         from llmcompressor import oneshot
         from llmcompressor.core import reset_session
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
     _refuse_misfit(recipe, model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
+    make_saveable(model)
     with fast_bf16_linear(), tensor_core_hessians():
         oneshot(
             model=model,
@@ -160,8 +162,6 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
             recipe=_build_modifiers(recipe),
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
-    # A published one may be refused here; the base's own file is copied as it is.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
-from stages.errors import ConfigError
+from stages.errors import ConfigError, DataError
 from stages.fetch import digest_tree
 from stages.quantize import (
     Algorithm,
@@ -200,6 +200,27 @@ def test_a_published_generation_config_that_transformers_refuses_is_kept_as_it_i
         out,
     )
     assert (out / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
+
+
+def test_a_config_with_a_padding_token_that_there_is_not_can_be_quantized(tiny_model, tmp_path):
+    """As many an older one has it, for no padding; transformers loads that and writes no generation config with it."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    (model / "generation_config.json").unlink()
+    (out := tmp_path / "out").mkdir()
+    quantize(QuantizeConfig(recipe=RecipeConfig(name="t", **FP8)), {"model": model}, out)
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
+
+
+def test_what_cannot_be_saved_is_refused_before_the_model_is_worked_on(tiny_model, tmp_path, monkeypatch):
+    def refuse(self, directory):
+        raise ValueError("some parameters are set")
+
+    monkeypatch.setattr("transformers.PreTrainedConfig.save_pretrained", refuse)
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    with pytest.raises(DataError, match=r"config\.json cannot be written again .*some parameters are set"):
+        quantize(QuantizeConfig(recipe=RecipeConfig(name="t", **FP8)), {"model": tiny_model}, tmp_path)
 
 
 def test_ignored_layers_stay_in_sixteen_bits(quantize_tiny):
