@@ -5,6 +5,7 @@ per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise t
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import yaml
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
+from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.saving import make_saveable
@@ -75,6 +77,13 @@ class RecipeConfig:
             raise ValueError(f"{owner}: observer must be minmax or mse; got {self.observer!r}")
         if self.actorder not in (None, "static"):
             raise ValueError(f"{owner}: actorder must be static or null; got {self.actorder!r}")
+        if not 0 <= self.dampening_frac < math.inf:
+            raise ValueError(
+                f"{owner}: dampening_frac is a share of the second moments' mean and must be 0 or more; got "
+                f"{self.dampening_frac}"
+            )
+        if self.block_size < 1:
+            raise ValueError(f"{owner}: block_size must be at least 1; got {self.block_size}")
         if self.smoothing_strength is not None and not 0 <= self.smoothing_strength <= 1:
             raise ValueError(f"{owner}: smoothing_strength must lie in [0, 1]; got {self.smoothing_strength}")
 
@@ -140,10 +149,11 @@ def prepare(config: QuantizeConfig) -> None:
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes).
+    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes),
+    ``num_gptq_layers`` and ``num_rounded_layers`` (those of them that GPTQ rounded to nearest; None without GPTQ).
 
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
-    Raises ConfigError for a group size that does not fit.
+    Raises ConfigError for a group size that does not fit, and where most layers are rounded to nearest.
     """
     with no_collection():
         from llmcompressor import oneshot
@@ -155,20 +165,43 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
     make_saveable(model)
-    with fast_bf16_linear(), tensor_core_hessians():
+    with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(model_dir),
             recipe=_build_modifiers(recipe),
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
+    _refuse_rounding(recipe, rounded)
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
-    return {"size_gib": num_bytes / GIB, "compression_ratio": num_base_bytes / num_bytes}
+    return {
+        "size_gib": num_bytes / GIB,
+        "compression_ratio": num_base_bytes / num_bytes,
+        **_gptq_metrics(recipe, rounded),
+    }
+
+
+def _gptq_metrics(recipe: RecipeConfig, rounded: Rounded) -> dict[str, float | None]:
+    is_gptq = recipe.algorithm is Algorithm.gptq
+    return {
+        "num_gptq_layers": rounded.num_layers if is_gptq else None,
+        "num_rounded_layers": rounded.num_rounded if is_gptq else None,
+    }
+
+
+def _refuse_rounding(recipe: RecipeConfig, rounded: Rounded) -> None:
+    """A checkpoint most of which GPTQ has not made is none of its."""
+    if rounded.num_rounded > rounded.num_layers / 2:
+        raise ConfigError(
+            f"recipe {recipe.name}: GPTQ rounded {rounded.num_rounded} of {rounded.num_layers} layers to nearest, as "
+            "the second moments of their inputs have no inverse: raise recipe.dampening_frac (it is "
+            f"{recipe.dampening_frac:g}), calibrate on more tokens, or ask for algorithm=rtn"
+        )
 
 
 def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:

@@ -21,7 +21,9 @@ def make_saveable(model: Any) -> None:
             model.generation_config.save_pretrained(scratch)
         except (ValueError, TypeError) as error:
             why = one_line(error, limit=200)
-            raise DataError(f"the model's config.json cannot be written again ({why}): mend it in the source") from error
+            raise DataError(
+                f"the model's config.json cannot be written again ({why}): mend it in the source"
+            ) from error
 
 
 def _generation_config(config: Any) -> "GenerationConfig":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stages.calibrate import CalibrationConfig, calibrate
 from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
 from stages.errors import ConfigError, DataError
@@ -164,6 +165,35 @@ def test_gptq_is_never_worse_than_rounding_on_what_it_saw(
         assert gptq_error < nearest_error, name
 
 
+@pytest.fixture
+def eight_tokens(tiny_model, tmp_path):
+    """A calibration set that gives second moments of 64 inputs no inverse without dampening."""
+    calibrate(CalibrationConfig(num_calibration_samples=1, max_seq_length=8), {"model": tiny_model}, tmp_path)
+    return {"model": tiny_model, "calibration": tmp_path}
+
+
+def test_gptq_that_rounded_every_layer_is_refused_by_its_number(eight_tokens, tmp_path):
+    recipe = RecipeConfig(name="undamped", **INT8, dampening_frac=0.0)
+    with pytest.raises(ConfigError, match="recipe undamped: GPTQ rounded 14 of 14 layers to nearest") as refusal:
+        quantize(QuantizeConfig(recipe=recipe), eight_tokens, tmp_path)
+    assert "dampening_frac (it is 0)" in str(refusal.value) and "more tokens" in str(refusal.value)
+
+
+def test_layers_that_gptq_gave_up_on_are_counted(eight_tokens, tmp_path, monkeypatch):
+    from llmcompressor.modifiers.gptq import gptq_quantize
+
+    plain = gptq_quantize.factorize_hessian
+
+    def factorize(weight, hessian, dampening, is_rounded):
+        if weight.shape[-1] == 128:  # down_proj alone has so many inputs
+            is_rounded[:] = True
+        return plain(weight, hessian, dampening, is_rounded)
+
+    monkeypatch.setattr(gptq_quantize, "factorize_hessian", factorize)
+    metrics = quantize(QuantizeConfig(recipe=RecipeConfig(name="r", **INT8)), eight_tokens, tmp_path)
+    assert (metrics["num_gptq_layers"], metrics["num_rounded_layers"]) == (14, 2)
+
+
 def test_smoothing_moves_scale_from_activations_to_weights_and_keeps_the_product(tiny_model, quantize_tiny):
     plain, smoothed = load_file(tiny_model / "model.safetensors"), quantize_tiny(**INT8, smoothing_strength=0.8)
     norm = "model.layers.0.input_layernorm.weight"
@@ -288,6 +318,9 @@ def test_calibration_is_needed_by_whatever_looks_at_activations(recipe, needed):
         (INT4 | {"group_size": 0}, "at least 1"),
         (INT4 | {"observer": "best"}, "minmax or mse"),
         (INT4 | {"actorder": "group"}, "static or null"),
+        (INT8 | {"dampening_frac": -1}, "dampening_frac .* must be 0 or more; got -1"),
+        (INT8 | {"dampening_frac": float("nan")}, "dampening_frac .* must be 0 or more; got nan"),
+        (INT8 | {"block_size": 0}, "block_size must be at least 1; got 0"),
         (INT8 | {"smoothing_strength": 1.5}, r"in \[0, 1\]"),
     ],
 )
