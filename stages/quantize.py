@@ -6,8 +6,8 @@ per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise t
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,12 +21,14 @@ from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
+from stages.checkpoints.layer_names import loaded_layers
 from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import ModelShape, linear_layers
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.imports import no_collection
+from stages.layer_patterns import check_matches, check_patterns, matches
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class RecipeConfig:
             raise ValueError(f"{owner}: {self.scheme} scales {scaled} and takes no group_size")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"{owner}: group_size must be at least 1; got {self.group_size}")
+        check_patterns(f"{owner}: targets", self.targets)
+        check_patterns(f"{owner}: ignore", self.ignore)
         if self.observer not in ("minmax", "mse"):
             raise ValueError(f"{owner}: observer must be minmax or mse; got {self.observer!r}")
         if self.actorder not in (None, "static"):
@@ -120,7 +124,7 @@ def needs_calibration(recipe: RecipeConfig) -> bool:
 
 def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> bool:
     """Whether llm-compressor quantizes the linear layer ``name``; ``re:`` starts a regular expression."""
-    return _matches(name, targets) and not _matches(name, ignore)
+    return matches(name, targets) and not matches(name, ignore)
 
 
 def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
@@ -141,6 +145,14 @@ def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
         raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 
 
+def check_layers(recipe: RecipeConfig, layers: Collection[str]) -> None:
+    """Raise ValueError, naming what may have been meant, where the recipe means layers that the model has not."""
+    check_matches(f"recipe {recipe.name}: targets", recipe.targets, layers)
+    check_matches(f"recipe {recipe.name}: ignore", recipe.ignore, layers)
+    if not any(is_targeted(layer, recipe.targets, recipe.ignore) for layer in layers):
+        raise ValueError(f"recipe {recipe.name}: ignore leaves none of the layers that targets names: take some out")
+
+
 def prepare(config: QuantizeConfig) -> None:
     """Import what takes longest, while somebody else has the GPU."""
     with no_collection():
@@ -153,7 +165,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     ``num_gptq_layers`` and ``num_rounded_layers`` (those of them that GPTQ rounded to nearest; None without GPTQ).
 
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
-    Raises ConfigError for a group size that does not fit, and where most layers are rounded to nearest.
+    Raises ConfigError for a recipe that does not fit the model, and where most layers are rounded to nearest.
     """
     with no_collection():
         from llmcompressor import oneshot
@@ -161,10 +173,13 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
-    _refuse_misfit(recipe, model_dir)
+    with _as_config_error():
+        check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
     make_saveable(model)
+    with _as_config_error():
+        check_layers(recipe, loaded_layers(model))
     with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
         oneshot(
             model=model,
@@ -204,9 +219,11 @@ def _refuse_rounding(recipe: RecipeConfig, rounded: Rounded) -> None:
         )
 
 
-def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
+@contextmanager
+def _as_config_error() -> Iterator[None]:
+    """What a recipe cannot be is told as such, whoever finds it."""
     try:
-        check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
+        yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -257,12 +274,3 @@ def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
 def _is_layer_targeted(layer: str, recipe: RecipeConfig, shape: ModelShape) -> bool:
     names = (f"model.layers.{index}.{layer}" for index in range(shape.num_layers))
     return any(is_targeted(name, recipe.targets, recipe.ignore) for name in names)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(
-        re.match(pattern.removeprefix("re:"), name) is not None
-        if pattern.startswith("re:")
-        else pattern in (name, "Linear")
-        for pattern in patterns
-    )

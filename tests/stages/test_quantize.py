@@ -376,6 +376,15 @@ def test_group_size_is_accepted_exactly_when_it_divides_every_input(hidden, inte
             check_group_size(recipe, shape)
 
 
+def test_a_pattern_that_matches_no_layer_is_refused_before_the_model_is_worked_on(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    config = QuantizeConfig(recipe=RecipeConfig(name="r", **FP8, ignore=["lm_head", "down_proj"]))
+    with pytest.raises(
+        ConfigError, match=r"recipe r: ignore: 'down_proj' matches no layer; .* write 're:\.\*down_proj'"
+    ):
+        quantize(config, {"model": tiny_model}, tmp_path)
+
+
 def test_misfit_is_refused_before_any_weight_is_read(tiny_model, tmp_path):
     shutil.copy(tiny_model / "config.json", tmp_path)  # no weights here: reading them would fail otherwise
     config = QuantizeConfig(recipe=RecipeConfig(name="r", **INT4 | {"group_size": 48}))
