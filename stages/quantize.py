@@ -24,6 +24,7 @@ from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.layer_names import loaded_layers
 from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import ModelShape, linear_layers
+from stages.checkpoints.smoothing import check_smoothing
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
@@ -180,6 +181,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     make_saveable(model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(model))
+        _check_smoothing(recipe, model, inputs)
     with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
         oneshot(
             model=model,
@@ -199,6 +201,15 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
         "compression_ratio": num_base_bytes / num_bytes,
         **_gptq_metrics(recipe, rounded),
     }
+
+
+def _check_smoothing(recipe: RecipeConfig, model: Any, inputs: Mapping[str, Path]) -> None:
+    for modifier in _build_modifiers(recipe):
+        if type(modifier).__name__ == "SmoothQuantModifier":
+            try:
+                check_smoothing(model, modifier, read_sequences(inputs["calibration"])[0])
+            except ValueError as error:
+                raise ValueError(f"recipe {recipe.name}: {error}") from error
 
 
 def _gptq_metrics(recipe: RecipeConfig, rounded: Rounded) -> dict[str, float | None]:

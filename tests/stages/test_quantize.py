@@ -385,6 +385,17 @@ def test_a_pattern_that_matches_no_layer_is_refused_before_the_model_is_worked_o
         quantize(config, {"model": tiny_model}, tmp_path)
 
 
+def test_smoothing_that_changes_the_model_is_refused_before_it_is_worked_on(eight_tokens, tmp_path, monkeypatch):
+    from llmcompressor.modifiers.transform.smoothquant import utils
+
+    wrong = [utils.LayerMap(["re:.*gate_proj", "re:.*up_proj"], "re:.*input_layernorm")]
+    monkeypatch.setitem(utils.MAPPINGS_REGISTRY, "LlamaForCausalLM", wrong)
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    recipe = RecipeConfig(name="smooth", **INT8 | {"algorithm": Algorithm.rtn}, smoothing_strength=0.5)
+    with pytest.raises(ConfigError, match=r"recipe smooth: .* not right for LlamaForCausalLM"):
+        quantize(QuantizeConfig(recipe=recipe), eight_tokens, tmp_path)
+
+
 def test_misfit_is_refused_before_any_weight_is_read(tiny_model, tmp_path):
     shutil.copy(tiny_model / "config.json", tmp_path)  # no weights here: reading them would fail otherwise
     config = QuantizeConfig(recipe=RecipeConfig(name="r", **INT4 | {"group_size": 48}))
