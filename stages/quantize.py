@@ -17,6 +17,7 @@ import yaml
 
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.finite import check_finite
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
@@ -166,7 +167,8 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     ``num_gptq_layers`` and ``num_rounded_layers`` (those of them that GPTQ rounded to nearest; None without GPTQ).
 
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
-    Raises ConfigError for a recipe that does not fit the model, and where most layers are rounded to nearest.
+    Raises ConfigError for a recipe that does not fit the model, and where most layers are rounded to nearest;
+    CheckpointError for weights that are no numbers.
     """
     with no_collection():
         from llmcompressor import oneshot
@@ -176,6 +178,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     recipe, model_dir = config.recipe, inputs["model"]
     with _as_config_error():
         check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
+    check_finite(model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
     make_saveable(model)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from stages.calibrate import CalibrationConfig, calibrate
 from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
-from stages.errors import ConfigError, DataError
+from stages.errors import CheckpointError, ConfigError, DataError
 from stages.fetch import digest_tree
 from stages.quantize import (
     Algorithm,
@@ -374,6 +374,24 @@ def test_group_size_is_accepted_exactly_when_it_divides_every_input(hidden, inte
     else:
         with pytest.raises(ValueError, match="does not divide"):
             check_group_size(recipe, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.layers.1.mlp.down_proj.weight", float("nan")), ("model.norm.weight", float("inf"))],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_that_are_no_numbers_are_named_before_the_model_is_worked_on(
+    tiny_model, tmp_path, monkeypatch, name, value, dtype
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors[name] = tensors[name].to(dtype)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    with pytest.raises(CheckpointError, match=f"the source's weights hold NaN or infinity .{name}, 1 of "):
+        quantize(QuantizeConfig(recipe=RecipeConfig(name="r", **FP8)), {"model": model}, tmp_path)
 
 
 def test_a_pattern_that_matches_no_layer_is_refused_before_the_model_is_worked_on(tiny_model, tmp_path, monkeypatch):
