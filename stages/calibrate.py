@@ -81,8 +81,7 @@ def calibrate(config: CalibrationConfig, inputs: Mapping[str, Path], out: Path) 
         taken.samples = _draw_random_tokens(config, tokenizer)
     else:
         _read_samples(config, tokenizer, inputs["data"], taken)
-        if config.teaches:
-            _check_num_tokens(config, taken, _num_inputs(inputs["model"]))
+        _check_enough(config, taken, _num_inputs(inputs["model"]))
     table = pa.table({"input_ids": pa.array(taken.samples, pa.list_(pa.int32()))})
     write_table(out / SEQUENCES, table)
     return {
@@ -149,27 +148,34 @@ def _read_samples(config: CalibrationConfig, tokenizer: Any, data_dir: Path, tak
             taken.add(encoding["input_ids"])
             if len(taken.samples) == config.num_calibration_samples:
                 return
-    passed_over = f" ({taken.num_repeated} repeat others, {taken.num_empty} are empty)"
-    raise DataError(
-        f"calibration: {_owner(config)} holds {len(taken.samples)} usable rows"
-        f"{passed_over if taken.num_repeated or taken.num_empty else ''}, fewer than num_calibration_samples="
-        f"{config.num_calibration_samples}; ask for at most {len(taken.samples)}"
-    )
 
 
-def _check_num_tokens(config: CalibrationConfig, taken: _Taken, num_inputs: int | None) -> None:
-    """Second moments of a layer's inputs take at least as many tokens as it has inputs."""
-    asked = config.num_calibration_samples * config.max_seq_length
-    share = math.ceil(_LEAST_SHARE * asked)
-    if taken.num_tokens >= max(num_inputs or 0, share):
-        return
-    few_inputs = num_inputs is not None and taken.num_tokens < num_inputs
-    than = f"the {num_inputs} inputs of a layer" if few_inputs else f"{_LEAST_SHARE:.0%} of the {asked} asked for"
-    raise DataError(
-        f"calibration: {len(taken.samples)} rows of {_owner(config)} hold {taken.num_tokens} tokens, fewer than "
-        f"{than}: ask for more rows with num_calibration_samples, take longer texts"
-        + ("" if few_inputs else ", or lower max_seq_length to what they have")
-    )
+def _check_enough(config: CalibrationConfig, taken: _Taken, num_inputs: int | None) -> None:
+    """Rows as many as were asked for; of a quantizer also tokens, since second moments take as many as inputs."""
+    few = _few_tokens(config, taken, num_inputs) if config.teaches else None
+    if len(taken.samples) < config.num_calibration_samples:
+        num_passed_over = taken.num_repeated + taken.num_empty
+        others = f" ({taken.num_repeated} repeat others, {taken.num_empty} are empty)" if num_passed_over else ""
+        advice = f"they hold {few}: take other data" if few else f"ask for at most {len(taken.samples)}"
+        raise DataError(
+            f"calibration: {_owner(config)} holds {len(taken.samples)} usable rows{others}, fewer than "
+            f"num_calibration_samples={config.num_calibration_samples}; {advice}"
+        )
+    if few:
+        raise DataError(
+            f"calibration: {len(taken.samples)} rows of {_owner(config)} hold {few}: ask for more rows with "
+            "num_calibration_samples, take longer texts, or lower max_seq_length to what they have"
+        )
+
+
+def _few_tokens(config: CalibrationConfig, taken: _Taken, num_inputs: int | None) -> str | None:
+    """How many tokens there are and should be; None where they suffice."""
+    found, asked = taken.num_tokens, config.num_calibration_samples * config.max_seq_length
+    if num_inputs is not None and found < num_inputs:
+        return f"{found} tokens, fewer than the {num_inputs} inputs of a layer"
+    if found < math.ceil(_LEAST_SHARE * asked):
+        return f"{found} tokens, fewer than {_LEAST_SHARE:.0%} of the {asked} asked for"
+    return None
 
 
 def _num_inputs(model_dir: Path) -> int | None:

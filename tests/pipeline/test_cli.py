@@ -221,7 +221,11 @@ BAD_INPUT = {
     "a value with a password": (["tracking.uri=http://me:sesame@x#y"], r"^error: 'tracking.uri=http://\*\*\*@x#y'"),
     "an interpolation of nothing": (["store.root=${x}"], r"store.root: \$\{x\} stands for a key that there is not"),
     "no file of a group": (["model=null"], r"a group .* takes the names of files; got NoneType"),
-    "an axis of numbers over files": (["+sweep=smoke", "sweep.axes.recipe=[1]"], r"takes the names of files; got int"),
+    "an axis of numbers over files": (
+        ["+sweep=smoke", "sweep.axes.recipe=[1]"],
+        r"unknown option 'recipe/1'; there are: bf16",
+    ),
+    "a file that is called like a number": (["recipe=405"], r"takes the names of files; got int: .*model='\"405\"'"),
     "no key": (["+@x=y"], r"'\+@x=y' is no KEY=VALUE"),
     "an adjustment that is none": (
         ["+sweep=smoke", "sweep.adjust=[{when: {recipe: bf16}, set: [nope]}]"],
@@ -414,6 +418,16 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
     assert len(err.strip().splitlines()) == 1
     assert re.search(expected, err), err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(("written", "read"), [("off", "False"), ("405", "405"), ("1e3", "1000")])
+def test_an_option_that_yaml_takes_for_another_thing_is_named(run, tmp_path: Path, written: str, read: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "sweep").mkdir()
+    text = f"# @package _global_\ndefaults:\n  - override /tracking: {written}\nsweep: {{name: mine}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    code, out, err = run(f"--config-dir={tmp_path}", "+sweep=mine", "mode=plan")
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in out
+    assert re.match(rf"error: sweep/mine: YAML reads the option of /tracking in its defaults as {read}.*in quotes", err)
 
 
 @pytest.mark.dear

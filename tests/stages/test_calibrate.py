@@ -133,6 +133,14 @@ def test_fewer_tokens_than_a_layer_has_inputs_are_refused_with_both_numbers(run,
     assert len(run(from_texts(num_calibration_samples=16, max_seq_length=16, teaches=False), data)[0]) == 16
 
 
+def test_rows_that_repeat_one_of_a_token_are_refused_by_rows_and_tokens(run, tmp_path):
+    data = write_dataset(tmp_path / "rows", {"text": ["a"] * 16})
+    with pytest.raises(
+        DataError, match=r"1 usable rows \(15 repeat others.*samples=16; they hold 1 tokens, fewer than the 64"
+    ):
+        run(from_texts(num_calibration_samples=16), data)
+
+
 def test_a_small_share_of_the_tokens_that_were_asked_for_is_refused_with_both_numbers(run, chats):
     whole, _ = run(from_chats(num_calibration_samples=12), chats)
     num_tokens = sum(map(len, whole))
