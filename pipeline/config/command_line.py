@@ -75,8 +75,13 @@ def check(overrides: Sequence[str]) -> None:
 
 def text_of(override: str) -> str:
     """The value of an override that sets a text; raises UserError for one that cannot be read."""
+    return str(value_of(override))
+
+
+def value_of(override: str) -> Any:
+    """The value of an override; raises UserError for one that cannot be read."""
     check([override])
-    return str(_grammar().parse_override(override).value())
+    return _grammar().parse_override(override).value()
 
 
 def key_of(override: str) -> str:

@@ -431,6 +431,39 @@ def test_an_option_that_yaml_takes_for_another_thing_is_named(run, tmp_path: Pat
 
 
 @pytest.mark.dear
+@pytest.mark.parametrize(
+    "given", ["model.source.path={path}", "model.source={{path: {path}}}", "model.source.repo_id=me/mine"]
+)
+def test_a_model_s_place_given_alone_takes_that_of_the_default_model(run, tmp_path: Path, given: str) -> None:  # type: ignore[no-untyped-def]
+    """Its name becomes the model's; neither the default's package nor its shape are left."""
+    path = model_dir(tmp_path / "mine")
+    (path / "config.json").write_text(json.dumps(LLAMA))
+    header = b'{"model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": [1, 1], "data_offsets": [0, 2]}}'
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    more = ["+sweep=smoke", "mode=plan", "gpu=h100", f"model.source.revision='{'a' * 40}'"]
+    code, out, err = run(given.format(path=path), *more[: 4 if "repo_id" in given else 3])
+    assert code == 0, err
+    assert "mine/w8a8_fp" in out and "smollm2" not in out.partition("measured")[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=smollm2_135m", "model.source.path=MINE"],
+        ["model=llama31_8b", "model.source.path=MINE"],
+        ["model.source.path=MINE", "model.source.repo_id=a/b", f"model.source.revision='{'a' * 40}'"],
+        ["+sweep=llama31", "sweep.axes.model=[llama31_8b]", "+sweep.axes.model.source.path=[MINE]"],
+    ],
+)
+def test_two_places_of_a_model_are_refused_with_both(run, tmp_path: Path, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    path = model_dir(tmp_path / "mine")
+    code, _, err = run(*(text.replace("MINE", str(path)) for text in arguments), "mode=plan")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    if "sweep" not in arguments[0]:
+        assert re.search(rf"path={path} .*are given; give exactly one of repo_id, path, package", err), err
+
+
+@pytest.mark.dear
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "nowhere"])
 def test_object_storage_that_does_not_answer_is_named_in_one_line(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
