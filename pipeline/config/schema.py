@@ -64,8 +64,8 @@ class TaskConfig(PromptConfig):
     or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
     ``margin_points``, ``wide_margin_points`` and ``loss_margin_percent`` are the largest difference from the base that
     does not matter in this task; null: those of ``compare``.  ``cluster`` is a field of its documents, such as a story
-    or a passage, whose questions belong together.  ``pass_at`` and ``majority`` are of repeated answers, see
-    ScoringConfig.
+    or a passage, whose questions belong together; ``num_clusters`` says how many there are, for what a plan foretells.
+    ``pass_at`` and ``majority`` are of repeated answers, see ScoringConfig.
     """
 
     task: str = execution(MISSING)
@@ -87,6 +87,7 @@ class TaskConfig(PromptConfig):
     wide_margin_points: float | None = execution(None)
     loss_margin_percent: float | None = execution(None)
     cluster: str | None = execution(None)
+    num_clusters: int | None = execution(None)
     shard_size: int = execution(1000)
 
     def __post_init__(self) -> None:
@@ -96,7 +97,8 @@ class TaskConfig(PromptConfig):
             raise ValueError(f"task {self.task}: {error}") from None
         self._check_repeats()
         check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
-        for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
+        counted = ("limit", self.limit), ("shard_size", self.shard_size), ("num_clusters", self.num_clusters)
+        for name, value in counted:
             if value is not None and value < 1:
                 raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
         if self.output_tokens is not None and self.output_tokens < 0:

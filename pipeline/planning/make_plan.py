@@ -78,7 +78,7 @@ class _Builder:
         """Everything that the trial's config asks for."""
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
-            known = self._facts.tasks[task_key(task)]
+            known = self._planned.tasks[slot] = self._facts.tasks[task_key(task)]
             check_answers_asked(self._config, slot, task, known)
             self._add_answers(slot, task, known)
             self._add_scores(slot, task, known)

@@ -1,11 +1,13 @@
 """What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``terminal`` prints it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
 from pipeline.planning.memory import GpuMemory, bytes_to_write, gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.power import TaskPower, power
+from pipeline.results.earlier import measured_changes
 from pipeline.running.expectation import Expectation, StageCost, expect
 from pipeline.running.selection import chosen
 from pipeline.steps.roles import slot_of
@@ -51,6 +53,7 @@ class PlanSummary:
     missing_data: dict[str, list[str]]
     expected: Expectation
     bytes_to_write: int
+    power: Sequence[TaskPower] = ()
 
 
 def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
@@ -70,6 +73,7 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
         missing_data=_missing_data(plan, to_run),
         expected=expected,
         bytes_to_write=bytes_to_write(plan, steps),
+        power=power(plan, measured_changes(plan, store)),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.results.console import add_row, new_table, say
 from pipeline.results.expectation_shown import expectation_lines, stage_cost_cells
 from pipeline.results.failures_shown import Told, say_briefly, say_fully
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
+from pipeline.results.power_shown import say_power
 from pipeline.running.outcome import Outcome, Status
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
@@ -50,6 +51,7 @@ def plan(console: Console, summary: PlanSummary) -> None:
     say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
     for line in expectation_lines(summary.expected, summary.bytes_to_write):
         say(console, line)
+    say_power(console, summary.power)
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:

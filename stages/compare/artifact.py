@@ -78,7 +78,8 @@ class Numbers:
     mcnemar_mid_p: float | None = None
     margin: float | None = None  # of the difference that the verdict is of, see is_verdict_normalized
     wide_margin: float | None = None
-    is_verdict_normalized: bool | None = None  # of leaves with unlike baselines
+    detectable_difference: float | None = None  # so large a true one would have been seen four times of five
+    is_verdict_normalized: bool | None = None  # margins and detectable difference; of leaves with unlike baselines
     verdict: str | None = None  # a word of verdict.py
     reason: str | None = None  # beyond margin, or why it is inconclusive
     num_needed: int | None = None  # documents that would decide what is inconclusive

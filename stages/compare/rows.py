@@ -11,7 +11,7 @@ from stages.compare.evidence import Side
 from stages.compare.intervals import difference_intervals, difference_p, score_interval, why_open
 from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, verdict_of
 from stages.compare.whole import Compared
-from stages.inference import critical_value, documents_needed, mcnemar_mid_p, ratio_interval
+from stages.inference import critical_value, detectable_difference, documents_needed, mcnemar_mid_p, ratio_interval
 from stages.statistics import NO_INTERVAL, Interval, mcnemar_p, recovery_of
 
 LEAST_BASE_POINTS = 5.0  # of a base nearer to guessing there is no share to recover
@@ -49,13 +49,11 @@ def error_of(compared: Compared | None, numbers: Mapping[str, Any], prefix: str,
     """Variances of a difference and its base: the first by its interval, which is never of zero width."""
     if compared is None or compared.difference is None or compared.difference.covariance is None:
         return None
-    low, high = numbers[f"{prefix}difference_low"], numbers[f"{prefix}difference_high"]
-    if low is None or high is None:
+    found, covariance = compared.difference, compared.difference.covariance
+    error = _error(found, (numbers[f"{prefix}difference_low"], numbers[f"{prefix}difference_high"]), confidence)
+    if error is None:
         return None
-    found = compared.difference
-    half = (high - low) / 2 / critical_value(confidence, found.freedom)
-    assert found.covariance is not None
-    return Error(difference=half**2, base=float(found.covariance[1, 1]), covariance=float(found.covariance[0, 1]))
+    return Error(difference=error**2, base=float(covariance[1, 1]), covariance=float(covariance[0, 1]))
 
 
 def _all_ends(sides: Sequence[Compared], confidence: float) -> list[_Ends]:
@@ -206,11 +204,23 @@ def _judged(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is
     return {
         "margin": margin,
         "wide_margin": wide,
+        "detectable_difference": _detectable(found, interval.difference, config.confidence),
         "is_verdict_normalized": ask.baseline is None,
         "verdict": verdict,
         "reason": reason,
         "num_needed": _needed(found, margin, config) if verdict == INCONCLUSIVE and reason is None else None,
     }
+
+
+def _detectable(found: Estimate, interval: Interval, confidence: float) -> float | None:
+    error = _error(found, interval, confidence)
+    return None if error is None else detectable_difference(error, confidence, found.freedom)
+
+
+def _error(found: Estimate, interval: Interval, confidence: float) -> float | None:
+    """By the interval, which is never of zero width."""
+    low, high = interval
+    return None if low is None or high is None else (high - low) / 2 / critical_value(confidence, found.freedom)
 
 
 def _margins(ask: Ask, config: CompareConfig, lower_is_better: bool) -> tuple[float, float]:

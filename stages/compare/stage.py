@@ -16,7 +16,7 @@ from stages.compare.whole import RAW, Scale, compared, on_scale
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 
-VERSION = 8
+VERSION = 9
 MOST_COMMON = 3
 
 

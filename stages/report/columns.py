@@ -72,8 +72,9 @@ def _look(row: Row) -> str:
     return LOOKS.get(row["verdict"], "")
 
 
-def _raw_margin(row: Row) -> float | None:
-    return None if row["is_verdict_normalized"] else row["margin"]
+def _of_verdict(name: str) -> Callable[[Row, Places], Cell]:
+    """On the scale of the scores; nothing where the verdict is of normalized ones."""
+    return lambda row, places: Cell(number(None if row["is_verdict_normalized"] else row[name], places.difference))
 
 
 def _clusters(row: Row, places: Places) -> Cell:
@@ -112,7 +113,8 @@ COLUMNS = (
     Column("p", lambda row, _: Cell(p_value(row["difference_p"]))),
     Column("exact p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
     Column("clusters", _clusters),
-    Column("margin", lambda row, places: Cell(number(_raw_margin(row), places.difference))),
+    Column("margin", _of_verdict("margin")),
+    Column("sees", _of_verdict("detectable_difference")),
     Column("verdict", lambda row, _: Cell(verdict_shown(row) or MISSING, look=_look(row)), is_left=True),
 )
 NORMALIZED_COLUMNS = (
