@@ -183,6 +183,8 @@ class Config:
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    base_reruns: int = 0  # evaluations of each base beyond the first, and whether a trial of each format has one
+    rerun_documents: int = 1319  # of each task, at most
     drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -237,8 +239,19 @@ class Config:
                 f"budget.usd={self.budget.usd:g} needs the price of a GPU, and gpu={self.gpu.name} has none that is "
                 "paid: say which GPU, gpu=h100 (conf/gpu/ lists those with prices), or give gpu.prices"
             )
+        self._check_reruns()
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
+
+    def _check_reruns(self) -> None:
+        for name, least in (("base_reruns", 0), ("rerun_documents", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.base_reruns and self.engine.is_recorded:
+            raise ValueError(
+                f"base_reruns={self.base_reruns} asks again, and engine=recorded has answers that were given before: "
+                "leave it at 0"
+            )
 
     def _names(self) -> Iterator[tuple[str, str]]:
         """Whatever is shown under a name, with the key that says it."""

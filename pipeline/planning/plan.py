@@ -29,9 +29,8 @@ class TrialPlan:
 
     @property
     def shards(self) -> list[StepRef]:
-        """Every evaluation, in the order of tasks and documents."""
-        by_leaf = (leaves for slot in slots(self.steps) for leaves in shards(self.steps, slot).values())
-        return [ref for refs in by_leaf for ref in refs]
+        """Every evaluation, those of reruns as well, in the order of tasks and documents."""
+        return [ref for slot in slots(self.steps) for ref in shards(self.steps, slot)]
 
 
 @dataclass(slots=True)

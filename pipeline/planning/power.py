@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.planning.shards import num_asked, output_tokens, shards_of
+from pipeline.planning.shards import first_run, output_tokens, shards_of
 from pipeline.steps.roles import under
 from stages.compare.config import CompareConfig
 from stages.inference import detectable_difference, documents_needed, fewest_documents, power_not_worse
@@ -98,7 +98,8 @@ def _of_trial(plan: Plan, planned: TrialPlan, measured: Measured) -> Iterable[Ta
 
 def _guessed(bits: int, planned: TrialPlan, slot: str) -> Change:
     task, known = planned.trial.config.tasks[slot], planned.tasks[slot]
-    most = [output_tokens(task, known, leaf, shards_of(task, known, leaf)[0]) for leaf in known.leaves]
+    run = first_run(task, known)
+    most = [output_tokens(task, known, leaf, shards_of(task, run, leaf)[0]) for leaf in known.leaves]
     is_long = any(tokens is None or tokens > LONG_ANSWER_TOKENS * (task.num_repeats or 1) for tokens in most)
     flips = GUESSED_FLIPS[8 if bits >= 8 else 4] * (2 if is_long else 1)
     num_all = sum(known.leaves.values())
@@ -107,7 +108,7 @@ def _guessed(bits: int, planned: TrialPlan, slot: str) -> Change:
 
 def _task_power(planned: TrialPlan, slot: str, asked: CompareConfig, change: Change | None, bits: int) -> TaskPower:
     task, known = planned.trial.config.tasks[slot], planned.tasks[slot]
-    sizes = [num_asked(task, known, leaf) for leaf in known.leaves]
+    sizes = list(first_run(task, known).sizes.values())
     units = [100 / (1 - asked.baseline_of(leaf)) for leaf in known.leaves]
     found = TaskPower(
         task=slot,
