@@ -11,6 +11,7 @@ LEGEND = (
     f"improved, {MARKS[INCONCLUSIVE]} inconclusive"
 )
 BEYOND = "beyond margin"  # of a degraded cell
+NOISE = "margin within noise"  # of one that would be equivalent
 
 
 def verdict_of(gain: Interval, margin: float) -> str:

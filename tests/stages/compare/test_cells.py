@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.compare.asked import Ask
 from stages.compare.config import CompareConfig
 from stages.compare.intervals import FEWEST_CLUSTERS
-from stages.compare.rows import Ask, rows
+from stages.compare.rows import rows
 from stages.compare.whole import RAW, compared
 from stages.inference import critical_value
 from tests.benchmarks.statistics import evidence_of
