@@ -76,12 +76,11 @@ def _again(prefix: str) -> Callable[[Row, Places], Cell]:
     """Documents that changed between two runs of one checkpoint, and by how much its score did."""
 
     def cell(row: Row, places: Places) -> Cell:
-        n, ends = row[f"{prefix}n"], [row[f"{prefix}difference_{end}"] for end in ("low", "high")]
+        n, changed = row[f"{prefix}n"], row[f"{prefix}num_changed"]
+        low, high = row[f"{prefix}difference_low"], row[f"{prefix}difference_high"]
         if n is None:
             return Cell(MISSING)
-        return Cell(
-            f"{count(row[f'{prefix}num_changed'])} of {count(n)}", interval(*ends, places.difference, signed=True)
-        )
+        return Cell(f"{count(changed)} of {count(n)}", interval(low, high, places.difference, signed=True))
 
     return cell
 
