@@ -6,8 +6,9 @@ from typing import Any
 from stages.compare.asked import Ask
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
-from stages.compare.intervals import Intervals, why_open
-from stages.compare.verdict import BEYOND, DEGRADED, EQUIVALENT, INCONCLUSIVE, NOISE, verdict_of
+from stages.compare.intervals import Intervals, difference_p, loss_p, why_open
+from stages.compare.verdict import BEYOND, DEGRADED, EQUIVALENT, INCONCLUSIVE, MISSING, NOISE, verdict_of
+from stages.compare.whole import Compared
 from stages.inference import critical_value, detectable_difference, documents_needed
 from stages.statistics import Interval
 
@@ -24,7 +25,7 @@ def judged(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_bette
     gain, worst = (_gain(ends, lower_is_better) for ends in (interval, intervals.of(each.worst)))
     verdict, reason = verdict_of(gain, margin), why_open(found)
     if reason is None and each.pairs.num_missing and verdict != INCONCLUSIVE:
-        reason = None if verdict == verdict_of(worst, margin) else "missing"
+        reason = None if verdict == verdict_of(worst, margin) else MISSING
     if reason is None and verdict == EQUIVALENT and margin < 2 * _noise(ask, found.n, intervals, config.confidence):
         reason = NOISE
     if reason is not None:
@@ -36,6 +37,8 @@ def judged(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_bette
         "wide_margin": wide,
         "detectable_difference": _detectable(found, interval, config.confidence),
         "is_verdict_normalized": ask.baseline is None,
+        "verdict_p": difference_p(found, config.confidence),
+        "wide_margin_p": _wide_margin_p(each, wide, lower_is_better),
         "verdict": verdict,
         "reason": reason,
         "num_needed": _needed(found, margin, config) if verdict == INCONCLUSIVE and reason is None else None,
@@ -51,6 +54,15 @@ def error_by(found: Estimate, interval: Interval, confidence: float) -> float | 
     """By the interval, which is never of zero width."""
     low, high = interval
     return None if low is None or high is None else (high - low) / 2 / critical_value(confidence, found.freedom)
+
+
+def _wide_margin_p(each: Compared, wide: float, lower_is_better: bool) -> float | None:
+    """The larger one of what was found and, where something is missing, the worst that it may have been."""
+    assert each.difference is not None and each.pairs is not None
+    asked = [each.difference, each.worst] if each.pairs.num_missing else [each.difference]
+    found = [None if one is None else loss_p(one, wide, lower_is_better) for one in asked]
+    known = [p for p in found if p is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def _noise(ask: Ask, n: int, intervals: Intervals, confidence: float) -> float:

@@ -9,7 +9,7 @@ from stages.compare.asked import Ask, Runs
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
 from stages.compare.evidence import Side
-from stages.compare.intervals import Intervals, difference_p, score_interval
+from stages.compare.intervals import Intervals, difference_p, score_interval, why_open
 from stages.compare.judged import Row, error_by, judged
 from stages.compare.whole import Compared
 from stages.inference import critical_value, mcnemar_mid_p, ratio_interval
@@ -24,7 +24,9 @@ def rows(asked: Sequence[Ask], config: CompareConfig, lower_is_better: bool) -> 
     return [_row(ask, found, config, lower_is_better) for ask in asked]
 
 
-def error_of(compared: Compared | None, numbers: Mapping[str, Any], prefix: str, confidence: float) -> Error | None:
+def error_of(
+    compared: Compared | None, numbers: Mapping[str, Any], prefix: str, confidence: float, lower_is_better: bool
+) -> Error | None:
     """Variances of a difference and its base: the first by its interval, which is never of zero width."""
     if compared is None or compared.difference is None or compared.difference.covariance is None:
         return None
@@ -32,7 +34,20 @@ def error_of(compared: Compared | None, numbers: Mapping[str, Any], prefix: str,
     error = error_by(found, (numbers[f"{prefix}difference_low"], numbers[f"{prefix}difference_high"]), confidence)
     if error is None:
         return None
-    return Error(difference=error**2, base=float(covariance[1, 1]), covariance=float(covariance[0, 1]))
+    return Error(
+        difference=error**2,
+        base=float(covariance[1, 1]),
+        covariance=float(covariance[0, 1]),
+        freedom=found.freedom,
+        worst_loss=_worst_loss(compared, found, -1 if lower_is_better else 1),
+        reason=why_open(found),
+    )
+
+
+def _worst_loss(compared: Compared, found: Estimate, sign: int) -> float | None:
+    if compared.pairs is None or not compared.pairs.num_missing:
+        return 0.0
+    return None if compared.worst is None else max(0.0, sign * (found.value - compared.worst.value))
 
 
 def _intervals(asked: Sequence[Ask], confidence: float) -> Intervals:

@@ -12,6 +12,7 @@ LEGEND = (
 )
 BEYOND = "beyond margin"  # of a degraded cell
 NOISE = "margin within noise"  # of one that would be equivalent
+MISSING = "missing"  # of one that would have another verdict if all that is missing had gone against the trial
 
 
 def verdict_of(gain: Interval, margin: float) -> str:

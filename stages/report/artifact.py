@@ -29,6 +29,8 @@ class SummaryCell:
     status: str  # measured, incomplete (compared, but without a score), failed, skipped, missing
     metric: str | None
     note: str | None = None  # what a reader must know before the score: what is missing, cut, or ended early
+    adjusted_p: float | None = None  # of the difference among all cells of the sweep as planned
+    is_confirmed: bool | None = None  # whether it confirms a degraded or improved cell; None of any other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +45,49 @@ class SuiteMean:
     recovery: float | None = None
     recovery_low: float | None = None
     recovery_high: float | None = None
+    difference: float | None = None  # of the means on the pairs, in the unit of the mean
+    difference_low: float | None = None
+    difference_high: float | None = None
+    margin: float | None = None
+    verdict: str | None = None  # a word of stages/compare/verdict.py
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialVerdict:
+    """Whether a trial may be shipped, and what speaks against it or is missing to say so, a line each.
+
+    Counts are of its tasks; a base has neither a decision nor counts of verdicts.
+    """
+
+    trial: str
+    model: str
+    recipe: str
+    is_base: bool
+    decision: str | None = None  # ship, do not ship, not decided
+    reasons: list[str] = field(default_factory=list)
+    p: float | None = None  # that some part of what is asked of a format that is shipped does not hold
+    adjusted_p: float | None = None  # among the trials of which one is chosen
+    num_cells: int = 0
+    num_equivalent: int | None = None
+    num_inconclusive: int | None = None
+    num_degraded: int | None = None
+    num_confirmed_degraded: int | None = None
+    num_improved: int | None = None
+    num_confirmed_improved: int | None = None
+    worst_recovery: float | None = None
+    worst_task: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The summary as a document."""
+    """The summary as a document; ``sentences``, by model, say what to ship."""
 
     title: str
     rows: list[Row]
     suites: list[SuiteMean] = field(default_factory=list)
+    trials: list[TrialVerdict] = field(default_factory=list)
+    sentences: dict[str, str] = field(default_factory=dict)
 
 
 SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))
@@ -80,10 +116,10 @@ SERVING_SCHEMA = pa.schema(
 )
 
 
-def write_summary(out: Path, title: str, rows: Sequence[Row], suites: Sequence[SuiteMean]) -> None:
-    """``rows`` as a table, and all of it as a document."""
-    write_table(out / SUMMARY, pa.Table.from_pylist(list(rows), schema=SUMMARY_SCHEMA))
-    write_json(out / SUMMARY_DOCUMENT, asdict(Summary(title=title, rows=list(rows), suites=list(suites))))
+def write_summary(out: Path, summary: Summary) -> None:
+    """Its rows as a table, and all of it as a document."""
+    write_table(out / SUMMARY, pa.Table.from_pylist(summary.rows, schema=SUMMARY_SCHEMA))
+    write_json(out / SUMMARY_DOCUMENT, asdict(summary))
 
 
 def read_summary(directory: Path) -> pa.Table:
@@ -99,6 +135,11 @@ def read_suites(directory: Path) -> pa.Table:
     """A row for each trial and suite, as SUITES_SCHEMA says."""
     suites = read_json(directory / SUMMARY_DOCUMENT, Summary).suites
     return pa.Table.from_pylist([asdict(suite) for suite in suites], schema=SUITES_SCHEMA)
+
+
+def read_verdicts(directory: Path) -> list[TrialVerdict]:
+    """Of each trial, in the report's order; empty in a report from before there were any."""
+    return read_json(directory / SUMMARY_DOCUMENT, Summary).trials
 
 
 def write_serving(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

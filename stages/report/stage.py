@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND, LOOKS
-from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, write_serving, write_summary
+from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, Summary, write_serving, write_summary
 from stages.report.chart import recovery_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
-from stages.report.rows import Comparisons, read_comparisons, suite_rows, summary_rows
+from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.serving.view import serving_points, serving_view
+from stages.report.suites import confidence_of, suite_means
 from stages.report.tables import model_sections, overview
+from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
-VERSION = 9
+VERSION = 10
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -27,10 +29,12 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
-    rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
-    suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
-    write_summary(out, config.title, rows, suite_means)
-    view = _view(config, inputs, comparisons, rows, suite_means) | {"serving": _serving(config, inputs, rows, out)}
+    rows = confirmed(list(summary_rows(config.trials, config.tasks, config.failures, comparisons)), config.failures)
+    found = list(suite_means(config.trials, config.suites, rows, comparisons))
+    suites = [mean for mean, _ in found]
+    trials = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
+    write_summary(out, Summary(title=config.title, rows=rows, suites=suites, trials=trials))
+    view = _view(config, inputs, comparisons, rows, suites) | {"serving": _serving(config, inputs, rows, out)}
     for name in (MARKDOWN, HTML):
         (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
@@ -59,10 +63,10 @@ def _view(
     inputs: Mapping[str, Path],
     comparisons: Comparisons,
     rows: list[Row],
-    suite_means: list[SuiteMean],
+    suites: list[SuiteMean],
 ) -> dict[str, Any]:
     """Everything the templates show, as text."""
-    sections = model_sections(config.trials, config.tasks, config.suites, rows, suite_means)
+    sections = model_sections(config.trials, config.tasks, config.suites, rows, suites)
     for section in sections:
         recipes = [trial.recipe for trial in config.trials if trial.model == section["model"]]
         of_model = [row for row in rows if row["model"] == section["model"]]
@@ -70,13 +74,14 @@ def _view(
     return {
         "title": config.title,
         "suites": config.suites,
-        "overview": overview(config.trials, rows, suite_means),
+        "overview": overview(config.trials, rows, suites),
         "sections": sections,
         "failures": config.failures,
         "gates": gates(config.trials, inputs),
         "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons, rows),
-        "statistics": statistics_facts(comparisons),
+        "statistics": statistics_facts(comparisons)
+        | explained(planned(rows, config.failures), config.suites, confidence_of(list(comparisons.values()))),
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),
         "costs": costs_view(config.costs),

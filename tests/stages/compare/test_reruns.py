@@ -92,7 +92,7 @@ def test_two_reruns_are_pooled_and_a_document_is_one_cluster(compared):
 
 
 def test_within_the_noise_of_a_rerun_nothing_is_equivalent(compared):
-    """Few flips against the base, but many between two runs: twice the error of such a difference is over the margin."""
+    """Few flips against the base, many between two runs: twice the error of such a difference is above the margin."""
     trial = flipped(BASE, [*LOST[:3], *WRONG[:3]])
     noisy = flipped(BASE, [*LOST[:100], *WRONG[:100]])
     quiet = flipped(BASE, [*LOST[:5], *WRONG[:5]])

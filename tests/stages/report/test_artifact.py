@@ -11,9 +11,12 @@ from stages.report.artifact import (
     SUMMARY_DOCUMENT,
     SUMMARY_SCHEMA,
     SuiteMean,
+    Summary,
+    TrialVerdict,
     read_serving,
     read_suites,
     read_summary,
+    read_verdicts,
     write_serving,
     write_summary,
 )
@@ -29,6 +32,9 @@ MEAN = SuiteMean(
     recovery_low=None,
     recovery_high=None,
 )
+VERDICT = TrialVerdict(
+    trial="m/w8a8", model="m", recipe="w8a8", is_base=False, decision="not decided", reasons=["arc: 128 documents"]
+)
 # What readers of reports have had so far, in this order.
 COLUMNS = """
 trial model recipe is_base size_gib task status metric higher_is_better aggregation n num_missing
@@ -42,7 +48,8 @@ normalized_difference normalized_difference_low normalized_difference_high
 
 @pytest.fixture
 def written(tmp_path):
-    write_summary(tmp_path, "a sweep", [ROW | {"n": 128, "score": 0.5, "size_gib": 1.1}], [MEAN])
+    rows = [ROW | {"n": 128, "score": 0.5, "size_gib": 1.1}]
+    write_summary(tmp_path, Summary(title="a sweep", rows=rows, suites=[MEAN], trials=[VERDICT]))
     return tmp_path
 
 
@@ -61,13 +68,15 @@ def test_summary_and_suites_read_back(written):
     }
     (suite,) = read_suites(written).to_pylist()
     assert (suite["suite"], suite["mean"], suite["recovery"]) == ("v1", 0.5, None)
+    assert read_verdicts(written) == [VERDICT]
 
 
 def test_a_report_from_before_suites_had_intervals_reads_back(written):
     suite = {"trial": "m/w8a8", "suite": "v1", "mean": 0.5, "base_mean": 0.6, "recovery": 5 / 6}
     (written / SUMMARY_DOCUMENT).write_text(json.dumps({"title": "a sweep", "rows": [], "suites": [suite]}))
     (row,) = read_suites(written).to_pylist()
-    assert row == suite | {"normalized": False, "recovery_low": None, "recovery_high": None}
+    assert {name: value for name, value in row.items() if value is not None} == suite | {"normalized": False}
+    assert read_verdicts(written) == []
 
 
 def test_serving_reads_back_where_there_is_any(written):
