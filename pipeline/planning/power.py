@@ -15,6 +15,7 @@ from pipeline.steps.roles import under
 from stages.compare.config import CompareConfig
 from stages.inference import detectable_difference, documents_needed, fewest_documents, power_not_worse
 from stages.quantize import weight_format
+from stages.report.config import SuiteConfig
 
 GUESSED_FLIPS = {8: 0.02, 4: 0.06}  # of documents, by the bits of a weight
 LONG_ANSWER_TOKENS = 100  # answers that may be as long have twice the flips
@@ -51,9 +52,10 @@ class TaskPower:
     has_clusters: bool = False  # whose number is not known before
     change: Change | None = None
     error: float | None = None
+    raw_error: float | None = None  # in points of the score itself
     detectable: float | None = None  # a loss; None also where not even the largest would be seen
     num_needed: int | None = None  # to be called equivalent
-    gate: float | None = None  # the chance to be not worse than the wide margin
+    not_worse: float | None = None  # the chance to be shown not to have lost the wide margin
 
     @property
     def can_be_equivalent(self) -> bool | None:
@@ -77,10 +79,42 @@ def power(plan: Plan, measured: Measured) -> list[TaskPower]:
     return list(found.values())
 
 
-def joint(tasks: Iterable[TaskPower]) -> float | None:
-    """The chance to pass in all of those of which it is known, as if they were independent; None without any."""
-    known = [each.gate for each in tasks if each.gate is not None]
-    return math.prod(known) if known else None
+@dataclass(frozen=True, slots=True)
+class GatePower:
+    """Under recipes of so many bits, of each suite and task that is asked of a format before it is shipped, the chance
+    that one without any loss is shown to have lost less than the margin.
+    """
+
+    bits: int
+    parts: Mapping[str, float]
+
+    @property
+    def chance(self) -> float:
+        """To pass in all of them, as if they were independent, and no other trial looked at."""
+        return math.prod(self.parts.values())
+
+
+def gate_power(tasks: Sequence[TaskPower], suites: Mapping[str, SuiteConfig], confidence: float) -> list[GatePower]:
+    """By bits; a suite of which some task cannot be foretold is left out.  Without suites every task is asked."""
+    found = []
+    for bits in sorted({each.bits for each in tasks}, reverse=True):
+        by_task = {each.task: each for each in tasks if each.bits == bits}
+        named = [task for suite in suites.values() for task in suite.gate_tasks] if suites else list(by_task)
+        alone = {name: by_task[name].not_worse for name in dict.fromkeys(named) if name in by_task}
+        means = {name: _of_mean(suite, by_task, confidence) for name, suite in suites.items()}
+        parts = {name: chance for name, chance in (means | alone).items() if chance is not None}
+        found += [GatePower(bits, parts)] if parts else []
+    return found
+
+
+def _of_mean(suite: SuiteConfig, by_task: Mapping[str, TaskPower], confidence: float) -> float | None:
+    """As if no two of its tasks asked the same documents."""
+    members = [by_task[task] for task in suite.tasks if task in by_task]
+    errors = [each.error if suite.normalized else each.raw_error for each in members]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(suite.tasks):
+        return None
+    return power_not_worse(suite.points, math.hypot(*known) / len(known), confidence)
 
 
 def _of_trial(plan: Plan, planned: TrialPlan, measured: Measured) -> Iterable[TaskPower]:
@@ -136,9 +170,10 @@ def _foretold(
     return replace(
         found,
         error=error,
+        raw_error=100 * error / unit,
         detectable=_detectable(change, error, spread / unit, asked.confidence),
         num_needed=documents_needed(0.0, variance, margins[0], asked.confidence),
-        gate=power_not_worse(found.wide_margin, error, asked.confidence) if is_enough else 0.0,
+        not_worse=power_not_worse(found.wide_margin, error, asked.confidence) if is_enough else 0.0,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.config.schema import Config
 from pipeline.planning.memory import GpuMemory, bytes_to_write, gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
-from pipeline.planning.power import TaskPower, power
+from pipeline.planning.power import GatePower, TaskPower, gate_power, power
 from pipeline.results.earlier import measured_changes
 from pipeline.running.expectation import Expectation, StageCost, expect
 from pipeline.running.selection import chosen
@@ -54,6 +54,7 @@ class PlanSummary:
     expected: Expectation
     bytes_to_write: int
     power: Sequence[TaskPower] = ()
+    gates: Sequence[GatePower] = ()
 
 
 def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
@@ -62,6 +63,7 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
     steps = chosen(plan, absent, config.only)
     missing, to_run = ({step.ref for step in some} for some in (absent, steps))
     expected = expect(plan, steps, store, config.cluster)
+    tasks = power(plan, measured_changes(plan, store))
     return PlanSummary(
         fingerprint=plan.fingerprint,
         trials=[_trial(plan, trial, to_run) for trial in plan.trials.values()],
@@ -73,7 +75,8 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
         missing_data=_missing_data(plan, to_run),
         expected=expected,
         bytes_to_write=bytes_to_write(plan, steps),
-        power=power(plan, measured_changes(plan, store)),
+        power=tasks,
+        gates=gate_power(tasks, config.suites, config.compare.confidence),
     )
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from pipeline.planning.power import GUESSED_FLIPS, LONG_ANSWER_TOKENS, Change, TaskPower, joint
+from pipeline.planning.power import GUESSED_FLIPS, LONG_ANSWER_TOKENS, Change, GatePower, TaskPower
 from pipeline.results.console import add_row, new_table, say
 
 NOTHING = "–"
 
 
-def say_power(console: Console, tasks: Sequence[TaskPower]) -> None:
+def say_power(console: Console, tasks: Sequence[TaskPower], gates: Sequence[GatePower]) -> None:
     """Nothing where nothing is compared."""
     if not tasks:
         return
@@ -25,7 +25,7 @@ def say_power(console: Console, tasks: Sequence[TaskPower]) -> None:
         cells = [cell for bits in kinds for cell in _cells(found.get(bits))]
         add_row(table, (name, f"{first.num_documents:,}", f"{first.margin:g}", *cells))
     console.print(table)
-    for line in _lines(tasks, kinds):
+    for line in _lines(tasks, gates):
         say(console, line)
 
 
@@ -47,16 +47,14 @@ def _equivalent(found: TaskPower) -> str:
     return f"{'never' if found.never_equivalent else 'not so'} ({found.num_needed:,})"
 
 
-def _lines(tasks: Sequence[TaskPower], kinds: Sequence[int]) -> Iterator[str]:
+def _lines(tasks: Sequence[TaskPower], gates: Sequence[GatePower]) -> Iterator[str]:
     yield (
         "sees: the smallest loss that is called degraded four times of five, in points from guessing (0) to perfect "
         "(100), if so many documents flip; equivalent from: so many documents show nine times of ten that a format "
         "without any loss is within the margin (never: the task has fewer; not so: fewer are asked)."
     )
     yield _grounds(tasks)
-    for bits in kinds:
-        if (line := _gate([each for each in tasks if each.bits == bits], bits)) is not None:
-            yield line
+    yield from map(_gate, gates)
 
 
 def _grounds(tasks: Sequence[TaskPower]) -> str:
@@ -72,16 +70,12 @@ def _grounds(tasks: Sequence[TaskPower]) -> str:
     )
 
 
-def _gate(tasks: Sequence[TaskPower], bits: int) -> str | None:
-    """The chance of all of them, and the two that weigh most."""
-    known = sorted((each for each in tasks if each.gate is not None), key=lambda each: each.gate or 0.0)
-    chance = joint(known)
-    if chance is None:
-        return None
-    weakest = ", ".join(f"{each.task} {100 * (each.gate or 0.0):.0f} %" for each in known[:2])
-    widths = sorted({each.wide_margin for each in known})
-    wide = f"{widths[0]:g}" if len(widths) == 1 else f"{widths[0]:g} to {widths[-1]:g}"
+def _gate(gate: GatePower) -> str:
+    """The chance of all of it, and the two parts that weigh most."""
+    weakest = sorted(gate.parts.items(), key=lambda part: part[1])[:2]
+    shown = ", ".join(f"{name} {100 * chance:.0f} %" for name, chance in weakest)
     return (
-        f"gate, {bits} bits: a format without any loss is shown to lose less than {wide} points in all of "
-        f"{len(known)} tasks with a chance of {100 * chance:.0f} % (weakest: {weakest})"
+        f"to ship, {gate.bits} bits: a format without any loss is shown to have lost less than the margins of all "
+        f"{len(gate.parts)} suites and tasks that are asked of it with a chance of {100 * gate.chance:.0f} % "
+        f"(weakest: {shown})"
     )

@@ -51,7 +51,7 @@ def plan(console: Console, summary: PlanSummary) -> None:
     say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
     for line in expectation_lines(summary.expected, summary.bytes_to_write):
         say(console, line)
-    say_power(console, summary.power)
+    say_power(console, summary.power, summary.gates)
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:

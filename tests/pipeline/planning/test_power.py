@@ -1,18 +1,22 @@
 """What a plan says that a sweep can see: a line a task, from guesses or from what the store has measured."""
 
 import io
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipeline.planning.plan import Plan
-from pipeline.planning.power import Change, TaskPower, joint, power
+from pipeline.planning.power import Change, TaskPower, gate_power, power
 from pipeline.results.earlier import measured_changes
 from pipeline.results.power_shown import say_power
 from pipeline.store.store import Store
+from stages.report.config import SuiteConfig
 from tests.pipeline.planning.test_plan import planned
 
 STUDY = ["+sweep=llama31", "data.mirror=null", "sweep.axes.model=[llama31_8b]"]
@@ -24,7 +28,7 @@ def seen(plan: Plan, measured: Any = None) -> dict[tuple[str, int], TaskPower]:
 
 def printed(tasks: list[TaskPower]) -> str:
     console = Console(file=io.StringIO(), width=250)
-    say_power(console, tasks)
+    say_power(console, tasks, gate_power(tasks, {}, 0.95))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -38,7 +42,7 @@ def test_of_each_task_a_plan_says_what_it_sees_and_what_it_never_can(tmp_path: P
     assert lines["mmlu_pro"][-1] == "2,407"
     assert lines["wikitext"][3:] == ["–"] * 6, "a perplexity is no share of documents"
     assert sum(text.count(f"\n{task} ") for task in ("mmlu", "gsm8k", "bbh", "wikitext")) == 4, "a line a task"
-    assert "in all of 13 tasks" in text
+    assert "all 13 suites and tasks" in text
 
 
 def test_questions_that_stand_in_several_leaves_count_once(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_a_loss_larger_than_the_flips_brings_its_own(tmp_path: Path) -> None:
     """Of 12 documents none can be seen to be lost before two thirds are."""
     found = seen(planned(tmp_path, "+sweep=smoke"))["mathador", 8]
     assert found.detectable == pytest.approx(100 * (1.96 + 0.8416) ** 2 / 12, abs=0.01)
-    assert found.gate == 0.0 and found.num_needed == 650
+    assert found.not_worse == 0.0 and found.num_needed == 650
 
 
 def test_a_limit_may_forbid_what_the_task_could_show(tmp_path: Path) -> None:
@@ -106,8 +110,29 @@ def test_an_earlier_comparison_says_how_much_changes(tmp_path: Path, numbers: An
         assert tuple(found["smollm2_135m/w8a8_int", "mathador"][:2]) == pytest.approx(change, abs=1e-4)
 
 
-def test_a_gate_is_passed_in_all_tasks_or_not_at_all(tmp_path: Path) -> None:
-    tasks = [each for each in power(planned(tmp_path, *STUDY), {}) if each.bits == 4]
-    chance = joint(tasks)
-    assert chance is not None and chance < min(each.gate for each in tasks if each.gate is not None)
-    assert joint([]) is None
+def test_what_is_asked_of_a_format_is_passed_in_all_or_not_at_all(tmp_path: Path) -> None:
+    plan = planned(tmp_path, *STUDY)
+    suites = plan.trials["llama31_8b/bf16"].trial.config.suites
+    tasks = power(plan, {})
+    for gate in gate_power(tasks, suites, 0.95):
+        assert set(suites) < set(gate.parts) and len(gate.parts) == 15
+        assert gate.chance == pytest.approx(math.prod(gate.parts.values())) and gate.chance <= min(gate.parts.values())
+    narrow = {"leaderboard_v2": replace(suites["leaderboard_v2"], gate=["gpqa"], margin_points=0.1)}
+    (_, found) = gate_power(tasks, narrow, 0.95)
+    assert found.bits == 4 and list(found.parts) == ["leaderboard_v2", "gpqa"]
+    assert found.parts["leaderboard_v2"] < 0.1
+    assert gate_power([], suites, 0.95) == []
+
+
+def test_a_suite_s_mean_has_the_error_of_its_tasks(tmp_path: Path) -> None:
+    tasks = power(planned(tmp_path, *STUDY), {})
+    found = {each.task: each for each in tasks if each.bits == 4}
+    plain = SuiteConfig(tasks=["gsm8k", "gpqa"], gate=[], margin_points=1.0)
+    scaled = replace(plain, normalized=True)
+    errors = [100 * (0.12 / 1319) ** 0.5, 100 * (0.06 / 546) ** 0.5]
+    for suite, unit in ((plain, 1.0), (scaled, 1 / 0.75)):
+        error = math.hypot(errors[0], unit * errors[1]) / 2
+        (gate,) = gate_power(list(found.values()), {"both": suite}, 0.95)
+        assert gate.parts == {"both": pytest.approx(NormalDist().cdf(1.0 / error - 1.959964), abs=1e-4)}
+    lacking = replace(plain, tasks=["gsm8k", "wikitext"])
+    assert gate_power(list(found.values()), {"both": lacking}, 0.95) == []
