@@ -1,9 +1,9 @@
 """What documents add to a difference: their squares and products, by cluster, are the task's own error."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+
+from stages.compare.artifact import read_influences
 
 MEAN = {"aggregation": {"name": "mean"}, "higher_is_better": True}
 GRADED = {"acc,none": MEAN | {"kind": "graded"}}
@@ -11,7 +11,7 @@ RIGHT_OR_WRONG = {"acc,none": MEAN | {"kind": "right_or_wrong"}}
 
 
 @pytest.fixture
-def influences(run, write_evaluation):
+def influences(run, write_evaluation, tmp_path):
     """Of {leaf: scores of trial and base}: what documents add, and the errors of the whole task."""
 
     def influences(leaves, *, facts=GRADED, written=None, **config):
@@ -23,8 +23,8 @@ def influences(run, write_evaluation):
             for side in (0, 1)
         ]
         found = run(*sides, **config)
-        table = pq.read_table(pa.BufferReader(found.files["influences.parquet"]))
-        return table, found.document["errors"], found
+        (tmp_path / "influences.parquet").write_bytes(found.files["influences.parquet"])
+        return read_influences(tmp_path), found.document["errors"], found
 
     return influences
 
