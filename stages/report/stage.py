@@ -14,7 +14,7 @@ from stages.report.numbers import MISSING
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.steadiness import held_open
-from stages.report.suites import confidence_of, suite_means
+from stages.report.suites import confidence_of, suite_means, suite_notes
 from stages.report.tables import model_sections, overview
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
@@ -33,11 +33,12 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     cells = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
     cells = held_open(config.trials, cells, confidence_of(list(comparisons.values())))
     rows = confirmed(cells, config.failures)
-    found = list(suite_means(config.trials, config.suites, rows, comparisons))
+    found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
     trials = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
     write_summary(out, Summary(title=config.title, rows=rows, suites=suites, trials=trials))
     view = _view(config, inputs, comparisons, rows, suites) | {"serving": _serving(config, inputs, rows, out)}
+    view["notes"] = list(dict.fromkeys([*view["notes"], *suite_notes(found)]))
     for name in (MARKDOWN, HTML):
         (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
