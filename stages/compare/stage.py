@@ -171,13 +171,17 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
         return Evidence(trial=side, rerun=rerun)
     base_values, again = read_values(base.documents, metric, scorer), comparison.base_reruns
     pairing, base_clusters = comparison.pairings[name], comparison.base_clusters[name]
+    pairs = pairs_of_leaf(values, base_values, pairing, scorer, clusters)
+    excess = None
+    if pairs.part is not None and pairs.part.is_right_or_wrong:  # what is graded changes with the last bits of a sum
+        excess = excess_of_changes(name, metric, (values, base_values), pairing, again, scorer, clusters)
     return Evidence(
         trial=side,
         base=side_of_leaf(base_values, scorer, base),
-        pairs=pairs_of_leaf(values, base_values, pairing, scorer, clusters),
+        pairs=pairs,
         rerun=rerun,
         base_rerun=changes_between_runs(name, metric, base_values, again, scorer, base_clusters),
-        excess=excess_of_changes(name, metric, (values, base_values), pairing, again, scorer, clusters),
+        excess=excess,
     )
 
 

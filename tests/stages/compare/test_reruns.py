@@ -141,6 +141,9 @@ def test_graded_scores_change_by_parts(compared):
     assert (row["rerun_num_changed"], row["rerun_difference"]) == (30, pytest.approx(0.001))
     same = compared(base, again={"trial_rerun/1": base}, facts=GRADED)
     assert (same["rerun_num_changed"], same["rerun_difference"], same["rerun_difference_p"]) == (0, 0.0, None)
+    trial = [score + 1e-9 for score in base]
+    row = compared(trial, base, again={"base_rerun/1": again}, facts=GRADED)
+    assert (row["base_rerun_num_changed"], row["excess_flips"]) == (30, None), "nothing flips that is graded"
 
 
 def test_what_was_not_scored_in_either_run_is_in_neither_number(compared):
