@@ -4,7 +4,8 @@ A request with ``prompt_logprobs`` makes vLLM skip the prefix cache and form log
 context goes first, alone; then each continuation with ``skip_reading_prefix_cache=False``, which forms logits after the
 cached blocks only.  Of what was cached nothing comes back, not even for the token right after it.  So wherever a block
 that continuations share ends, at the end of their context or later, their next tokens are asked for by name
-(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other.
+(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other, nor do those
+that are so short and so alike that there are no more places to ask at than continuations (a line break, then a letter).
 """
 
 import itertools
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
 from stages.evaluate.engines.protocol import Score, ScoreRequest
+from stages.evaluate.engines.vllm_rows import asked_rows
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -48,12 +50,19 @@ class Job:
         options: dict[str, Any] = {"logprob_token_ids": list(self.labels)} if self.labels else {}
         if self.is_span:
             options = {"prompt_logprobs": 1, "skip_reading_prefix_cache": not self.reads_cache}
+            options["extra_args"] = asked_rows(len(self.after))
         return SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **options)
 
 
 def jobs(context: Tokens, continuations: Sequence[Tokens], block_size: int) -> Iterator[Job]:
     """The requests that score ``continuations`` after ``context``; the context is ahead of what finds it cached."""
     longer = [continuation for continuation in continuations if len(continuation) > 1]
+    if max(map(len, continuations)) <= max(1, len(longer)):
+        places = _places(continuations)
+        if len(places) <= max(1, len(longer)):
+            for after, labels in places.items():
+                yield from _label_jobs(context, after, labels)
+            return
     branches: dict[Tokens, list[int]] = {(): [each[0] for each in continuations if len(each) == 1]}
     for after, labels in _hidden(context, longer, block_size).items():
         branches[after] = [*branches.get(after, []), *labels]
@@ -65,6 +74,16 @@ def jobs(context: Tokens, continuations: Sequence[Tokens], block_size: int) -> I
         yield Job(context, continuation, is_span=True)
     for after, labels in branches.items():
         yield from _label_jobs(context, after, labels)
+
+
+def _places(continuations: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    """The next tokens by all that stands before one, shorter beginnings first."""
+    found: dict[Tokens, list[int]] = {}
+    for index in range(max(map(len, continuations))):
+        for continuation in continuations:
+            if index < len(continuation):
+                found.setdefault(continuation[:index], []).append(continuation[index])
+    return found
 
 
 def _hidden(context: Tokens, longer: Sequence[Tokens], block_size: int) -> dict[Tokens, list[int]]:

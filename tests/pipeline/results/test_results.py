@@ -64,7 +64,7 @@ def test_what_a_suite_is_judged_by_is_the_report_s_identity_alone(tmp_path: Path
 
 @pytest.mark.dear
 def test_a_report_knows_which_data_sets_each_task_reads(tmp_path: Path) -> None:
-    overrides = ("+sweep=llama31", "suite=leaderboard_v1", "sweep.axes.model=[llama31_8b]")
+    overrides = ("+sweep=llama31", "suite=leaderboard_v1", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[bf16]")
     plan = planned(tmp_path, *overrides)
     data = report_step(plan, trials_of(*overrides)[0].config, Store(tmp_path)).config.data
     assert data["mmlu"] == data["mmlu_cot"] == ["cais/mmlu"]
