@@ -10,7 +10,7 @@ from pipeline.planning.power import GatePower, TaskPower, gate_power, power
 from pipeline.results.earlier import measured_changes
 from pipeline.running.expectation import Expectation, StageCost, expect
 from pipeline.running.selection import chosen
-from pipeline.steps.roles import slot_of
+from pipeline.steps.roles import slot_of, under
 from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
@@ -55,6 +55,7 @@ class PlanSummary:
     bytes_to_write: int
     power: Sequence[TaskPower] = ()
     gates: Sequence[GatePower] = ()
+    num_again: int = 0  # of the evaluations, those of what another step evaluates first
 
 
 def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
@@ -77,6 +78,9 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
         bytes_to_write=bytes_to_write(plan, steps),
         power=tasks,
         gates=gate_power(tasks, config.suites, config.compare.confidence),
+        num_again=sum(
+            _num_documents(plan, under(trial.steps, "answer_again").values()) for trial in plan.trials.values()
+        ),
     )
 
 

@@ -40,10 +40,11 @@ def plan(console: Console, summary: PlanSummary) -> None:
         cells = (stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}")
         add_row(stages, (*cells, *stage_cost_cells(stage.cost)))
     console.print(stages)
+    again = f", {summary.num_again:,} of them once more" if summary.num_again else ""
     say(
         console,
         f"{len(summary.trials)} trials, {summary.num_steps:,} steps ({summary.num_steps_to_run:,} to run), "
-        f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run); plan "
+        f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run{again}); plan "
         f"{summary.fingerprint[:12]}",
     )
     for name, readers in summary.missing_data.items():

@@ -7,9 +7,11 @@ import pytest
 
 from pipeline.planning.plan import Plan
 from pipeline.planning.shards import Run, rerun_of
+from pipeline.results.plan_summary import summarize
 from pipeline.steps.fingerprint import differences
 from pipeline.steps.roles import under
 from pipeline.steps.step import Step
+from pipeline.store.store import Store
 from stages.evaluate.answer import session_key
 from stages.evaluate.order import documents_of
 from tests.pipeline.planning.test_plan import by_stage, planned
@@ -47,6 +49,8 @@ def test_a_study_asks_each_base_again_and_of_each_format_the_first_trial(tmp_pat
         "llama31_70b/w8a8_fp": 0,
     }
     assert plan.num_evaluations == sum(plan.steps[ref].num_documents for ref in first_run) + 3 * asked
+    summary = summarize(plan, Store(tmp_path / "store"), plan.trials["llama31_8b/bf16"].trial.config)
+    assert (summary.num_again, summary.num_evaluations) == (3 * asked, plan.num_evaluations)
     shown = [trial.shards for trial in plan.trials.values()]
     assert sum(plan.steps[ref].num_documents for refs in shown for ref in refs) == plan.num_evaluations
 
