@@ -1,6 +1,6 @@
 """What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``terminal`` prints it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
@@ -78,9 +78,7 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
         bytes_to_write=bytes_to_write(plan, steps),
         power=tasks,
         gates=gate_power(tasks, config.suites, config.compare.confidence),
-        num_again=sum(
-            _num_documents(plan, under(trial.steps, "answer_again").values()) for trial in plan.trials.values()
-        ),
+        num_again=_num_documents(plan, _again(plan)),
     )
 
 
@@ -98,6 +96,11 @@ def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary
 
 def _num_documents(plan: Plan, refs: Iterable[StepRef]) -> int:
     return sum(plan.steps[ref].num_documents for ref in refs)
+
+
+def _again(plan: Plan) -> Iterator[StepRef]:
+    for trial in plan.trials.values():
+        yield from under(trial.steps, "answer_again").values()
 
 
 def _stages(

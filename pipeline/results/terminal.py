@@ -44,7 +44,7 @@ def plan(console: Console, summary: PlanSummary) -> None:
     say(
         console,
         f"{len(summary.trials)} trials, {summary.num_steps:,} steps ({summary.num_steps_to_run:,} to run), "
-        f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run{again}); plan "
+        f"{summary.num_evaluations:,} evaluations{again} ({summary.num_evaluations_to_run:,} to run); plan "
         f"{summary.fingerprint[:12]}",
     )
     for name, readers in summary.missing_data.items():
