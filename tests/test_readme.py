@@ -137,7 +137,9 @@ def write_examples(text: str, out: Path) -> None:
         (out / path).write_text(content.replace("/models/mine", str(out / "model")))
     (out / "model").mkdir()
     (out / "model" / "config.json").write_text(json.dumps(LLAMA))
-    save_file({"model.embed_tokens.weight": np.zeros((8, 256), np.float16)}, out / "model" / "model.safetensors")
+    sizes = {"model.embed_tokens": (8, 256), "model.layers.0.mlp.down_proj": (256, 512)}
+    tensors = {f"{name}.weight": np.zeros(size, np.float16) for name, size in sizes.items()}
+    save_file(tensors, out / "model" / "model.safetensors")
 
 
 LLAMA = {
