@@ -184,12 +184,14 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     make_saveable(model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(model))
-        _check_smoothing(recipe, model, inputs)
+    modifiers = _build_modifiers(recipe)
+    if recipe.smoothing_strength is not None:
+        check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
     with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(model_dir),
-            recipe=_build_modifiers(recipe),
+            recipe=modifiers,
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
     _refuse_rounding(recipe, rounded)
@@ -204,15 +206,6 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
         "compression_ratio": num_base_bytes / num_bytes,
         **_gptq_metrics(recipe, rounded),
     }
-
-
-def _check_smoothing(recipe: RecipeConfig, model: Any, inputs: Mapping[str, Path]) -> None:
-    for modifier in _build_modifiers(recipe):
-        if type(modifier).__name__ == "SmoothQuantModifier":
-            try:
-                check_smoothing(model, modifier, read_sequences(inputs["calibration"])[0])
-            except ValueError as error:
-                raise ValueError(f"recipe {recipe.name}: {error}") from error
 
 
 def _gptq_metrics(recipe: RecipeConfig, rounded: Rounded) -> dict[str, float | None]:

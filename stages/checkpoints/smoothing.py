@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.next_token import next_token_logits
+from stages.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,8 @@ _NUM_TOKENS = 64
 _LARGEST_CHANGE = 1e-3  # of the largest logit; a power of two is moved without any rounding
 
 
-def check_smoothing(model: Any, modifier: Any, tokens: Sequence[int]) -> None:
-    """Raise ValueError unless the layers that ``modifier`` smooths are found, and may be smoothed.
+def check_smoothing(owner: str, model: Any, modifier: Any, tokens: Sequence[int]) -> None:
+    """Raise ConfigError, of ``owner``, unless the layers that ``modifier`` smooths are found, and may be smoothed.
 
     Every norm is divided by powers of two, the layers that read it are multiplied by them, and the logits of
     ``tokens`` must stay; then all is put back, to the last bit.
@@ -26,31 +27,33 @@ def check_smoothing(model: Any, modifier: Any, tokens: Sequence[int]) -> None:
     import torch
 
     ids, kind = torch.tensor(tokens[:_NUM_TOKENS]), type(model).__name__
-    mappings = _mappings(model, modifier)
+    mappings = _mappings(owner, model, modifier)
     if not mappings:
-        raise ValueError(f"llm-compressor's map of SmoothQuant has no layer of {kind}: drop smoothing_strength")
+        raise ConfigError(
+            f"{owner}: llm-compressor's map of SmoothQuant has no layer of {kind}: drop smoothing_strength"
+        )
     with torch.no_grad():
         before = next_token_logits(model, ids).float()
         with _smoothed(mappings):
             after = next_token_logits(model, ids).float()
     change, largest = (after - before).abs().max().item(), before.abs().max().item()
     if not change <= _LARGEST_CHANGE * largest:  # also where it is no number
-        raise ValueError(
-            f"llm-compressor's map of SmoothQuant is not right for {kind}: smoothing alone, without any rounding, "
-            f"changes logits by {change / largest:.1%} of the largest; drop smoothing_strength"
+        raise ConfigError(
+            f"{owner}: llm-compressor's map of SmoothQuant is not right for {kind}: smoothing by itself "
+            f"changes logits by {change / largest:.1%} of the largest: drop smoothing_strength"
         )
 
 
-def _mappings(model: Any, modifier: Any) -> list[Any]:
+def _mappings(owner: str, model: Any, modifier: Any) -> list[Any]:
     """What the modifier itself will find, of its own map for the architecture."""
     finder = modifier.model_copy()
     try:
         finder.mappings = finder._infer_mappings_from_model(model)
         return list(finder._resolve_mappings(model))
     except RuntimeError as error:
-        raise ValueError(
-            f"SmoothQuant has no map for {type(model).__name__}, whose norms and linear layers llm-compressor does not "
-            "know by their names: drop smoothing_strength"
+        raise ConfigError(
+            f"{owner}: SmoothQuant has no map for {type(model).__name__}, whose norms and linear layers llm-compressor "
+            "does not know by their names: drop smoothing_strength"
         ) from error
 
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from stages.checkpoints.smoothing import check_smoothing
+from stages.errors import ConfigError
 
 SIZE = {
     "vocab_size": 256,
@@ -52,14 +53,16 @@ def modifier(mappings=None):
 def test_a_right_map_passes_and_every_weight_is_put_back(model_class, config, dtype):
     model = made(model_class, config, dtype)
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    check_smoothing(model, modifier(), TOKENS)
+    check_smoothing("recipe r", model, modifier(), TOKENS)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 
 def test_norms_that_scale_by_more_than_their_weight_are_refused():
     """Gemma's scales by 1 + weight, and the one after attention feeds no linear layer."""
-    with pytest.raises(ValueError, match=r"not right for Gemma2ForCausalLM: .* changes logits by .*drop smoothing_str"):
-        check_smoothing(made(Gemma2ForCausalLM, Gemma2Config(**SIZE)), modifier(), TOKENS)
+    with pytest.raises(
+        ConfigError, match=r"not right for Gemma2ForCausalLM: .* changes logits by .*: drop smoothing_str"
+    ):
+        check_smoothing("recipe r", made(Gemma2ForCausalLM, Gemma2Config(**SIZE)), modifier(), TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,11 @@ def test_a_map_that_does_not_name_what_reads_a_norm_is_refused(readers):
     wrong = [(readers, "re:.*input_layernorm")]
     model = made(LlamaForCausalLM, LlamaConfig(**SIZE))
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    with pytest.raises(ValueError, match="not right for LlamaForCausalLM"):
-        check_smoothing(model, modifier(wrong), TOKENS)
+    with pytest.raises(ConfigError, match="not right for LlamaForCausalLM"):
+        check_smoothing("recipe r", model, modifier(wrong), TOKENS)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 
 def test_an_architecture_without_a_map_is_refused_by_its_name():
-    with pytest.raises(ValueError, match=r"SmoothQuant has no map for Glm4ForCausalLM, .*: drop smoothing_strength"):
-        check_smoothing(made(Glm4ForCausalLM, Glm4Config(**SIZE)), modifier(), TOKENS)
+    with pytest.raises(ConfigError, match=r"SmoothQuant has no map for Glm4ForCausalLM, .*: drop smoothing_strength"):
+        check_smoothing("recipe r", made(Glm4ForCausalLM, Glm4Config(**SIZE)), modifier(), TOKENS)
