@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
 
-TABLE, FACTS = "comparison.parquet", "comparison.json"
+TABLE, FACTS, FLIPS = "comparison.parquet", "comparison.json", "flips.parquet"
+LOST, WON = "lost", "won"  # of a document that the trial answers otherwise than its base
+_FLIPS_AT_ONCE = 200  # the first are read without the rest
 
 
 def _normalized(raw: str) -> Any:
@@ -101,6 +103,23 @@ class Numbers:
 NORMALIZED: Mapping[str, str] = {each.name: each.metadata["raw"] for each in fields(Numbers) if each.metadata}
 SCHEMA = pa.schema(plain_columns(Labels) | plain_columns(Numbers))
 NUMBERS = [each.name for each in SCHEMA if each.type in (pa.int64(), pa.float64())]
+FLIPS_SCHEMA = pa.schema(
+    {
+        "leaf": pa.string(),
+        "doc_id": pa.int64(),
+        "metric": pa.string(),
+        "change": pa.string(),
+        "base_score": pa.float64(),
+        "trial_score": pa.float64(),
+        "question": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "target": pa.string(),
+        "base_answers": pa.list_(pa.string()),
+        "trial_answers": pa.list_(pa.string()),
+        "base_extracted": pa.string(),  # what the metric's filter made of the answers, where that is another text
+        "trial_extracted": pa.string(),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,3 +200,21 @@ def read_comparison(directory: Path) -> Comparison:
 def read_rows(directory: Path) -> pa.Table:
     """A row for each leaf and metric, and those of the whole task, as SCHEMA says."""
     return read_table(directory / TABLE)
+
+
+def write_flips(out: Path, flips: pa.Table) -> None:
+    """Rows of FLIPS_SCHEMA, those first that a reader shall see first."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(flips, out / FLIPS, compression="zstd", row_group_size=_FLIPS_AT_ONCE)
+
+
+def read_flips(directory: Path, most: int) -> tuple[pa.Table, int]:
+    """The first of the documents that a trial answers otherwise, and how many there are."""
+    import pyarrow.parquet as pq
+
+    if not (directory / FLIPS).exists():  # a comparison from before there were any
+        return FLIPS_SCHEMA.empty_table(), 0
+    with pq.ParquetFile(directory / FLIPS) as file:
+        groups = range(min(file.num_row_groups, -(-most // _FLIPS_AT_ONCE)))
+        return file.read_row_groups(list(groups), use_threads=False).slice(0, most), file.metadata.num_rows

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.compare.aggregation import aggregation_label
-from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison
+from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison, write_flips
 from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_values, side_of_leaf
+from stages.compare.flips import flips_of
 from stages.compare.rows import Ask, error_of, rows
 from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, clusters_of, pair, read_leaves
 from stages.compare.verdict import explained
@@ -41,8 +42,9 @@ class _Comparison:
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task) and ``comparison.json`` (with
-    the errors of the whole task's numbers, from which a suite gets its interval).
+    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task), ``comparison.json`` (with
+    the errors of the whole task's numbers, from which a suite gets its interval) and ``flips.parquet`` (the documents
+    that the trial answers otherwise).
 
     ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``; a base trial has none of the latter.  A leaf without
     any has no score, and neither has its group.  Returns the numbers of the whole
@@ -57,7 +59,14 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     lines.sort(key=lambda line: positions[line.row["leaf"]])
     headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
     write_comparison(out, [line.row for line in lines], _facts(comparison, headline))
+    _write_flips(comparison, inputs, out)
     return {name: headline.row.get(name) for name in NUMBERS}
+
+
+def _write_flips(comparison: _Comparison, inputs: Mapping[str, Path], out: Path) -> None:
+    metric, leaves = comparison.primary, (comparison.trial, comparison.base)
+    lower_is_better = metric is not None and comparison.metrics[metric].higher_is_better is False
+    write_flips(out, flips_of(metric, lower_is_better, *leaves, comparison.pairings, inputs))
 
 
 def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:

@@ -1,0 +1,99 @@
+"""A page for each trial with the documents that it answers otherwise than its base, and a box to search them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.compare.artifact import FLIPS, LOST, read_flips
+from stages.report.config import ReportConfig, TrialRow
+from stages.report.numbers import count, number
+from stages.report.rendering import render
+
+FOLDER = "flips"
+MOST_OF_TASK, FEWEST_OF_TASK, MOST_IN_ALL = 200, 20, 40_000  # documents; some 1.5 kB each
+_MOST_OF_QUESTION, _MOST_OF_ANSWER, _MOST_OF_CHOICE = 1500, 900, 300  # characters
+_MOST_ANSWERS = 3
+
+
+def most_of_task(num_cells: int) -> int:
+    """How many documents of a trial and task are shown: a large sweep shows fewer of each."""
+    return max(min(MOST_OF_TASK, MOST_IN_ALL // max(num_cells, 1)), FEWEST_OF_TASK)
+
+
+def write_flip_pages(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, str]:
+    """A file in ``flips/`` for each trial that is compared; returns the trials' pages, relative to the report."""
+    compared = [
+        (trial, {task: inputs[name] for task in config.tasks if (name := f"compare/{trial.name}/{task}") in inputs})
+        for trial in config.trials
+        if not trial.is_base
+    ]
+    most = most_of_task(sum(len(places) for _, places in compared))
+    pages: dict[str, str] = {}
+    for trial, places in compared:
+        if sections := [found for task, place in places.items() if (found := _section(task, place, most))]:
+            (out / FOLDER).mkdir(exist_ok=True)
+            pages[trial.name] = f"{FOLDER}/{_file_name(trial, pages)}"
+            view = {"title": config.title, "trial": trial.name, "base": trial.base or "its base", "file": FLIPS}
+            text = render("report_flips.html.j2", view | {"sections": sections})
+            (out / pages[trial.name]).write_text(text, encoding="utf-8")
+    return pages
+
+
+def _file_name(trial: TrialRow, taken: Mapping[str, str]) -> str:
+    """Whatever a trial is called, a name that every file system and address takes, and no other trial has."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", trial.name).strip(".-")[:100] or "trial"
+    used = {page.partition("/")[2] for page in taken.values()}
+    return next(
+        each for index in range(len(used) + 1) if (each := f"{name}{f'-{index}' * bool(index)}.html") not in used
+    )
+
+
+def _section(task: str, place: Path, most: int) -> dict[str, Any] | None:
+    table, total = read_flips(place, most)
+    if not total:
+        return None
+    rows = table.to_pylist()
+    return {
+        "task": task,
+        "shown": count(len(rows)),
+        "total": count(total),
+        "is_cut": len(rows) < total,
+        "place": place.name,
+        "metric": rows[0]["metric"],
+        "documents": [_document(row) for row in rows],
+    }
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "change": row["change"],
+        "mark": "▼" if row["change"] == LOST else "▲",
+        "name": f"{row['leaf']}, document {row['doc_id']}",
+        "scores": f"{_score(row['base_score'])} → {_score(row['trial_score'])}",
+        "question": cut(row["question"] or "", _MOST_OF_QUESTION),
+        "choices": [cut(choice, _MOST_OF_CHOICE) for choice in row["choices"] or ()],
+        "target": cut(row["target"] or "", _MOST_OF_ANSWER),
+        "answers": [
+            {"of": side, "texts": list(_answers(row[f"{side}_answers"])), "extracted": row[f"{side}_extracted"]}
+            for side in ("base", "trial")
+        ],
+    }
+
+
+def _answers(texts: Sequence[str] | None) -> Iterator[str]:
+    yield from (cut(text, _MOST_OF_ANSWER) for text in (texts or ())[:_MOST_ANSWERS])
+    if rest := len(texts or ()) - _MOST_ANSWERS:
+        yield from [f"and {rest} more answers"] if rest > 0 else []
+
+
+def _score(value: float) -> str:
+    return number(value, 0 if value == round(value) else 3)
+
+
+def cut(text: str, most: int) -> str:
+    """Without what is in the middle of a long one: an answer's end says what it comes to."""
+    if len(text) <= most:
+        return text
+    head = most * 2 // 3
+    return f"{text[:head]} [… {len(text) - most:,} characters …] {text[head - most :]}"

@@ -1,0 +1,192 @@
+"""What to ship, in one sentence for each model: verdicts, what serving costs and on what, or what is missing to say it.
+
+Words and numbers in, a sentence out: a number that nobody measured is in none.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
+from stages.measured import Measured
+from stages.report.artifact import Row, SuiteMean, TrialVerdict
+from stages.report.config import TrialRow
+from stages.report.serving.relative import Cost
+
+SHIP, DO_NOT_SHIP, NOT_DECIDED = "ship", "do not ship", "not decided"
+MOST_NAMED = 2  # trials beside the one that is advised
+MOST_TASKS = 3
+_ON_A_SUITE = {EQUIVALENT: "equivalent", IMPROVED: "better", DEGRADED: "degraded within the margin"}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trial that might be shipped in the place of its base."""
+
+    verdict: TrialVerdict
+    label: str
+    base: str
+    suites: Sequence[SuiteMean]
+    degraded: Sequence[str]  # tasks, confirmed
+    share: float | None  # of the base's size
+    cost: Cost | None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The first is the cheapest to serve; of those that were not served the smallest."""
+        value = None if self.cost is None else self.cost.value
+        return (0.0 if value is None else -value), (float("inf") if self.share is None else self.share)
+
+
+def sentences(
+    trials: Sequence[TrialRow],
+    verdicts: Sequence[TrialVerdict],
+    rows: Sequence[Row],
+    suites: Sequence[SuiteMean],
+    costs: Mapping[str, Cost],
+) -> dict[str, str]:
+    """By model; empty where nothing was judged."""
+    named = {trial.name: trial for trial in trials}
+    models = dict.fromkeys(verdict.model for verdict in verdicts)
+    of_model = {model: [each for each in verdicts if each.model == model] for model in models}
+    return {
+        model: _sentence([_candidate(each, named, rows, suites, costs) for each in own if not each.is_base], own)
+        for model, own in of_model.items()
+    }
+
+
+def _candidate(
+    verdict: TrialVerdict,
+    named: Mapping[str, TrialRow],
+    rows: Sequence[Row],
+    suites: Sequence[SuiteMean],
+    costs: Mapping[str, Cost],
+) -> Candidate:
+    trial = named[verdict.trial]
+    base = named.get(trial.base or "") or next(
+        (each for each in named.values() if each.model == trial.model and each.is_base), None
+    )
+    sizes = trial.size_gib, base and base.size_gib
+    own = [row for row in rows if row["trial"] == trial.name]
+    return Candidate(
+        verdict=verdict,
+        label=trial.label,
+        base=base.label if base else "its base",
+        suites=[each for each in suites if each.trial == trial.name and each.verdict is not None],
+        degraded=[row["task"] for row in own if row["verdict"] == DEGRADED and row["is_confirmed"]],
+        share=sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
+        cost=costs.get(trial.name),
+    )
+
+
+def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict]) -> str:
+    if not candidates:
+        return f"Only {listed(each.recipe for each in all_trials)} is here: there is nothing to compare with it."
+    ranked = sorted(candidates, key=lambda each: each.rank)
+    shippable = [each for each in ranked if each.verdict.decision == SHIP]
+    if shippable:
+        return _advice(shippable[0], ranked)
+    undecided = [each for each in ranked if each.verdict.decision != DO_NOT_SHIP]
+    if undecided:
+        refused = [each for each in ranked if each not in undecided]
+        parts = [f"{_why(each)}{_price_in_short(each)}" for each in undecided[:MOST_NAMED]]
+        return f"Nothing can be said to ship yet: {_with_rest(parts, len(undecided))}{_refused(refused)}."
+    parts = [f"{_why(each)}{_price_in_short(each)}" for each in ranked[:MOST_NAMED]]
+    return f"Ship none of these formats: {_with_rest(parts, len(ranked))}."
+
+
+def _advice(best: Candidate, ranked: Sequence[Candidate]) -> str:
+    text = f"Ship {best.label}: {'; '.join([*filter(None, [_evidence(best)]), _price(best)])}"
+    tempting = [each for each in ranked[: ranked.index(best)] if each.rank < best.rank]
+    for each in tempting[:MOST_NAMED]:
+        text += f"; {each.label} is {_number_of(each)} but {_spoken_against(each)}"
+    if len(tempting) > MOST_NAMED:
+        text += f"; and {len(tempting) - MOST_NAMED} more would be cheaper but may not be shipped"
+    others = [each for each in ranked if each is not best and each.verdict.decision == SHIP]
+    if others:
+        text += f". So may {_named(others)}, at more"
+    return f"{text}."
+
+
+def _evidence(best: Candidate) -> str:
+    """What was found of it, by suites where there are any; a loss that the grid confirms is never left out."""
+    found: dict[str, list[str]] = {}
+    for mean in best.suites:
+        found.setdefault(_ON_A_SUITE.get(str(mean.verdict), "not worse"), []).append(mean.suite)
+    parts = [f"{words} on {listed(names)}" for words, names in found.items()]
+    if not parts and best.verdict.num_equivalent is not None:
+        parts = [f"equivalent on {best.verdict.num_equivalent} of {best.verdict.num_cells} tasks"]
+    if best.degraded:
+        parts.append(f"though degraded within what is allowed on {_tasks(best.degraded)}")
+    return ", ".join(parts)
+
+
+def _price(each: Candidate) -> str:
+    if each.cost is None or each.cost.value is None:
+        unknown = "what it costs to serve was not measured"
+        return unknown if each.share is None else f"{each.share:.2f} of the size of {each.base}; {unknown}"
+    known = (("at saturation", each.cost.saturated), ("one at a time", each.cost.alone))
+    (first, when), *others = [(_times(ratio), when) for when, ratio in known if ratio is not None]
+    more = "".join(f", {times} {when}" for times, when in others)
+    return f"{first} times the queries per dollar of {each.base} {when}{more} ({each.cost.where})"
+
+
+def _times(ratio: Measured) -> str:
+    ends = "" if ratio.low == ratio.high else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f}{ends}"
+
+
+def _number_of(each: Candidate) -> str:
+    """Its price in as few words as a comparison with another needs."""
+    if each.cost is not None and each.cost.value is not None:
+        return f"{each.cost.value:.2f} times"
+    return "smaller" if each.share is None else f"{each.share:.2f} of the size"
+
+
+def _price_in_short(each: Candidate) -> str:
+    if each.cost is not None and each.cost.value is not None:
+        return f" ({each.cost.value:.2f} times the queries per dollar of {each.base})"
+    return "" if each.share is None else f" ({each.share:.2f} of the size of {each.base})"
+
+
+def _spoken_against(each: Candidate) -> str:
+    if each.degraded:
+        return f"degraded on {_tasks(each.degraded)}"
+    if each.verdict.decision == DO_NOT_SHIP:
+        return f"not to ship: {_reason(each)}"
+    return f"not decided: {_reason(each)}"
+
+
+def _why(each: Candidate) -> str:
+    if each.degraded:
+        return f"{each.label} is degraded on {_tasks(each.degraded)}"
+    return f"{each.label}: {_reason(each)}"
+
+
+def _reason(each: Candidate) -> str:
+    first, *others = each.verdict.reasons or ["nothing was compared yet"]
+    return f"{first} (and {len(others)} more)" if others else first
+
+
+def _refused(refused: Sequence[Candidate]) -> str:
+    return f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
+
+
+def _with_rest(parts: Sequence[str], number: int) -> str:
+    rest = number - len(parts)
+    return "; ".join([*parts, *([f"and {rest} more"] if rest else [])])
+
+
+def _named(some: Sequence[Candidate]) -> str:
+    return listed([each.label for each in some], MOST_NAMED + 1)
+
+
+def _tasks(names: Sequence[str]) -> str:
+    return listed(names, MOST_TASKS)
+
+
+def listed(names: Iterable[str], most: int | None = None) -> str:
+    """``a, b and c``; of more than ``most`` the first, and how many others."""
+    shown = list(names)
+    if most is not None and len(shown) > most:
+        shown = [*shown[:most], f"{len(shown) - most} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
