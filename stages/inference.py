@@ -39,6 +39,12 @@ def two_sided_p(statistic: float, freedom: float | None = None) -> float:
     return float(2 * stdtr(freedom, -abs(statistic)))
 
 
+def upper_p(statistic: float, freedom: float | None = None) -> float:
+    """One-sided: how often a statistic that is Student's or, without ``freedom``, normal is as large."""
+    p = two_sided_p(statistic, freedom) / 2
+    return p if statistic >= 0 else 1 - p
+
+
 def tango_statistic(lost: Any, won: Any, n: Any, difference: Any) -> Floats:
     """Tango's score statistic (Statistics in Medicine 17, 1998) of the hypothesis that the true difference is
     ``difference``; at 0 it is McNemar's (won - lost) / sqrt(won + lost).
@@ -118,6 +124,12 @@ def subset_interval(values: Floats, confidence: float) -> tuple[Interval, float]
     p = 2 * min(1 + (means <= 0).sum(), 1 + (means >= 0).sum()) / (len(means) + 1)
     interval = NO_INTERVAL if tail < 1 else (float(means[tail - 1]), float(means[-tail]))
     return interval, min(1.0, float(p))
+
+
+def few_p(values: Floats) -> float:
+    """One-sided, by ``subset_means``: that the mean is 0 or less."""
+    means = subset_means(values)
+    return float((1 + (means <= 0).sum()) / (len(means) + 1))
 
 
 def ratio_interval(

@@ -302,7 +302,7 @@ def write_evaluation(tmp_path_factory):
         doc_ids = docs if doc_ids is None else doc_ids
         prompts = [f"prompt {doc}" for doc in docs] if prompts is None else prompts
         columns = {
-            "leaf": pa.array([task] * num_documents),
+            "leaf": pa.array([task] * num_documents, pa.string()),
             "doc_id": pa.array(doc_ids, pa.int32()),
             "doc_digest": pa.array([digest(f"{'' if is_shared else task} {doc}") for doc in docs], pa.string()),
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),

@@ -102,6 +102,10 @@ def _check_suites(config: Config) -> None:
                 f"suites.{name} names {', '.join(unknown)}, but the sweep's tasks are {', '.join(config.tasks)}: add "
                 f"the task, or take it out of suites.{name}.tasks"
             )
+        try:
+            suite.check(f"suites.{name}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
         raw = [task for task in suite.tasks if not config.tasks[task].is_normalized]
         if suite.normalized and raw:
             raise UserError(

@@ -1,6 +1,7 @@
 """The report step: what the store holds of a sweep, and what it does not and why."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from pipeline.config.schema import Config, Weights
 from pipeline.errors import FailureClass
@@ -24,7 +25,7 @@ def report_step(plan: Plan, config: Config, store: Store) -> Step:
             trials=[_trial_row(plan, trial, store) for trial in plan.trials.values()],
             tasks=list(dict.fromkeys(slot for trial in plan.trials.values() for slot in under(trial.steps, "compare"))),
             suites=[
-                SuiteRow(name=name, tasks=suite.tasks, normalized=suite.normalized)
+                SuiteRow(**{each.name: getattr(suite, each.name) for each in fields(suite)}, name=name)
                 for name, suite in config.suites.items()
             ],
             failures=list(_failures(plan, store)),

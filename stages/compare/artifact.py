@@ -12,9 +12,12 @@ import pyarrow as pa
 
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
 
-TABLE, FACTS, FLIPS = "comparison.parquet", "comparison.json", "flips.parquet"
+TABLE, FACTS, FLIPS, INFLUENCES = "comparison.parquet", "comparison.json", "flips.parquet", "influences.parquet"
 LOST, WON = "lost", "won"  # of a document that the trial answers otherwise than its base
 _FLIPS_AT_ONCE = 200  # the first are read without the rest
+# Of a document of the whole task: beginnings of its digest and of that of the cluster it belongs to, and what it adds
+# to the difference and to the base's score.
+INFLUENCE_COLUMNS = ("document", "cluster", "difference", "base", "normalized_difference", "normalized_base")
 
 
 def _normalized(raw: str) -> Any:
@@ -81,6 +84,8 @@ class Numbers:
     margin: float | None = None  # of the difference that the verdict is of, see is_verdict_normalized
     wide_margin: float | None = None
     is_verdict_normalized: bool | None = None  # of leaves with unlike baselines
+    verdict_p: float | None = None  # that the difference which the verdict is of is 0
+    wide_margin_p: float | None = None  # one-sided, that the loss is the wide margin or more: all missing against it
     verdict: str | None = None  # a word of verdict.py
     reason: str | None = None  # beyond margin, or why it is inconclusive
     num_needed: int | None = None  # documents that would decide what is inconclusive
@@ -135,11 +140,19 @@ class LeafFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Error:
-    """Variances of the difference and of the base on the pairs, and their covariance: what a mean of tasks adds up."""
+    """Variances of the difference and of the base on the pairs, and their covariance: what a mean of tasks adds up.
+
+    ``freedom`` is of Student's distribution (None: the normal's); ``worst_loss`` is how much worse the difference were
+    if all that is missing had gone against the trial (None where nobody knows), and ``reason`` why nothing can be said
+    of it.
+    """
 
     difference: float
     base: float
     covariance: float
+    freedom: float | None = None
+    worst_loss: float | None = 0.0
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,15 +199,26 @@ def verdict_shown(row: Mapping[str, Any]) -> str | None:
     return f"{row['verdict']} ({', '.join(more)})" if more else row["verdict"]
 
 
-def write_comparison(out: Path, rows: Iterable[Mapping[str, Any]], facts: ComparisonFacts) -> None:
+def write_comparison(
+    out: Path, rows: Iterable[Mapping[str, Any]], facts: ComparisonFacts, influences: pa.Table | None = None
+) -> None:
     """``rows`` have the columns of SCHEMA; absent ones are null."""
     write_table(out / TABLE, pa.Table.from_pylist(list(rows), schema=SCHEMA))
     write_json(out / FACTS, asdict(facts))
+    if influences is not None:
+        write_table(out / INFLUENCES, influences)
 
 
 def read_comparison(directory: Path) -> Comparison:
     """What is known of the whole task."""
     return Comparison(directory, read_json(directory / FACTS, ComparisonFacts))
+
+
+def read_influences(directory: Path) -> pa.Table | None:
+    """Of each document that trial and base were scored on, as INFLUENCE_COLUMNS say; None of a base, and of older
+    comparisons.
+    """
+    return read_table(directory / INFLUENCES, INFLUENCE_COLUMNS) if (directory / INFLUENCES).exists() else None
 
 
 def read_rows(directory: Path) -> pa.Table:

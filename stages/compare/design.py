@@ -114,6 +114,22 @@ def estimate(parts: Sequence[Part], weights: Sequence[float], scales: Sequence[f
     )
 
 
+def influences(parts: Sequence[Part], weights: Sequence[float], scales: Sequence[float]) -> Floats:
+    """What each row of the parts' values adds to the estimate: their squares and products, summed within clusters, add
+    up to its ``covariance``, but for leaves of a single document.
+    """
+    shares = np.array(weights) * np.array(scales)
+    sizes = np.array([len(part.values) for part in parts])
+    num = len(np.unique(np.concatenate([part.clusters for part in parts])))
+    if num < sizes.sum():
+        return _about_the_mean_of_all(parts, shares / sizes) * math.sqrt(num / max(1, num - 1))
+    within = [
+        share / size * math.sqrt(size / max(1, size - 1)) * (part.values - part.values.mean(axis=0))
+        for part, share, size in zip(parts, shares, sizes, strict=True)
+    ]
+    return np.concatenate(within)
+
+
 def _within_strata(parts: Sequence[Part], shares: Floats, sizes: NDArray[np.int64]) -> tuple[Floats | None, float]:
     """Sums of share² · s² / n, with s² over n - 1, and Satterthwaite's degrees of freedom; a single document and its
     neighbour's have one s².
@@ -157,10 +173,13 @@ def _between_clusters(parts: Sequence[Part], shares: Floats, members: NDArray[np
 
 
 def _cluster_sums(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> Floats:
+    return np.column_stack([np.bincount(members, column, num) for column in _about_the_mean_of_all(parts, shares).T])
+
+
+def _about_the_mean_of_all(parts: Sequence[Part], shares: Floats) -> Floats:
     weights = np.concatenate([np.full(len(part.values), share) for part, share in zip(parts, shares, strict=True)])
     values = np.concatenate([part.values for part in parts])
-    centred = weights[:, None] * (values - np.average(values, axis=0, weights=weights))
-    return np.column_stack([np.bincount(members, column, num) for column in centred.T])
+    return np.asarray(weights[:, None] * (values - np.average(values, axis=0, weights=weights)))
 
 
 def _design_effect(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> float | None:

@@ -117,7 +117,7 @@ class Pairs:
     """Trial and base on the documents that both were scored on.
 
     ``worst``: on all that were paired, what the trial lacks as bad as can be and what the base lacks as good; None
-    where nothing is missing, or where nobody knows how bad that is.
+    where nothing is missing, or where nobody knows how bad that is.  ``documents``: the trial's rows.
     """
 
     n: int = 0
@@ -126,6 +126,7 @@ class Pairs:
     base_score: float | None = None
     part: Part | None = None
     worst: Part | None = None
+    documents: Indices | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +187,7 @@ def pairs_of_leaf(trial: Values, base: Values, pairing: Pairing, scorer: Scorer,
     known = [trial.known[pairing.trial], base.known[pairing.base]]
     both, groups = known[0] & known[1], clusters[pairing.trial]
     part = scorer.part([column[both] for column in columns], groups[both])
-    found = Pairs(n=int(both.sum()), num_missing=int((~both).sum()), part=part)
+    found = Pairs(n=int(both.sum()), num_missing=int((~both).sum()), part=part, documents=pairing.trial[both])
     if part is None:
         return found
     scores = [scorer.score(column[both]) for column in columns]

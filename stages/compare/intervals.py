@@ -13,10 +13,12 @@ import numpy as np
 from stages.compare.design import Estimate
 from stages.inference import (
     critical_value,
+    few_p,
     subset_interval,
     tango_interval,
     tango_statistic,
     two_sided_p,
+    upper_p,
 )
 from stages.statistics import NO_INTERVAL, Interval, wilson_interval
 
@@ -41,19 +43,36 @@ def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> li
 
 def difference_p(each: Estimate, confidence: float) -> float | None:
     """That the true difference is 0; the interval leaves 0 out exactly where it is below 1 - confidence."""
-    if each.counts is not None:
-        if not _has_error(each):
-            return None
-        lost, won = each.counts
-        shifted = np.clip((won - lost) / each.n - each.value / each.stretch, -1, 1)
-        if abs(shifted) < 1e-12:
-            shifted = 0.0
-        return two_sided_p(float(tango_statistic(lost, won, each.n, shifted)), each.freedom)
     if each.few is not None:
         return None if len(each.few) < 2 else subset_interval(each.few, confidence)[1]
-    if each.covariance is None or each.covariance[0, 0] <= 0:
+    found = _statistic(each, 0.0)
+    return None if found is None else two_sided_p(found, each.freedom)
+
+
+def loss_p(each: Estimate, loss: float, lower_is_better: bool = False) -> float | None:
+    """That the true loss is ``loss`` or more, one-sided; the interval's worse end is a smaller loss exactly where this
+    is below half of 1 - confidence.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+    if each.few is not None:
+        return None if len(each.few) < 2 else few_p(sign * each.few + loss)
+    found = _statistic(each, -sign * loss)
+    return None if found is None else upper_p(sign * found, each.freedom)
+
+
+def _statistic(each: Estimate, difference: float) -> float | None:
+    """Of the hypothesis that the true difference is ``difference``, in its own standard errors."""
+    if each.counts is None:
+        if each.covariance is None or each.covariance[0, 0] <= 0:
+            return None
+        return (each.value - difference) / math.sqrt(each.covariance[0, 0])
+    if not _has_error(each):
         return None
-    return two_sided_p(each.value / math.sqrt(each.covariance[0, 0]), each.freedom)
+    lost, won = each.counts
+    shifted = np.clip((won - lost) / each.n + (difference - each.value) / each.stretch, -1, 1)
+    if abs(shifted) < 1e-12:
+        shifted = 0.0
+    return float(tango_statistic(lost, won, each.n, shifted))
 
 
 def score_interval(each: Estimate, confidence: float) -> Interval:

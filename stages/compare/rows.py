@@ -8,8 +8,8 @@ from stages.compare.artifact import NORMALIZED, Error
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
 from stages.compare.evidence import Side
-from stages.compare.intervals import difference_intervals, difference_p, score_interval, why_open
-from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, verdict_of
+from stages.compare.intervals import difference_intervals, difference_p, loss_p, score_interval, why_open
+from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, verdict_of
 from stages.compare.whole import Compared
 from stages.inference import critical_value, documents_needed, mcnemar_mid_p, ratio_interval
 from stages.statistics import NO_INTERVAL, Interval, mcnemar_p, recovery_of
@@ -45,7 +45,9 @@ def rows(asked: Sequence[Ask], config: CompareConfig, lower_is_better: bool) -> 
     return [_row(ask, ends, config, lower_is_better) for ask in asked]
 
 
-def error_of(compared: Compared | None, numbers: Mapping[str, Any], prefix: str, confidence: float) -> Error | None:
+def error_of(
+    compared: Compared | None, numbers: Mapping[str, Any], prefix: str, confidence: float, lower_is_better: bool
+) -> Error | None:
     """Variances of a difference and its base: the first by its interval, which is never of zero width."""
     if compared is None or compared.difference is None or compared.difference.covariance is None:
         return None
@@ -55,7 +57,20 @@ def error_of(compared: Compared | None, numbers: Mapping[str, Any], prefix: str,
     found = compared.difference
     half = (high - low) / 2 / critical_value(confidence, found.freedom)
     assert found.covariance is not None
-    return Error(difference=half**2, base=float(found.covariance[1, 1]), covariance=float(found.covariance[0, 1]))
+    return Error(
+        difference=half**2,
+        base=float(found.covariance[1, 1]),
+        covariance=float(found.covariance[0, 1]),
+        freedom=found.freedom,
+        worst_loss=_worst_loss(compared, found, -1 if lower_is_better else 1),
+        reason=why_open(found),
+    )
+
+
+def _worst_loss(compared: Compared, found: Estimate, sign: int) -> float | None:
+    if compared.pairs is None or not compared.pairs.num_missing:
+        return 0.0
+    return None if compared.worst is None else max(0.0, sign * (found.value - compared.worst.value))
 
 
 def _all_ends(sides: Sequence[Compared], confidence: float) -> list[_Ends]:
@@ -198,7 +213,7 @@ def _judged(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is
     found, interval = each.difference, ends[id(each)]
     verdict, reason = verdict_of(_gain(interval.difference, lower_is_better), margin), why_open(found)
     if reason is None and each.pairs.num_missing and verdict != INCONCLUSIVE:
-        reason = None if verdict == verdict_of(_gain(interval.worst, lower_is_better), margin) else "missing"
+        reason = None if verdict == verdict_of(_gain(interval.worst, lower_is_better), margin) else MISSING
     if reason is not None:
         verdict = INCONCLUSIVE
     elif verdict == DEGRADED and (_gain(interval.difference, lower_is_better)[1] or 0) < -margin:
@@ -207,10 +222,21 @@ def _judged(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is
         "margin": margin,
         "wide_margin": wide,
         "is_verdict_normalized": ask.baseline is None,
+        "verdict_p": difference_p(found, config.confidence),
+        "wide_margin_p": _wide_margin_p(each, wide, lower_is_better),
         "verdict": verdict,
         "reason": reason,
         "num_needed": _needed(found, margin, config) if verdict == INCONCLUSIVE and reason is None else None,
     }
+
+
+def _wide_margin_p(each: Compared, wide: float, lower_is_better: bool) -> float | None:
+    """The larger one of what was found and, where something is missing, the worst that it may have been."""
+    assert each.difference is not None and each.pairs is not None
+    asked = [each.difference, each.worst] if each.pairs.num_missing else [each.difference]
+    found = [None if one is None else loss_p(one, wide, lower_is_better) for one in asked]
+    known = [p for p in found if p is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def _margins(ask: Ask, config: CompareConfig, lower_is_better: bool) -> tuple[float, float]:

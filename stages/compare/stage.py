@@ -5,11 +5,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from stages.compare.aggregation import aggregation_label
 from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison, write_flips
 from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_values, side_of_leaf
 from stages.compare.flips import flips_of
+from stages.compare.influences import influence_table
 from stages.compare.rows import Ask, error_of, rows
 from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, clusters_of, pair, read_leaves
 from stages.compare.verdict import explained
@@ -26,6 +29,7 @@ class _Line(NamedTuple):
 
     row: dict[str, Any]
     ask: Ask | None = None
+    influences: pa.Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     positions = {leaf: position for position, leaf in enumerate([*config.leaves, None])}
     lines.sort(key=lambda line: positions[line.row["leaf"]])
     headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
-    write_comparison(out, [line.row for line in lines], _facts(comparison, headline))
+    write_comparison(out, [line.row for line in lines], _facts(comparison, headline), headline.influences)
     _write_flips(comparison, inputs, out)
     return {name: headline.row.get(name) for name in NUMBERS}
 
@@ -134,8 +138,9 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
     asked = list(_asked(config, evidence, is_normalized=bool(labels["primary"]) and config.is_normalized))
     numbers = rows(asked, config, lower_is_better)
+    influences = influence_table(config, comparison.trial, comparison.clusters, evidence) if labels["primary"] else None
     for leaf, ask, each in zip([*config.leaves, None], asked, numbers, strict=True):
-        yield _Line({**labels, "leaf": leaf, **each}, ask)
+        yield _Line({**labels, "leaf": leaf, **each}, ask, influences)
 
 
 def _asked(config: CompareConfig, evidence: Sequence[Evidence], is_normalized: bool) -> Iterator[Ask]:
@@ -195,9 +200,10 @@ def _facts(comparison: _Comparison, line: _Line) -> ComparisonFacts:
 def _errors(line: _Line, confidence: float) -> Errors:
     if line.ask is None:
         return Errors()
+    lower_is_better = line.row["higher_is_better"] is False
     return Errors(
-        raw=error_of(line.ask.raw, line.row, "", confidence),
-        normalized=error_of(line.ask.normalized, line.row, "normalized_", confidence),
+        raw=error_of(line.ask.raw, line.row, "", confidence, lower_is_better),
+        normalized=error_of(line.ask.normalized, line.row, "normalized_", confidence, lower_is_better),
     )
 
 

@@ -11,6 +11,7 @@ LEGEND = (
     f"improved, {MARKS[INCONCLUSIVE]} inconclusive"
 )
 BEYOND = "beyond margin"  # of a degraded cell
+MISSING = "missing"  # of one that would have another verdict if all that is missing had gone against the trial
 
 
 def verdict_of(gain: Interval, margin: float) -> str:

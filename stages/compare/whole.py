@@ -106,7 +106,7 @@ def _estimate(
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    weights = _weights([part.n for part in known], weight_by_size)
+    weights = weights_of([part.n for part in known], weight_by_size)
     units = [scale.unit for scale in scales]
     scores = [part.scores[0] - (scale.origin if is_side else 0) for part, scale in zip(known, scales, strict=True)]
     value = math.fsum(weight * unit * score for weight, unit, score in zip(weights, units, scores, strict=True))
@@ -169,5 +169,6 @@ def _mean(
     return math.fsum(weight * score for weight, score in zip(weights, floored, strict=True)) / sum(weights)
 
 
-def _weights(sizes: Sequence[int], weight_by_size: bool) -> list[float]:
+def weights_of(sizes: Sequence[int], weight_by_size: bool) -> list[float]:
+    """Of leaves, which add up to 1."""
     return [size / sum(sizes) for size in sizes] if weight_by_size else [1 / len(sizes)] * len(sizes)

@@ -62,21 +62,17 @@ def forest_chart(tasks: Sequence[str], trials: Sequence[TrialRow], rows: Sequenc
 def gain_of(row: Row, label: str) -> Gain | None:
     """On the scale of the chart; None where trial and base were not compared."""
     if row["normalized_difference"] is not None:
-        ends = row["normalized_difference_low"], row["normalized_difference_high"]
-        return Gain(row, label, row["normalized_difference"], *ends, _normalized_margin(row))
+        low, high = (row[f"normalized_difference_{end}"] for end in ("low", "high"))
+        return Gain(row, label, row["normalized_difference"], low, high, _normalized_margin(row))
     if row["difference"] is None:
         return None
     lower_is_better = row["higher_is_better"] is False
     if lower_is_better and not row["base_score"]:
         return None
     scale = -100 / row["base_score"] if lower_is_better else 100.0
-    value, *ends = (
-        None if each is None else scale * each
-        for each in (row["difference"], row["difference_low"], row["difference_high"])
-    )
-    low, high = reversed(ends) if scale < 0 else ends
-    assert value is not None
-    return Gain(row, label, value, low, high, None if row["margin"] is None else abs(scale) * row["margin"])
+    low, high = (None if row[name] is None else scale * row[name] for name in ("difference_low", "difference_high"))
+    low, high = (high, low) if scale < 0 else (low, high)
+    return Gain(row, label, scale * row["difference"], low, high, None if row["margin"] is None else abs(scale) * row["margin"])
 
 
 def _normalized_margin(row: Row) -> float | None:

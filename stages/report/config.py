@@ -93,10 +93,34 @@ class TrialRow:
 
 @dataclass(kw_only=True, slots=True)
 class SuiteConfig:
-    """Tasks whose plain mean is shown: of their scores, or of their ``normalized`` ones."""
+    """Tasks whose plain mean is shown: of their scores, or of their ``normalized`` ones.
+
+    ``margin_points``: the largest difference of that mean from the base's that does not matter; null: 1 of plain
+    scores, 2 of normalized ones.  ``gate``: its tasks that may each not be worse than their wide margin if a format is
+    shipped; null: all.
+    """
 
     tasks: list[str] = identity()
     normalized: bool = identity(False)
+    margin_points: float | None = identity(None, neutral=None)
+    gate: list[str] | None = identity(None, neutral=None)
+
+    def check(self, place: str) -> None:
+        """Raise ValueError for a margin that is no distance, and for a gate of other tasks than its own."""
+        if self.margin_points is not None and not 0 < self.margin_points < 100:
+            raise ValueError(f"{place}.margin_points must lie between 0 and 100; got {self.margin_points}")
+        if unknown := [task for task in self.gate or () if task not in self.tasks]:
+            raise ValueError(f"{place}.gate names {', '.join(unknown)}, but the suite is of {', '.join(self.tasks)}")
+
+    @property
+    def points(self) -> float:
+        """The margin of its mean."""
+        return self.margin_points if self.margin_points is not None else 2.0 if self.normalized else 1.0
+
+    @property
+    def gate_tasks(self) -> list[str]:
+        """Those of the gate."""
+        return self.tasks if self.gate is None else self.gate
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
+from stages.grid.shipping import DO_NOT_SHIP, SHIP
 from stages.measured import Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
 from stages.report.serving.relative import Cost
 
-SHIP, DO_NOT_SHIP, NOT_DECIDED = "ship", "do not ship", "not decided"
 MOST_NAMED = 2  # trials beside the one that is advised
 MOST_TASKS = 3
 _ON_A_SUITE = {EQUIVALENT: "equivalent", IMPROVED: "better", DEGRADED: "degraded within the margin"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND
-from stages.report.artifact import HTML, MARKDOWN, Row, Summary, TrialVerdict, write_serving, write_summary
+from stages.report.artifact import HTML, MARKDOWN, Row, Summary, write_serving, write_summary
 from stages.report.chart import forest_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
@@ -13,12 +13,14 @@ from stages.report.flips import write_flip_pages
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
 from stages.report.rendering import render
-from stages.report.rows import Comparisons, read_comparisons, suite_rows, summary_rows
+from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
 from stages.report.serving.view import serving_points, serving_view
+from stages.report.suites import suite_means
 from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
+from stages.report.verdicts import confirmed, planned, trial_verdicts
 
 VERSION = 10
 
@@ -32,21 +34,22 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
-    rows = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
-    suite_means = list(suite_rows(config.trials, config.suites, rows, comparisons))
-    verdicts: list[TrialVerdict] = []
+    rows = confirmed(list(summary_rows(config.trials, config.tasks, config.failures, comparisons)), config.failures)
+    found = list(suite_means(config.trials, config.suites, rows, comparisons))
+    suites = [mean for mean, _ in found]
+    verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
     relative = relative_costs(config.trials, config.serving, inputs)
     summary = Summary(
         title=config.title,
         rows=rows,
-        suites=suite_means,
+        suites=suites,
         trials=verdicts,
-        sentences=sentences(config.trials, verdicts, rows, suite_means, relative),
+        sentences=sentences(config.trials, verdicts, rows, suites, relative),
     )
     write_summary(out, summary)
     pages = write_flip_pages(config, inputs, out)
     view = _view(config, inputs, comparisons, summary) | {
-        "verdicts": verdict_table(config.trials, verdicts, config.suites, suite_means, rows, relative, pages),
+        "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
         "serving": _serving(config, inputs, rows, out),
     }
     for name in (MARKDOWN, HTML):

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE, LOOKS, MARKS
+from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, SHIP
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.cells import Cell, Heading
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import MISSING, count, decimals, gib, interval, number, percent
-from stages.report.sentence import DO_NOT_SHIP, NOT_DECIDED, SHIP
 from stages.report.serving.relative import Cost
 
 DECISION_MARKS = {SHIP: "✔", DO_NOT_SHIP: "✘", NOT_DECIDED: "?"}
@@ -92,10 +92,10 @@ def _suite(mean: SuiteMean | None, suite: SuiteRow, places: int) -> Cell:
         base = mean is not None and mean.mean is not None and mean.base_mean is None
         return Cell("base" if base else MISSING, look="" if base else "absent")
     scale = 1.0 if suite.normalized else 100.0
-    ends = [None if end is None else scale * end for end in (mean.difference_low, mean.difference_high)]
+    low, high = (None if end is None else scale * end for end in (mean.difference_low, mean.difference_high))
     mark = MARKS.get(str(mean.verdict), "")
     text = f"{mark} {number(scale * mean.difference, places, signed=True)}".strip()
-    return Cell(text, interval(*ends, places, signed=True), LOOKS.get(str(mean.verdict), ""))
+    return Cell(text, interval(low, high, places, signed=True), LOOKS.get(str(mean.verdict), ""))
 
 
 def _places(means: Sequence[SuiteMean]) -> int:

@@ -1,0 +1,1 @@
+"""Verdicts on a whole sweep: numbers in, verdicts out."""

@@ -1,0 +1,101 @@
+"""What speaks against a trial, or is missing to say whether to ship it: a line each, for a person."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from stages.compare.verdict import IMPROVED
+from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, Decision, documents_needed, share_needed
+from stages.report.artifact import Row, SuiteMean
+from stages.report.asked import Asked, gain_of, is_bad
+from stages.report.numbers import count, number, p_value
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """How a size is said: points of 100, or the metric's own unit where lower is better."""
+
+    scale: float
+    name: str
+
+    def of(self, value: float) -> str:
+        size = abs(self.scale * value)
+        return f"{number(size, 2) if self.name else f'{size:.3g}'}{self.name}"
+
+
+_POINTS, _NORMALIZED, _OWN = _Unit(100, " points"), _Unit(1, " normalized points"), _Unit(1, "")
+
+
+def reasons(
+    decision: Decision, asked: Sequence[Asked], rows: Sequence[Row], num_trials: int, confidence: float
+) -> list[str]:
+    """Of ``not decided`` what is not shown, of ``do not ship`` what is shown against it; then what else to know."""
+    alpha = (1 - confidence) / 2
+    lines: list[str] = []
+    if decision.word == DO_NOT_SHIP:
+        broken = [each for each in asked if each.requirement.is_broken]
+        lines += [_line(each, confidence) for each in broken]
+        said = {each.requirement.name for each in broken if not isinstance(each.numbers, SuiteMean)}
+        lines += [_bad_cell(row) for row in rows if is_bad(row) and row["task"] not in said]
+    elif decision.word == NOT_DECIDED:
+        lines += [_line(each, confidence) for each in asked if not each.requirement.holds(alpha)]
+        lines += [] if lines else [_among_trials(decision, num_trials, alpha)]
+    return [*lines, *_to_know(rows)]
+
+
+def _line(asked: Asked, confidence: float) -> str:
+    found, mean = asked.requirement, asked.numbers if isinstance(asked.numbers, SuiteMean) else None
+    name = found.name if mean is None else f"{found.name}, mean"
+    low, high = found.gain
+    if found.p is None or low is None or high is None:
+        return f"{name}: nothing can be said of it ({asked.why or 'it has no interval'})"
+    unit = _unit_of_mean(mean) if mean is not None else _unit_of_row(asked.numbers)
+    allowed = f"the limit is {unit.of(found.margin)}"
+    if found.is_broken:
+        return f"{name}: lost at least {unit.of(high)}, {allowed}"
+    if low > -found.margin:
+        return f"{name}: if all that is missing had gone against it, it may have lost more than {unit.of(found.margin)}"
+    return f"{name}: may have lost {unit.of(low)}, {allowed}; {_needed(asked, confidence)}"
+
+
+def _needed(asked: Asked, confidence: float) -> str:
+    found, row = asked.requirement, asked.numbers
+    share = share_needed(found.gain, found.margin, confidence)
+    if share is None:
+        return "no number of documents would decide it"
+    if not isinstance(row, dict):
+        return f"about {share:.2g} times the documents would decide it"
+    needed = documents_needed(row["num_pairs"], share)
+    lacking = asked.size is not None and needed > asked.size
+    return f"about {count(needed)} documents would decide it{f', the task has {count(asked.size)}' if lacking else ''}"
+
+
+def _bad_cell(row: Row) -> str:
+    unit, margin = _unit_of_row(row), row["margin"]
+    return f"{row['task']}: lost at least {unit.of(gain_of(row)[1] or 0)}, confirmed; its margin is {unit.of(margin)}"
+
+
+def _among_trials(decision: Decision, num_trials: int, alpha: float) -> str:
+    return (
+        f"all that is asked holds by itself (p = {p_value(decision.p)}), but not among {num_trials} trials of which "
+        f"one is chosen (p = {p_value(decision.adjusted_p)}, the limit is {alpha:g})"
+    )
+
+
+def _to_know(rows: Sequence[Row]) -> Iterator[str]:
+    """Confirmed differences that decide nothing."""
+    for row in rows:
+        if not row["is_confirmed"] or is_bad(row):
+            continue
+        unit = _unit_of_row(row)
+        least, most = sorted(abs(end or 0) for end in gain_of(row))
+        size = f"{row['verdict']} by {unit.of(least)} to {unit.of(most)}, confirmed"
+        yield f"{row['task']}: {size}{': look for its cause' if row['verdict'] == IMPROVED else ''}"
+
+
+def _unit_of_row(row: object) -> _Unit:
+    assert isinstance(row, dict)
+    return _OWN if row["higher_is_better"] is False else _NORMALIZED if row["is_verdict_normalized"] else _POINTS
+
+
+def _unit_of_mean(mean: SuiteMean) -> _Unit:
+    return _NORMALIZED if mean.normalized else _POINTS

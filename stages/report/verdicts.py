@@ -1,0 +1,109 @@
+"""The verdicts of a whole sweep: which cells it confirms, and which trials may be shipped."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE
+from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
+from stages.grid.shipping import Case, decide
+from stages.report.artifact import Row, TrialVerdict
+from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task
+from stages.report.config import FailureRow, SuiteRow, TrialRow
+from stages.report.reasons import reasons
+from stages.report.rows import Comparisons
+from stages.report.suites import Found, confidence_of
+
+
+def confirmed(rows: Sequence[Row], failures: Sequence[FailureRow]) -> list[Row]:
+    """The rows with what all cells of the sweep as planned leave standing of each; bases are no cells."""
+    cells = [row for row in planned(rows, failures) if not row["is_base"]]
+    ps = [_p(row) for row in cells]
+    adjusted = benjamini_hochberg([1.0 if p is None else p for p in ps])
+    known = {id(row): float(each) for row, p, each in zip(cells, ps, adjusted, strict=True) if p is not None}
+    return [row | _standing(row, known.get(id(row))) for row in rows]
+
+
+def planned(rows: Sequence[Row], failures: Sequence[FailureRow]) -> list[Row]:
+    """The rows of cells that have a result, or a step without one."""
+    lacking = {(failure.trial, failure.task) for failure in failures}
+    return [
+        row for row in rows if row["status"] in ("measured", "incomplete") or (row["trial"], row["task"]) in lacking
+    ]
+
+
+def trial_verdicts(
+    trials: Sequence[TrialRow],
+    suites: Sequence[SuiteRow],
+    rows: Sequence[Row],
+    means: Sequence[Found],
+    comparisons: Comparisons,
+) -> list[TrialVerdict]:
+    """Of each trial what is decided and why.
+
+    ``rows`` are ``confirmed`` and ``planned``.
+    """
+    confidence = confidence_of(list(comparisons.values()))
+    own = {trial.name: [row for row in rows if row["trial"] == trial.name] for trial in trials}
+    asked = {
+        trial.name: list(_asked(trial, suites, own[trial.name], means, comparisons))
+        for trial in trials
+        if not trial.is_base and own[trial.name]
+    }
+    cases = [
+        Case(requirements=[each.requirement for each in found], is_bad=any(map(is_bad, own[name])))
+        for name, found in asked.items()
+    ]
+    decisions = dict(zip(asked, decide(cases, confidence), strict=True))
+    verdicts = []
+    for trial in trials:
+        found: dict[str, Any] = _counts(own[trial.name], trial.is_base)
+        if decision := decisions.get(trial.name):
+            lines = reasons(decision, asked[trial.name], own[trial.name], len(asked), confidence)
+            found |= {"decision": decision.word, "reasons": lines, "p": decision.p, "adjusted_p": decision.adjusted_p}
+        verdicts.append(
+            TrialVerdict(trial=trial.name, model=trial.model, recipe=trial.recipe, is_base=trial.is_base, **found)
+        )
+    return verdicts
+
+
+def _asked(
+    trial: TrialRow,
+    suites: Sequence[SuiteRow],
+    rows: Sequence[Row],
+    means: Sequence[Found],
+    comparisons: Comparisons,
+) -> Iterator[Asked]:
+    """Every suite's mean, and every task of a gate; without suites every task is one."""
+    yield from (of_suite(mean, found) for mean, found in means if mean.trial == trial.name)
+    by_task = {row["task"]: row for row in rows}
+    gate = [task for suite in suites for task in suite.gate_tasks] if suites else list(by_task)
+    for task in dict.fromkeys(gate):
+        comparison = comparisons.get((trial.name, task))
+        leaves = [] if comparison is None else list(comparison.facts.leaves.values())
+        size = sum(leaf.num_docs for leaf in leaves if leaf is not None)
+        yield of_task(task, by_task.get(task), size or None)
+
+
+def _p(row: Row) -> float | None:
+    """None of a cell of which nothing can be said, whatever its p."""
+    p: float | None = None if row["verdict"] is None or is_open(row) else row["verdict_p"]
+    return p
+
+
+def _standing(row: Row, adjusted_p: float | None) -> Row:
+    is_different = row["verdict"] in (DEGRADED, IMPROVED)
+    is_confirmed = adjusted_p is not None and adjusted_p <= FALSE_SHARE
+    return {"adjusted_p": adjusted_p, "is_confirmed": is_confirmed if is_different else None}
+
+
+def _counts(rows: Sequence[Row], is_base: bool) -> dict[str, Any]:
+    if is_base:
+        return {"num_cells": len(rows)}
+    counts: dict[str, Any] = {"num_cells": len(rows)}
+    for verdict in (EQUIVALENT, INCONCLUSIVE, DEGRADED, IMPROVED):
+        counts[f"num_{verdict}"] = sum(row["verdict"] == verdict for row in rows)
+    for verdict in (DEGRADED, IMPROVED):
+        counts[f"num_confirmed_{verdict}"] = sum(row["verdict"] == verdict and row["is_confirmed"] for row in rows)
+    recoveries = [(row["recovery"], row["task"]) for row in rows if row["recovery"] is not None]
+    worst = min(recoveries, default=(None, None))
+    return counts | {"worst_recovery": worst[0], "worst_task": worst[1]}
