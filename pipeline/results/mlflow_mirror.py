@@ -6,9 +6,10 @@ twice changes nothing, and mirroring after the server was away catches up.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.config.execution import TrackingConfig
@@ -24,16 +25,20 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
+from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note, parent_review, trial_reviews
+from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
+from pipeline.results.mlflow_view import VIEW_TAG, WHY, view_of
 from pipeline.running.capture import log_path
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
 from stages.errors import redacted
-from stages.report.artifact import read_suites
+from stages.report.artifact import read_document
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
-SUITE_PREFIX = "suite/"
-CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
+CONTENT_TAG, REVIEW_TAG = "content", "review"  # digests of what a run shows: nothing is written twice
+NOTE_TAG = "description"  # of the description as it was written here
+VERDICT_TAGS = "verdict."
 STORE_TAG = "store"
 MAX_PARAMS_A_CALL, MAX_RUNS = 100, 10_000
 
@@ -52,13 +57,16 @@ class Mirror:
         self._close_predecessors(client, experiment_id)
         tags = {STORE_TAG: self._owner}
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
-        suites = read_suites(report).to_pylist() if report is not None else []
+        reviews: dict[str, Review] = {}
+        if report is not None:
+            reviews = trial_reviews(report, self.plan, experiment_id, parent.info.run_id)
         for trial in self.plan.trials.values():
             run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
-            if report is not None:
-                _write_suites(client, run, [row for row in suites if row["trial"] == trial.trial.name])
+            if (review := reviews.get(trial.trial.name)) is not None:
+                _write_review(client, run, review)
         if report is not None:
             self._write_report(client, parent, report)
+            self._write_experiment(client, experiment_id, parent, report)
         _set_status(client, parent, status)
 
     def end(self, status: str) -> None:
@@ -126,11 +134,12 @@ class Mirror:
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
         values = trial_metrics(self.store, self.plan, trial)
-        gone = {key for key in run.data.metrics if not key.startswith(SUITE_PREFIX)} - values.keys()
+        gone = {key for key in run.data.metrics if not key.startswith(REVIEWED)} - values.keys()
         _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
+        self._log_table(client, run.info.run_id, trial)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
         return run
 
@@ -149,6 +158,12 @@ class Mirror:
         if inputs:
             client.log_inputs(run_id, datasets=inputs)
 
+    def _log_table(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+        with TemporaryDirectory(prefix="mlflow_table_") as directory:
+            if (table := write_table(self.store, self.plan, trial, Path(directory))) is not None:
+                client.log_artifact(run_id, str(table))
+                client.set_tag(run_id, TABLES_TAG, TAGGED)
+
     def _artifacts(self, trial: TrialPlan) -> Iterator[tuple[Path, str]]:
         """Local files and the artifact folder each goes to; weights stay in the store."""
         for ref, folder, pattern in small_files(self.plan, trial):
@@ -163,6 +178,19 @@ class Mirror:
         if parent.data.tags.get(CONTENT_TAG) != report.name:
             client.log_artifacts(parent.info.run_id, str(report), "report")
             client.set_tag(parent.info.run_id, CONTENT_TAG, report.name)
+        _write_review(client, parent, parent_review(report, parent.info.experiment_id, parent.info.run_id))
+
+    def _write_experiment(self, client: Any, experiment_id: str, parent: Any, report: Path) -> None:
+        """A description, and the view of its runs that addresses name."""
+        present = client.get_experiment(experiment_id).tags
+        document = read_document(report)
+        suites = list(dict.fromkeys(mean.suite for mean in document.suites))
+        view = view_of(suites, list(dict.fromkeys(row["task"] for row in document.rows)))
+        note = experiment_note(report, experiment_id, parent.info.run_id)
+        wanted = {**_unless_rewritten(present, {NOTE: note}), VIEW_TAG: view}
+        for key, value in wanted.items():
+            if present.get(key) != value:
+                client.set_experiment_tag(experiment_id, key, value)
 
 
 def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
@@ -174,16 +202,33 @@ def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float
         client.log_batch(run.info.run_id, metrics=metrics)
 
 
-def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The report's means of a trial's suites, which can be put together anew while the trial stays what it is."""
-    places = {f"{SUITE_PREFIX}{row['suite']}/{name}": row[name] for row in rows for name in ("mean", "recovery")}
-    values = {place: float(value) for place, value in places.items() if value is not None}
-    content = fingerprint(values)
-    if run.data.tags.get(SUITES_TAG, fingerprint({})) == content:
+def _write_review(client: Any, run: Any, review: Review) -> None:
+    """What of a report is this run's; a description that somebody has rewritten stays."""
+    from mlflow.entities import Metric, RunTag
+
+    digest = fingerprint([dict(review.metrics), dict(review.tags)])
+    if run.data.tags.get(REVIEW_TAG) == digest:
         return
-    gone = {key for key in run.data.metrics if key.startswith(SUITE_PREFIX)} - values.keys()
-    _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, time.time())  # MLflow removes no metric
-    client.set_tag(run.info.run_id, SUITES_TAG, content)
+    now_ms = int(time.time() * 1000)
+    gone = {key for key in run.data.metrics if key.startswith(REVIEWED)} - review.metrics.keys()
+    values = {**review.metrics, **dict.fromkeys(gone, math.nan)}
+    tags = _unless_rewritten(run.data.tags, review.tags) | {REVIEW_TAG: digest}
+    client.log_batch(
+        run.info.run_id,
+        metrics=[Metric(key, value, now_ms, 0) for key, value in values.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    for key in {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key == WHY} - review.tags.keys():
+        client.delete_tag(run.info.run_id, key)
+
+
+def _unless_rewritten(present: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags to write: a description only where there is none, or still the one that was written here."""
+    if NOTE not in tags:
+        return dict(tags)
+    if present.get(NOTE) and fingerprint(present[NOTE]) != present.get(NOTE_TAG):
+        return {key: value for key, value in tags.items() if key != NOTE}
+    return {**tags, NOTE_TAG: fingerprint(tags[NOTE])}
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:

@@ -72,7 +72,9 @@ def gain_of(row: Row, label: str) -> Gain | None:
     scale = -100 / row["base_score"] if lower_is_better else 100.0
     low, high = (None if row[name] is None else scale * row[name] for name in ("difference_low", "difference_high"))
     low, high = (high, low) if scale < 0 else (low, high)
-    return Gain(row, label, scale * row["difference"], low, high, None if row["margin"] is None else abs(scale) * row["margin"])
+    return Gain(
+        row, label, scale * row["difference"], low, high, None if row["margin"] is None else abs(scale) * row["margin"]
+    )
 
 
 def _normalized_margin(row: Row) -> float | None:

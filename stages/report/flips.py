@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.artifact import FLIPS, LOST, read_flips
+from stages.report.artifact import most_flips
 from stages.report.config import ReportConfig, TrialRow
 from stages.report.numbers import count, number
 from stages.report.rendering import render
 
 FOLDER = "flips"
-MOST_OF_TASK, FEWEST_OF_TASK, MOST_IN_ALL = 200, 20, 40_000  # documents; some 1.5 kB each
 _MOST_OF_QUESTION, _MOST_OF_ANSWER, _MOST_OF_CHOICE = 1500, 900, 300  # characters
 _MOST_ANSWERS = 3
-
-
-def most_of_task(num_cells: int) -> int:
-    """How many documents of a trial and task are shown: a large sweep shows fewer of each."""
-    return max(min(MOST_OF_TASK, MOST_IN_ALL // max(num_cells, 1)), FEWEST_OF_TASK)
 
 
 def write_flip_pages(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, str]:
@@ -28,7 +23,7 @@ def write_flip_pages(config: ReportConfig, inputs: Mapping[str, Path], out: Path
         for trial in config.trials
         if not trial.is_base
     ]
-    most = most_of_task(sum(len(places) for _, places in compared))
+    most = most_flips(sum(len(places) for _, places in compared))
     pages: dict[str, str] = {}
     for trial, places in compared:
         if sections := [found for task, place in places.items() if (found := _section(task, place, most))]:

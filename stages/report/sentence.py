@@ -11,6 +11,7 @@ from stages.grid.shipping import DO_NOT_SHIP, SHIP
 from stages.measured import Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
+from stages.report.numbers import count
 from stages.report.serving.relative import Cost
 
 MOST_NAMED = 2  # trials beside the one that is advised
@@ -88,10 +89,19 @@ def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict
     undecided = [each for each in ranked if each.verdict.decision != DO_NOT_SHIP]
     if undecided:
         refused = [each for each in ranked if each not in undecided]
-        parts = [f"{_why(each)}{_price_in_short(each)}" for each in undecided[:MOST_NAMED]]
-        return f"Nothing can be said to ship yet: {_with_rest(parts, len(undecided))}{_refused(refused)}."
-    parts = [f"{_why(each)}{_price_in_short(each)}" for each in ranked[:MOST_NAMED]]
-    return f"Ship none of these formats: {_with_rest(parts, len(ranked))}."
+        end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
+        return f"Nothing can be said to ship yet: {_whys(undecided)}{end}."
+    return f"Ship none of these formats: {_whys(ranked)}."
+
+
+def _whys(some: Sequence[Candidate]) -> str:
+    """Why not, said once for all of whom it is true."""
+    found: dict[str, list[Candidate]] = {}
+    for each in some:
+        found.setdefault(_why(each), []).append(each)
+    parts = [f"{_named(own)}{_price_in_short(own)} {why}" for why, own in list(found.items())[:MOST_NAMED]]
+    rest = len(some) - sum(len(own) for own in list(found.values())[:MOST_NAMED])
+    return "; ".join([*parts, *([f"and {rest} more for other reasons"] if rest else [])])
 
 
 def _advice(best: Candidate, ranked: Sequence[Candidate]) -> str:
@@ -142,38 +152,31 @@ def _number_of(each: Candidate) -> str:
     return "smaller" if each.share is None else f"{each.share:.2f} of the size"
 
 
-def _price_in_short(each: Candidate) -> str:
-    if each.cost is not None and each.cost.value is not None:
-        return f" ({each.cost.value:.2f} times the queries per dollar of {each.base})"
-    return "" if each.share is None else f" ({each.share:.2f} of the size of {each.base})"
+def _price_in_short(some: Sequence[Candidate]) -> str:
+    """Of one alone."""
+    (each, *others) = some
+    if others or each.cost is None or each.cost.value is None:
+        return "" if others or each.share is None else f" ({each.share:.2f} of the size of {each.base})"
+    return f" ({each.cost.value:.2f} times the queries per dollar of {each.base})"
 
 
 def _spoken_against(each: Candidate) -> str:
     if each.degraded:
         return f"degraded on {_tasks(each.degraded)}"
     if each.verdict.decision == DO_NOT_SHIP:
-        return f"not to ship: {_reason(each)}"
-    return f"not decided: {_reason(each)}"
+        return f"not to ship ({_reason(each)})"
+    return f"not decided ({_reason(each)})"
 
 
 def _why(each: Candidate) -> str:
     if each.degraded:
-        return f"{each.label} is degraded on {_tasks(each.degraded)}"
-    return f"{each.label}: {_reason(each)}"
+        return f"degraded on {_tasks(each.degraded)}"
+    return f"({_reason(each)})"
 
 
 def _reason(each: Candidate) -> str:
     first, *others = each.verdict.reasons or ["nothing was compared yet"]
-    return f"{first} (and {len(others)} more)" if others else first
-
-
-def _refused(refused: Sequence[Candidate]) -> str:
-    return f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
-
-
-def _with_rest(parts: Sequence[str], number: int) -> str:
-    rest = number - len(parts)
-    return "; ".join([*parts, *([f"and {rest} more"] if rest else [])])
+    return f"{first}; and {count(len(others))} more" if others else first
 
 
 def _named(some: Sequence[Candidate]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND
-from stages.report.artifact import HTML, MARKDOWN, Row, Summary, write_serving, write_summary
+from stages.report.artifact import HTML, MARKDOWN, VERDICTS, Row, Summary, write_serving, write_summary
 from stages.report.chart import forest_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
@@ -26,7 +26,8 @@ VERSION = 10
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
+    """Write ``report.md`` with its beginning ``verdicts.md``, ``report.html`` (self-contained but for the pages of
+    ``flips/`` that it leads to), ``summary.parquet`` and ``summary.json``.
 
     ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>``, drift artifacts
     ``drift/<trial>`` and profile artifacts ``profile/<trial>/<workload>/<mode>``, which add ``serving.parquet`` and
@@ -52,7 +53,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
         "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
         "serving": _serving(config, inputs, rows, out),
     }
-    for name in (MARKDOWN, HTML):
+    for name in (MARKDOWN, HTML, VERDICTS):
         (out / name).write_text(render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
     return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}

@@ -14,7 +14,7 @@ from stages.report.serving.relative import Cost
 DECISION_MARKS = {SHIP: "✔", DO_NOT_SHIP: "✘", NOT_DECIDED: "?"}
 _DECISION_LOOKS = {SHIP: "ship", DO_NOT_SHIP: "refused", NOT_DECIDED: "undecided"}
 _COUNTED = (DEGRADED, IMPROVED, EQUIVALENT, INCONCLUSIVE)
-MOST_REASONS = 2
+MOST_REASONS = 1
 
 
 def decision_shown(decision: str | None) -> str:
@@ -49,34 +49,49 @@ def verdict_table(
     of_trial = {verdict.trial: verdict for verdict in verdicts}
     places = {suite.name: _places([mean for mean in suite_means if mean.suite == suite.name]) for suite in suites}
     sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
+    models = list(dict.fromkeys(trial.model for trial in trials))
     headings = [
         Heading("format"),
         Heading("ship it?", is_left=True),
-        *(Heading(suite.name, ("normalized points" if suite.normalized else "points",)) for suite in suites),
-        *(Heading(f"{MARKS[verdict]} {verdict}", ("tasks",)) for verdict in _COUNTED),
-        Heading("measured", ("tasks",)),
-        Heading("worst task", is_left=True),
-        Heading("checkpoint", ("GiB, of base",)),
-        *([Heading("queries per dollar", ("of base",))] if costs else []),
         Heading("why", is_left=True),
+        *(Heading(suite.name, ("normalized points" if suite.normalized else "points",)) for suite in suites),
+        *(Heading(MARKS[verdict], (verdict,)) for verdict in _COUNTED),
+        Heading("worst task", is_left=True),
+        Heading("tasks", ("measured",)),
+        Heading("GiB", ("of base",)),
+        *([Heading("queries per dollar", ("of base",))] if costs else []),
     ]
     lines = []
-    for trial in trials:
+    for trial in sorted(trials, key=lambda each: _place(each, models, of_trial.get(each.name))):
         verdict = of_trial.get(trial.name)
         own = [row for row in rows if row["trial"] == trial.name]
         cells = [
             Cell(trial.label, trial.model, "name", flips.get(trial.name, "")),
             _decision(trial, verdict),
+            Cell("" if verdict is None else reasons_shown(verdict), look="why"),
             *(_suite(means.get((trial.name, suite.name)), suite, places[suite.name]) for suite in suites),
             *(_count(verdict, each) for each in _COUNTED),
-            Cell(f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}"),
             _worst(verdict),
+            Cell(f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}"),
             _size(trial, sizes.get(trial.model)),
             *([_cost(trial, costs)] if costs else []),
-            Cell("" if verdict is None else reasons_shown(verdict), look="why"),
         ]
         lines.append({"is_base": trial.is_base, "model": trial.model, "cells": cells})
-    return {"headings": headings, "rows": lines}
+    more = [each for each in verdicts if len(each.reasons) > MOST_REASONS]
+    return {
+        "headings": headings,
+        "rows": lines,
+        "reasons": [
+            {"trial": each.trial, "decision": decision_shown(each.decision), "lines": each.reasons} for each in more
+        ],
+    }
+
+
+def _place(trial: TrialRow, models: Sequence[str], verdict: TrialVerdict | None) -> tuple[int, bool, int]:
+    """By model; its base first, then what may be shipped, then what is not decided."""
+    order = [SHIP, NOT_DECIDED, DO_NOT_SHIP]
+    decision = None if verdict is None else verdict.decision
+    return models.index(trial.model), not trial.is_base, order.index(decision) if decision in order else len(order)
 
 
 def _decision(trial: TrialRow, verdict: TrialVerdict | None) -> Cell:
