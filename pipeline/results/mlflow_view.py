@@ -36,7 +36,7 @@ def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
 
 
 def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
-    tags = [f"tags.`{name}`" for name in (DECISION, WHY)]
+    tags = [f"tags.`{name}`" for name in ("recipe", DECISION, WHY)]
     counted = [f"verdict/{name}" for name in COUNTS if name != "cells"]
     of_suites = [f"suite/{suite}/difference" for suite in suites]
     metrics = [f"metrics.`{name}`" for name in (WORST, *of_suites, *counted, *(f"recovery/{task}" for task in tasks))]
@@ -48,18 +48,18 @@ def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
     state = {
         "selectedColumns": [*tags, *metrics],
         "columnOrder": ["runName", *tags, *metrics],
-        "columnWidths": {"runName": _WIDE, tags[0]: _NARROW, tags[1]: _WIDE, **dict.fromkeys(metrics, _NARROW)},
+        "columnWidths": {**dict.fromkeys([*tags, *metrics], _NARROW), tags[-1]: _WIDE},
         "orderByKey": f"metrics.`{WORST}`",
         "orderByAsc": False,
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # or MLflow sorts them among the sections that it makes itself
-        "compareRunSections": [_section(name) for name in ("verdicts", "suites", "recovery")],
+        "compareRunSections": [_section(name) for name in dict.fromkeys(each["metricSectionId"] for each in charts)],
         "compareRunCharts": charts,
     }
     return json.dumps(state, sort_keys=True)
 
 
-def _section(name: str) -> dict[str, object]:
+def _section(name: object) -> dict[str, object]:
     return {"uuid": name, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": False}
 
 
