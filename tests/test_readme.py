@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from tests.benchmarks import estimates, grid, profile, simulated, statistics
+from tests.benchmarks import estimates, grid, grids, profile, simulated, statistics, study
 from tests.benchmarks.evaluation import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,18 @@ def test_the_table_of_intervals_is_what_was_simulated_and_keeps_what_is_promised
     assert statistics.table(found) in MEASURED
     assert statistics.wrong([each for each in found if each.kind in ("binary", "margin")]) == []
     assert statistics.wrong(found, slack=1) == [], "what is drawn document by document, to the simulation's own error"
+
+
+def test_the_table_of_whole_sweeps_is_what_was_simulated_and_keeps_what_is_promised():
+    found = statistics.read_grids()
+    assert grids.table(found) in MEASURED
+    assert grids.wrong(found) == []
+
+
+def test_the_tables_of_the_study_s_claims_are_what_was_judged():
+    content = json.loads((BENCHMARKS / "study.json").read_text())
+    assert study.trials_table(content) in MEASURED
+    assert study.cells_table(content) in MEASURED
 
 
 def test_the_row_of_the_six_tasks_is_what_was_measured():

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
 
 TABLE, FACTS, FLIPS, INFLUENCES = "comparison.parquet", "comparison.json", "flips.parquet", "influences.parquet"
 LOST, WON = "lost", "won"  # of a document that the trial answers otherwise than its base
 _FLIPS_AT_ONCE = 200  # the first are read without the rest
-# Of a document of the whole task: beginnings of its digest and of that of the cluster it belongs to, and what it adds
-# to the difference and to the base's score.
+# Of a document of the whole task: the beginnings of its digest and of that of its declared cluster (null: it stands for
+# itself), and what it adds to the difference and to the base's score.
 INFLUENCE_COLUMNS = ("document", "cluster", "difference", "base", "normalized_difference", "normalized_base")
 
 
@@ -215,10 +216,13 @@ def read_comparison(directory: Path) -> Comparison:
 
 
 def read_influences(directory: Path) -> pa.Table | None:
-    """Of each document that trial and base were scored on, as INFLUENCE_COLUMNS say; None of a base, and of older
-    comparisons.
+    """Of each document that trial and base were scored on, as INFLUENCE_COLUMNS say; one that stands for itself is a
+    cluster of its own.  None of a base, and of older comparisons.
     """
-    return read_table(directory / INFLUENCES, INFLUENCE_COLUMNS) if (directory / INFLUENCES).exists() else None
+    if not (directory / INFLUENCES).exists():
+        return None
+    table = read_table(directory / INFLUENCES, INFLUENCE_COLUMNS)
+    return table.set_column(1, "cluster", pc.coalesce(table["cluster"], table["document"]))
 
 
 def read_rows(directory: Path) -> pa.Table:

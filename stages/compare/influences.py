@@ -58,6 +58,7 @@ def _shared(part: Part, rows: Floats, members: Indices) -> Floats:
 
 
 def _digests(leaf: Leaf, rows: Indices, is_of_cluster: bool) -> pa.Array:
-    name = "cluster" if is_of_cluster and leaf.facts.cluster else "doc_digest"
-    found = leaf.documents[name].take(pa.array(rows)).cast(pa.string()).combine_chunks()
-    return pc.utf8_slice_codeunits(found, 0, _DIGITS)
+    if is_of_cluster and not leaf.facts.cluster:
+        return pa.nulls(len(rows), pa.string())
+    found = leaf.documents["cluster" if is_of_cluster else "doc_digest"].take(pa.array(rows)).cast(pa.string())
+    return pc.utf8_slice_codeunits(found.combine_chunks(), 0, _DIGITS)

@@ -19,10 +19,14 @@ class _Unit:
 
     def of(self, value: float) -> str:
         size = abs(self.scale * value)
-        return f"{number(size, 2) if self.name else f'{size:.3g}'}{self.name}"
+        return f"{number(size, 2)} {self.name}" if self.name else f"{size:.3g}"
+
+    def limit(self, value: float) -> str:
+        size = f"{abs(self.scale * value):.3g}"
+        return f"the limit is {size} {self.name.removesuffix('s') if size == '1' else self.name}".strip()
 
 
-_POINTS, _NORMALIZED, _OWN = _Unit(100, " points"), _Unit(1, " normalized points"), _Unit(1, "")
+_POINTS, _NORMALIZED, _OWN = _Unit(100, "points"), _Unit(1, "normalized points"), _Unit(1, "")
 
 
 def reasons(
@@ -49,12 +53,11 @@ def _line(asked: Asked, confidence: float) -> str:
     if found.p is None or low is None or high is None:
         return f"{name}: nothing can be said of it ({asked.why or 'it has no interval'})"
     unit = _unit_of_mean(mean) if mean is not None else _unit_of_row(asked.numbers)
-    allowed = f"the limit is {unit.of(found.margin)}"
     if found.is_broken:
-        return f"{name}: lost at least {unit.of(high)}, {allowed}"
+        return f"{name}: lost at least {unit.of(high)}, {unit.limit(found.margin)}"
     if low > -found.margin:
-        return f"{name}: if all that is missing had gone against it, it may have lost more than {unit.of(found.margin)}"
-    return f"{name}: may have lost {unit.of(low)}, {allowed}; {_needed(asked, confidence)}"
+        return f"{name}: if all that is missing had gone against it, it may have lost more; {unit.limit(found.margin)}"
+    return f"{name}: may have lost {unit.of(low)}, {unit.limit(found.margin)}; {_needed(asked, confidence)}"
 
 
 def _needed(asked: Asked, confidence: float) -> str:
@@ -70,8 +73,9 @@ def _needed(asked: Asked, confidence: float) -> str:
 
 
 def _bad_cell(row: Row) -> str:
-    unit, margin = _unit_of_row(row), row["margin"]
-    return f"{row['task']}: lost at least {unit.of(gain_of(row)[1] or 0)}, confirmed; its margin is {unit.of(margin)}"
+    unit = _unit_of_row(row)
+    lost, limit = unit.of(gain_of(row)[1] or 0), unit.limit(row["margin"])
+    return f"{row['task']}: lost at least {lost}, confirmed; {limit.replace('limit', 'margin')}"
 
 
 def _among_trials(decision: Decision, num_trials: int, alpha: float) -> str:

@@ -17,10 +17,10 @@ from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
 from stages.report.serving.view import serving_points, serving_view
-from stages.report.suites import suite_means
+from stages.report.suites import confidence_of, suite_means
 from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
-from stages.report.verdicts import confirmed, planned, trial_verdicts
+from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
 VERSION = 10
 
@@ -93,7 +93,8 @@ def _view(
         "gates": gates(config.trials, inputs),
         "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons, rows),
-        "statistics": statistics_facts(comparisons),
+        "statistics": statistics_facts(comparisons)
+        | explained(planned(rows, config.failures), config.suites, confidence_of(list(comparisons.values()))),
         "settings": settings(config.trials, comparisons),
         "sources": sources(inputs),
         "costs": costs_view(config.costs),

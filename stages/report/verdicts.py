@@ -9,6 +9,7 @@ from stages.grid.shipping import Case, decide
 from stages.report.artifact import Row, TrialVerdict
 from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task
 from stages.report.config import FailureRow, SuiteRow, TrialRow
+from stages.report.numbers import count, number
 from stages.report.reasons import reasons
 from stages.report.rows import Comparisons
 from stages.report.suites import Found, confidence_of
@@ -64,6 +65,29 @@ def trial_verdicts(
             TrialVerdict(trial=trial.name, model=trial.model, recipe=trial.recipe, is_base=trial.is_base, **found)
         )
     return verdicts
+
+
+def explained(rows: Sequence[Row], suites: Sequence[SuiteRow], confidence: float) -> dict[str, str]:
+    """What of a difference is left among all cells of the sweep, and what may be shipped; ``rows`` as planned."""
+    cells = [row for row in rows if not row["is_base"]]
+    num_confirmed = sum(bool(row["is_confirmed"]) for row in cells)
+    gates = [f"{suite.name}: {', '.join(suite.gate_tasks) or 'none'}" for suite in suites]
+    return {
+        "confirmed": (
+            "A cell that is degraded or improved by its own interval is confirmed if Benjamini and Hochberg's "
+            f"procedure keeps it among all {count(len(cells))} of the sweep as planned, from the p of the same "
+            "statistic; what failed, and what nothing can be said of, counts with p = 1, bases and leaves do not "
+            f"count. Expected false among these {count(num_confirmed)}: at most {100 * FALSE_SHARE:g} %, "
+            f"{number(FALSE_SHARE * num_confirmed, 1)}. One that is not confirmed may be chance."
+        ),
+        "shipping": (
+            "A trial may be shipped if every suite's mean lost less than its margin, and every task of a gate less "
+            f"than its wide margin, each at {50 * (1 - confidence):g} % one-sided and with all that is missing counted "
+            "against it (intersection-union test), and still does among all trials of the sweep by Holm's procedure. "
+            "It is not to be shipped where a suite or a task of a gate is shown to have lost more, or a loss beyond "
+            f"its margin is confirmed anywhere; else it is not decided. The gate is {'; '.join(gates) or 'all tasks'}."
+        ),
+    }
 
 
 def _asked(

@@ -29,6 +29,7 @@ GOALS = {
     "noop_rerun_s": 5.0,
     "mirror_s": 60.0,
     "compare_s": 20.0,
+    "statistics_s": 1.0,
     "peak_memory_gib": 1.5 * 1e9 / 2**30,
 }
 
@@ -40,6 +41,7 @@ SHOWN = {
     "noop_rerun_s": ("rerun with nothing to do", "{:.3g} s"),
     "mirror_s": ("the whole MLflow mirror", "{:.3g} s"),
     "compare_s": ("every row read, every paired comparison computed", "{:.3g} s"),
+    "statistics_s": ("statistics and verdicts of it alone, by each of two processes", "{:.3g} s"),
     "peak_memory_gib": ("the driver's peak memory", "{:.3g} GiB"),
 }
 
@@ -200,12 +202,45 @@ def _compare_once(step: Any, inputs: dict[str, Path], out: Path) -> None:
     step.stage.run(step.config, inputs, out)
 
 
+def statistics_alone(root: Path, seeds: int) -> dict[str, Any]:
+    """Statistics and verdicts of as many documents, without reading them: the busier of two processes, three times."""
+    from pipeline.steps.roles import under
+
+    sweep, _ = planned(root, seeds)
+    halves = [list(sweep.plan.trials.values())[start::2] for start in range(2)]
+    asked = [
+        [
+            {
+                slot: (
+                    sweep.plan.steps[ref].config,
+                    any(name.startswith("base/") for name in sweep.plan.steps[ref].inputs),
+                )
+                for slot, ref in under(trial.steps, "compare").items()
+            }
+            for trial in half
+        ]
+        for half in halves
+    ]
+    suites = [list(sweep.config.suites.values())] * 2
+    with ProcessPoolExecutor(2) as processes:
+        taken = [max(processes.map(_statistics_once, asked, suites)) for _ in range(3)]
+    return {"statistics_s": statistics.median(taken)}
+
+
+def _statistics_once(asked: list[Any], suites: list[Any]) -> float:
+    from tests.benchmarks.statistics_alone import cpu_s, documents
+
+    trials = [{slot: documents(*each) for slot, each in trial.items()} for trial in asked]
+    return cpu_s(trials, suites)
+
+
 PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "plan": plan,
     "run": run,
     "noop": noop,
     "mirror": mirror,
     "compare": compare,
+    "statistics": statistics_alone,
 }
 
 

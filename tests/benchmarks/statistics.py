@@ -1,15 +1,15 @@
 """How often the intervals of a comparison hold the truth, and how often its verdicts are wrong, by simulation.
 
-    python -m tests.benchmarks.statistics [--replicates 20000]
+    python -m tests.benchmarks.statistics [--replicates 20000] [--part cells|grids]
 
-simulates designs whose true difference is known, gives their documents to the product's own functions, writes
-``statistics.json`` and prints the table.  Every design has a random stream of its own, so a run repeats to the digit.
+simulates designs whose true difference is known, and whole sweeps (``grids.py``), gives their documents to the
+product's own functions, writes ``statistics.json`` and prints the tables.  Every design has a random stream of its own,
+so a run repeats to the digit.
 """
 
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from stages.compare.intervals import difference_intervals
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, verdict_of
 from stages.inference import critical_value, ratio_interval, tango_interval
 from stages.statistics import generator
+from tests.benchmarks import grids
 
 KEPT = Path(__file__).parent / "statistics.json"
 MARGIN = 0.02
@@ -273,6 +274,11 @@ def read(path: Path = KEPT) -> list[Measured]:
     return [Measured(**each) for each in json.loads(path.read_text())["rows"]]
 
 
+def read_grids(path: Path = KEPT) -> list[grids.Simulated]:
+    """What was kept of whole sweeps."""
+    return [grids.Simulated(**each) for each in json.loads(path.read_text())["grids"]]
+
+
 def wrong(found: Sequence[Measured], slack: float = 0.0) -> list[Measured]:
     """Those that miss what is promised by more than ``slack`` standard errors of the simulation."""
 
@@ -296,14 +302,27 @@ def main() -> None:
     """Simulate, keep and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=20_000)
+    parser.add_argument("--part", choices=("cells", "grids"))
     options = parser.parse_args()
-    started = time.monotonic()
-    found = [measure() for measure in designs(options.replicates)]
-    content = {"seconds": round(time.monotonic() - started), "rows": [asdict(each) for each in found]}
-    KEPT.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(found))
-    for each in wrong(found):
-        print("misses:", each)
+    if options.part != "grids":
+        found = [measure() for measure in designs(options.replicates)]
+        _keep("rows", found)
+        print(table(found))
+        for each in wrong(found):
+            print("misses:", each)
+    if options.part != "cells":
+        simulated = [
+            each for ask in grids.simulations(options.replicates // 2, options.replicates // 20) for each in ask()
+        ]
+        _keep("grids", simulated)
+        print(grids.table(simulated))
+        for one in grids.wrong(simulated):
+            print("misses:", one)
+
+
+def _keep(part: str, found: Sequence[Any]) -> None:
+    content = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    KEPT.write_text(json.dumps(content | {part: [asdict(each) for each in found]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

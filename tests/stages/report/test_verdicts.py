@@ -1,0 +1,263 @@
+"""What a sweep's report decides: which cells the grid confirms, what a suite's mean is worth, what may be shipped."""
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stages.compare.artifact import Numbers
+from stages.compare.config import CompareConfig
+from stages.compare.rows import Ask, rows
+from stages.compare.stage import compare
+from stages.compare.whole import RAW, compared
+from stages.report.artifact import read_verdicts
+from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
+from stages.report.stage import report
+from stages.report.verdicts import confirmed
+from tests.benchmarks.statistics import evidence_of
+
+DATA = Path(__file__).parents[2] / "data"
+BASE = TrialRow(name="m/bf16", model="m", recipe="bf16", is_base=True)
+
+
+def answers(n, lost=0, won=0, right=0.6):
+    """Of trial and base; ``lost`` documents are right in the base alone."""
+    base = np.zeros(n)
+    base[: round(right * n)] = 1
+    trial = base.copy()
+    trial[:lost], trial[n - won :] = 0, 1
+    return trial.tolist(), base.tolist()
+
+
+@pytest.fixture
+def judge(tmp_path_factory, write_evaluation):
+    """A report on one base and trials, {trial: {task: (answers of trial and base, or settings of both)}}."""
+
+    def judge(trials, *, suites=(), failures=(), is_shared=False, tasks=(), **settings):
+        inputs = {}
+        for trial, cells in trials.items():
+            for task, cell in cells.items():
+                cell = cell if isinstance(cell, dict) else {"answers": cell}
+                shards = [
+                    write_evaluation(task, side, is_shared=is_shared, **cell.get("written", {}))
+                    for side in cell["answers"]
+                ]
+                out = tmp_path_factory.mktemp("compare")
+                pair = {f"trial/{task}": shards[0], f"base/{task}": shards[1]}
+                compare(CompareConfig(task=task, leaves=[task], **settings, **cell.get("config", {})), pair, out)
+                inputs[f"compare/m/{trial}/{task}"] = out
+        names = list(dict.fromkeys([*(task for cells in trials.values() for task in cells), *tasks]))
+        config = ReportConfig(
+            title="t",
+            trials=[BASE, *(TrialRow(name=f"m/{trial}", model="m", recipe=trial) for trial in trials)],
+            tasks=names,
+            suites=list(suites),
+            failures=list(failures),
+        )
+        out = tmp_path_factory.mktemp("report")
+        report(config, inputs, out)
+        document = json.loads((out / "summary.json").read_text())
+        return SimpleNamespace(
+            trials={each.recipe: each for each in read_verdicts(out)},
+            suites={(each["trial"].removeprefix("m/"), each["suite"]): each for each in document["suites"]},
+            cells={(each["recipe"], each["task"]): each for each in document["rows"]},
+        )
+
+    return judge
+
+
+def suite(*tasks, name="v1", **settings):
+    return SuiteRow(name=name, tasks=list(tasks), **settings)
+
+
+GOOD = answers(4000, 40, 40)
+
+
+def test_of_real_pairs_the_broken_checkpoint_is_confirmed_and_no_rerun_is():
+    config, found, kinds = CompareConfig(task="t", leaves=["t"]), {}, {}
+    with (DATA / "pairs.csv").open() as stream:
+        for number, each in enumerate(csv.DictReader(stream)):
+            n, right, lost, won = (int(each[name]) for name in ("n", "base_right", "lost", "won"))
+            base = np.repeat([1.0, 1.0, 0.0, 0.0], [right - lost, lost, won, n - right - won])
+            trial = np.repeat([1.0, 0.0, 1.0, 0.0], [right - lost, lost, won, n - right - won])
+            ask = Ask(raw=compared([evidence_of(trial, base, is_right_or_wrong=True)], True, [RAW]))
+            (row,) = rows([ask], config, lower_is_better=False)
+            place = {"trial": each["pair"], "task": f"{each['task']}{number}", "is_base": False, "status": "measured"}
+            kinds.setdefault(each["kind"], []).append(asdict(Numbers()) | row | place | {"note": each["note"]})
+    for kind, cells in kinds.items():
+        found[kind] = confirmed(cells, [])
+
+    def num(kind, verdict, **also):
+        also = {"verdict": verdict} | also
+        return sum(all(row[name] == value for name, value in also.items()) for row in found[kind])
+
+    assert num("gptq", "degraded", is_confirmed=True) == 9 and num("gptq", "improved", is_confirmed=True) == 5
+    assert num("gptq", "degraded", note="broken", reason="beyond margin", is_confirmed=True) == 4
+    assert (num("rerun", "degraded"), num("rerun", "degraded", is_confirmed=True)) == (2, 0)
+    assert num("rerun", "improved", is_confirmed=True) == 0
+    assert {row["is_confirmed"] for row in found["rerun"] if row["verdict"] in ("equivalent", "inconclusive")} == {None}
+
+
+def test_a_cell_that_is_degraded_by_itself_is_not_confirmed_among_many_and_failed_ones_count(judge):
+    lost = answers(2000, 22, 9)  # p = .0196
+    alone = judge({"int4": {"arc": lost}}, margin_points=0.5)
+    assert (alone.cells["int4", "arc"]["verdict"], alone.cells["int4", "arc"]["is_confirmed"]) == ("degraded", True)
+    assert alone.cells["int4", "arc"]["adjusted_p"] == pytest.approx(alone.cells["int4", "arc"]["verdict_p"])
+    many = judge({"int4": {"arc": lost, "a": GOOD, "b": GOOD}}, margin_points=0.5)
+    assert (many.cells["int4", "arc"]["verdict"], many.cells["int4", "arc"]["is_confirmed"]) == ("degraded", False)
+    failures = [
+        FailureRow(step=f"compare/{task}", trial="m/int4", task=task, status=status, failure_class=None)
+        for task, status in (("a", "failed"), ("b", "skipped"))
+    ]
+    failed = judge({"int4": {"arc": lost}}, failures=failures, tasks=["a", "b", "never planned"], margin_points=0.5)
+    assert failed.cells["int4", "arc"]["adjusted_p"] == many.cells["int4", "arc"]["adjusted_p"]
+    assert failed.trials["int4"].num_cells == 3
+    assert (failed.trials["int4"].num_degraded, failed.trials["int4"].num_confirmed_degraded) == (1, 0)
+    assert failed.trials["int4"].reasons[0] == "a: nothing can be said of it (failed)"
+
+
+def test_a_trial_is_shipped_whose_suite_is_not_inferior_and_whose_tasks_are_not_worse_than_the_wide_margin(judge):
+    found = judge({"fp8": {"arc": GOOD, "gsm8k": GOOD}}, suites=[suite("arc", "gsm8k")])
+    mean, trial = found.suites["fp8", "v1"], found.trials["fp8"]
+    assert (mean["verdict"], mean["margin"]) == ("equivalent", 0.01)
+    assert mean["difference_low"] < mean["difference"] == 0 < mean["difference_high"]
+    assert (trial.decision, trial.reasons) == ("ship", [])
+    assert trial.p == trial.adjusted_p < 0.025
+    assert (trial.num_equivalent, trial.worst_recovery) == (2, 1.0)
+    base = found.trials["bf16"]
+    assert (base.decision, base.is_base, base.num_degraded) == (None, True, None)
+
+
+def test_one_task_that_cannot_say_it_is_named_with_the_documents_that_would(judge):
+    trial = judge({"fp8": {"arc": GOOD, "gpqa": answers(200, 15, 15)}}).trials["fp8"]
+    assert trial.decision == "not decided"
+    (reason,) = trial.reasons
+    assert reason.startswith("gpqa: may have lost 5.59 points, the limit is 5 points; about ")
+    assert reason.endswith(" documents would decide it")
+    needed = int(reason.split("about ")[1].split()[0])
+    assert 600 < needed < 700  # .15 * (1.96 + 1.28)**2 / .05**2, as the interval has it
+    capped = judge({"fp8": {"gpqa": answers(200, 20, 14)}}).trials["fp8"].reasons
+    assert capped[0].endswith(" documents would decide it, the task has 1,000")  # as its scores say
+
+
+def test_the_gate_s_tasks_are_the_conf_s(judge):
+    cells = {"fp8": {"arc": GOOD, "gsm8k": GOOD, "gpqa": answers(200, 15, 15)}}
+    asked = {
+        (None, None): "not decided",
+        (2.0, ("arc", "gsm8k")): "ship",
+        (2.0, ()): "ship",
+        (2.0, ("gpqa",)): "not decided",
+        (0.5, ("arc", "gsm8k")): "not decided",
+    }
+    for (points, gate), decision in asked.items():
+        of = suite("arc", "gsm8k", "gpqa", margin_points=points, gate=None if gate is None else list(gate))
+        trial = judge(cells, suites=[of]).trials["fp8"]
+        assert (trial.decision, bool(trial.reasons)) == (decision, decision != "ship"), (points, gate)
+    assert trial.reasons[0].startswith("v1, mean: may have lost 1.")
+    assert trial.reasons[0].endswith("times the documents would decide it")
+
+
+def test_a_trial_that_is_shown_to_be_bad_is_not_shipped(judge):
+    found = judge(
+        {
+            "broken": {"arc": answers(1000, 200, 5), "gsm8k": GOOD},  # beyond the wide margin
+            "worse": {"arc": answers(4000, 180, 20), "gsm8k": GOOD},  # beyond its margin alone: 4 points
+            "low": {"arc": answers(4000, 110, 30), "gsm8k": answers(4000, 110, 30)},  # the mean: 2 points
+            "less": {"arc": answers(4000, 100, 30), "gsm8k": GOOD},  # degraded, confirmed, and not beyond
+        },
+        suites=[suite("arc", "gsm8k")],
+    )
+    assert [found.trials[name].decision for name in ("broken", "worse", "low")] == ["do not ship"] * 3
+    assert found.trials["broken"].reasons == [
+        "v1, mean: lost at least 8.46 points, the limit is 1 point",
+        "arc: lost at least 17.07 points, the limit is 5 points",
+    ]
+    assert found.trials["worse"].reasons[-1].startswith("arc: lost at least 3.3")
+    assert found.trials["worse"].reasons[-1].endswith("confirmed; the margin is 2 points")
+    assert found.trials["low"].reasons[0].startswith("v1, mean: lost at least 1.59 points")
+    assert found.trials["less"].decision == "not decided"
+    assert found.trials["less"].reasons[-1].startswith("arc: degraded by 1.")
+
+
+def test_among_many_trials_one_that_passes_by_itself_may_not(judge):
+    good = {"arc": answers(900, 30, 30)}
+    alone = judge({"fp8": good}).trials["fp8"]
+    assert alone.decision == "ship"
+    many = judge({name: {"arc": answers(900, 53, 30)} for name in "abcdefghi"}).trials["a"]
+    assert many.decision == "not decided" and many.p < 0.025 < many.adjusted_p
+    assert "not among 9 trials of which one is chosen" in many.reasons[0]
+
+
+def test_missing_documents_count_as_lost(judge):
+    trial, base = answers(4000, 40, 40)
+    trial[100:200] = [float("nan")] * 100
+    found = judge({"fp8": {"arc": (trial, base), "gsm8k": GOOD}}, suites=[suite("arc", "gsm8k")])
+    assert found.cells["fp8", "arc"]["reason"] == "missing"
+    assert (found.suites["fp8", "v1"]["verdict"], found.suites["fp8", "v1"]["reason"]) == ("inconclusive", "missing")
+    assert found.trials["fp8"].decision == "not decided"
+    assert "may have lost more; the limit is 1 point" in found.trials["fp8"].reasons[0]
+    wide = judge({"fp8": {"arc": (trial, base)}})
+    assert wide.trials["fp8"].decision == "ship", "2.5 points that are missing are less than the wide margin"
+
+
+def test_tasks_of_the_same_documents_are_no_two_pieces_of_evidence(judge):
+    cells = {"fp8": {"mmlu": GOOD, "mmlu_cot": GOOD}}
+    widths = {}
+    for is_shared in (False, True):
+        found = judge(cells, suites=[suite("mmlu", "mmlu_cot")], is_shared=is_shared)
+        mean, cell = found.suites["fp8", "v1"], found.cells["fp8", "mmlu"]
+        ends = [(each["difference_high"] - each["difference_low"]) for each in (mean, cell)]
+        of_recovery = [(each["recovery_high"] - each["recovery_low"]) for each in (mean, cell)]
+        widths[is_shared] = ends[0] / ends[1], of_recovery[0] / of_recovery[1]
+    assert widths[False] == pytest.approx((0.5**0.5, 0.5**0.5), rel=0.02)
+    assert widths[True] == pytest.approx((1.0, 1.0), rel=0.02)
+
+
+def test_a_suite_where_lower_is_better_is_judged_the_other_way_round(judge):
+    rng = np.random.default_rng(1)
+    base = rng.gamma(4, 3, 2000)
+    facts = {"ppl,none": {"aggregation": {"name": "mean"}, "higher_is_better": False, "kind": "graded"}}
+
+    def cell(factor):
+        trial = base * (factor + 0.01 * rng.standard_normal(2000))
+        return {"answers": [{"ppl,none": trial.tolist()}, {"ppl,none": base.tolist()}], "written": {"facts": facts}}
+
+    found = judge({"fp8": {"wikitext": cell(1.002)}, "int4": {"wikitext": cell(1.03)}}, suites=[suite("wikitext")])
+    assert [found.suites[name, "v1"]["verdict"] for name in ("fp8", "int4")] == ["equivalent", "degraded"]
+    assert found.suites["int4", "v1"]["reason"] == "beyond margin"
+    assert found.suites["int4", "v1"]["margin"] == pytest.approx(0.01 * base.mean())
+    assert found.trials["fp8"].decision == "ship"
+    assert found.trials["int4"].decision == "do not ship"
+    assert 0.96 < found.suites["int4", "v1"]["recovery_low"] < found.suites["int4", "v1"]["recovery_high"] < 0.98
+
+
+def test_a_suite_without_a_member_decides_nothing_and_says_which(judge):
+    failures = [FailureRow(step="compare/gsm8k", trial="m/fp8", task="gsm8k", status="failed", failure_class=None)]
+    found = judge({"fp8": {"arc": GOOD}}, suites=[suite("arc", "gsm8k")], failures=failures, tasks=["gsm8k"])
+    assert (found.suites["fp8", "v1"]["mean"], found.suites["fp8", "v1"]["verdict"]) == (None, None)
+    assert found.trials["fp8"].decision == "not decided"
+    assert found.trials["fp8"].reasons == [
+        "v1, mean: nothing can be said of it (gsm8k has no difference from the base)",
+        "gsm8k: nothing can be said of it (failed)",
+    ]
+
+
+def test_a_normalized_task_of_unlike_leaves_is_confirmed_by_the_p_of_its_own_scale(judge, write_evaluation, tmp_path):
+    """One leaf loses as many documents as the other wins; from guessing they weigh 4 to 1."""
+    sides = [{"a": answers(1000, 60, 0, 0.9), "b": answers(1000, 0, 60, 0.5)}]
+    found = {}
+    shards = {
+        f"{role}/{leaf}": write_evaluation(leaf, sides[0][leaf][side])
+        for side, role in enumerate(("trial", "base"))
+        for leaf in "ab"
+    }
+    compare(CompareConfig(task="t", leaves=["a", "b"], leaf_baselines={"a": 0.75, "b": 0.0}), shards, tmp_path)
+    document = json.loads((tmp_path / "comparison.json").read_text())["headline"]
+    found = confirmed([document | {"trial": "m/int4", "task": "t", "is_base": False, "status": "measured"}], [])[0]
+    assert (document["difference"], document["difference_p"]) == (0.0, 1.0)
+    assert (document["verdict"], found["is_confirmed"]) == ("degraded", True)
+    assert document["verdict_p"] == found["adjusted_p"] < 0.001
