@@ -143,10 +143,7 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
             tables.append(answers.add_column(0, "leaf", pa.array([leaf.task] * answers.num_rows)))
     answers = pa.concat_tables(tables)
     columns = {name: answers[name] for name in ("leaf", "doc_id", "doc_digest")}
-    columns |= {"prompt_digest": answers["doc_digest"], config.metric: answers["right"]}
-    columns["responses"] = pa.ListArray.from_arrays(
-        np.arange(answers.num_rows + 1, dtype=np.int32), answers["text"].combine_chunks()
-    )
+    columns |= {"prompt_digest": answers["doc_digest"], "responses": answers["text"], config.metric: answers["right"]}
     columns["question"] = pa.array([QUESTION * (number % 8 + 1) for number in range(answers.num_rows)])
     columns |= {"target": pa.array(["A"] * answers.num_rows), "truncated": pa.array([False] * answers.num_rows)}
     kinds = {

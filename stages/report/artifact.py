@@ -14,7 +14,7 @@ MARKDOWN, HTML = "report.md", "report.html"
 VERDICTS = "verdicts.md"  # its beginning: the sentences and the table of verdicts, a line for each trial
 SUMMARY, SUMMARY_DOCUMENT, SERVING = "summary.parquet", "summary.json", "serving.parquet"
 
-MOST_FLIPS, FEWEST_FLIPS, MOST_FLIPS_IN_ALL = 200, 20, 40_000  # documents answered otherwise; some 1.5 kB each
+MOST_FLIPS, FEWEST_FLIPS, MOST_FLIPS_IN_ALL = 200, 20, 30_000  # documents answered otherwise; some 1.5 kB each
 
 Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
 

@@ -3,7 +3,7 @@
 Words and numbers in, a sentence out: a number that nobody measured is in none.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
@@ -90,16 +90,17 @@ def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict
     if undecided:
         refused = [each for each in ranked if each not in undecided]
         end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
-        return f"Nothing can be said to ship yet: {_whys(undecided)}{end}."
-    return f"Ship none of these formats: {_whys(ranked)}."
+        nearest = sorted(undecided, key=lambda each: 1.0 if each.verdict.p is None else each.verdict.p)
+        return f"Nothing can be said to ship yet: {_whys(nearest, _reason)}{end}."
+    return f"Ship none of these formats: {_whys(ranked, _spoken_against)}."
 
 
-def _whys(some: Sequence[Candidate]) -> str:
+def _whys(some: Sequence[Candidate], why_of: Callable[[Candidate], str]) -> str:
     """Why not, said once for all of whom it is true."""
     found: dict[str, list[Candidate]] = {}
     for each in some:
-        found.setdefault(_why(each), []).append(each)
-    parts = [f"{_named(own)}{_price_in_short(own)} {why}" for why, own in list(found.items())[:MOST_NAMED]]
+        found.setdefault(why_of(each), []).append(each)
+    parts = [f"{_named(own)}{_price_in_short(own)}: {why}" for why, own in list(found.items())[:MOST_NAMED]]
     rest = len(some) - sum(len(own) for own in list(found.values())[:MOST_NAMED])
     return "; ".join([*parts, *([f"and {rest} more for other reasons"] if rest else [])])
 
@@ -110,10 +111,10 @@ def _advice(best: Candidate, ranked: Sequence[Candidate]) -> str:
     for each in tempting[:MOST_NAMED]:
         text += f"; {each.label} is {_number_of(each)} but {_spoken_against(each)}"
     if len(tempting) > MOST_NAMED:
-        text += f"; and {len(tempting) - MOST_NAMED} more would be cheaper but may not be shipped"
+        text += f"; {len(tempting) - MOST_NAMED} more are cheaper or smaller, and may not be shipped yet"
     others = [each for each in ranked if each is not best and each.verdict.decision == SHIP]
     if others:
-        text += f". So may {_named(others)}, at more"
+        text += f". So may {listed([f'{each.label}{_in_brackets(each)}' for each in others], MOST_NAMED)}"
     return f"{text}."
 
 
@@ -146,37 +147,34 @@ def _times(ratio: Measured) -> str:
 
 
 def _number_of(each: Candidate) -> str:
-    """Its price in as few words as a comparison with another needs."""
+    """Its price in as few words as a comparison with another needs; empty where nothing is known of it."""
     if each.cost is not None and each.cost.value is not None:
         return f"{each.cost.value:.2f} times"
-    return "smaller" if each.share is None else f"{each.share:.2f} of the size"
+    return "" if each.share is None else f"{each.share:.2f} of the size"
+
+
+def _in_brackets(each: Candidate) -> str:
+    return f" ({found})" if (found := _number_of(each)) else ""
 
 
 def _price_in_short(some: Sequence[Candidate]) -> str:
     """Of one alone."""
     (each, *others) = some
-    if others or each.cost is None or each.cost.value is None:
-        return "" if others or each.share is None else f" ({each.share:.2f} of the size of {each.base})"
-    return f" ({each.cost.value:.2f} times the queries per dollar of {each.base})"
+    if others or not _number_of(each):
+        return ""
+    what = " the queries per dollar" if each.cost is not None and each.cost.value is not None else ""
+    return f" ({_number_of(each)}{what} of {each.base})"
 
 
 def _spoken_against(each: Candidate) -> str:
-    if each.degraded:
+    if each.degraded and each.verdict.decision == DO_NOT_SHIP:
         return f"degraded on {_tasks(each.degraded)}"
-    if each.verdict.decision == DO_NOT_SHIP:
-        return f"not to ship ({_reason(each)})"
-    return f"not decided ({_reason(each)})"
-
-
-def _why(each: Candidate) -> str:
-    if each.degraded:
-        return f"degraded on {_tasks(each.degraded)}"
-    return f"({_reason(each)})"
+    return f"{'' if each.verdict.decision == DO_NOT_SHIP else 'not decided, '}{_reason(each)}"
 
 
 def _reason(each: Candidate) -> str:
     first, *others = each.verdict.reasons or ["nothing was compared yet"]
-    return f"{first}; and {count(len(others))} more" if others else first
+    return f"{first} (and {count(len(others))} more)" if others else first
 
 
 def _named(some: Sequence[Candidate]) -> str:

@@ -124,7 +124,9 @@ def _count(verdict: TrialVerdict | None, word: str) -> Cell:
         return Cell(MISSING, look="absent")
     number_of = getattr(verdict, f"num_{word}")
     confirmed = getattr(verdict, f"num_confirmed_{word}", number_of)
-    return Cell(num_confirmed_shown(confirmed, number_of), look=LOOKS[word] if number_of else "absent")
+    return Cell(
+        num_confirmed_shown(confirmed, number_of), look=LOOKS[word] if confirmed else "open" if number_of else "absent"
+    )
 
 
 def _worst(verdict: TrialVerdict | None) -> Cell:
