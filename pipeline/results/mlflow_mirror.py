@@ -27,7 +27,7 @@ from pipeline.results.mlflow_content import (
 )
 from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note, parent_review, trial_reviews
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
-from pipeline.results.mlflow_view import VIEW_TAG, WHY, view_of
+from pipeline.results.mlflow_view import VIEW_TAG, WHY, address, view_of
 from pipeline.running.capture import log_path
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
@@ -51,8 +51,11 @@ class Mirror:
     store: Store
     settings: TrackingConfig
 
-    def write(self, report: Path | None = None, status: str = "RUNNING") -> None:
-        """Bring MLflow up to date with the store; raises what the MLflow client raises."""
+    def write(self, report: Path | None = None, status: str = "RUNNING") -> str:
+        """Bring MLflow up to date with the store; returns the address of its runs, behind the host.
+
+        Raises what the MLflow client raises.
+        """
         client, experiment_id = self._connect()
         self._close_predecessors(client, experiment_id)
         tags = {STORE_TAG: self._owner}
@@ -68,6 +71,7 @@ class Mirror:
             self._write_report(client, parent, report)
             self._write_experiment(client, experiment_id, parent, report)
         _set_status(client, parent, status)
+        return address(experiment_id)
 
     def end(self, status: str) -> None:
         """Say of this plan's run how it ended, if MLflow shows it as running; nothing else is written."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.compare.artifact import FLIPS_SCHEMA, LOST, WON
-from stages.compare.samples import Leaf, Pairing
+from stages.compare.samples import Indices, Leaf, Pairing
 from stages.evaluate.artifact import read_samples
 
 _OF_BOTH = ["leaf", "doc_id", "responses", "filtered", "loglikelihoods"]
@@ -71,23 +71,25 @@ def _changed(trial: Leaf, base: Leaf, pairing: Pairing, metric: str, lower_is_be
 def _texts(role: str, changed: pa.Table, inputs: Mapping[str, Path]) -> pa.Table:
     """The samples of those documents, in their order."""
     columns = [*_OF_BOTH, *(_OF_DOCUMENT if role == "base" else [])]
-    keys = list(zip(changed["leaf"].to_pylist(), changed[f"{role}_id"].to_pylist(), strict=True))
-    parts, places = [], dict[tuple[str, int], int]()
-    for name in sorted(name for name in inputs if name.startswith(f"{role}/")):
-        part = _some(inputs[name], name, columns, keys)
-        known = zip(part["leaf"].to_pylist(), part["doc_id"].to_pylist(), strict=True)
-        places |= {key: len(places) + place for place, key in enumerate(known)}
-        parts.append(part)
-    return pa.concat_tables(parts).take(pa.array([places[key] for key in keys], pa.int64()))
+    leaves = pc.unique(changed["leaf"])
+    keys = _keys(changed["leaf"], changed[f"{role}_id"], leaves)
+    parts = [_some(inputs[name], name, columns, keys, leaves) for name in sorted(inputs) if name.startswith(f"{role}/")]
+    table = pa.concat_tables(part for part in parts if part.num_rows)
+    found = _keys(table["leaf"], table["doc_id"], leaves)
+    order = np.argsort(found)
+    return table.take(order[np.searchsorted(found, keys, sorter=order)])
 
 
-def _some(directory: Path, name: str, columns: Sequence[str], keys: Sequence[tuple[str, int]]) -> pa.Table:
+def _some(directory: Path, name: str, columns: Sequence[str], keys: Indices, leaves: pa.Array) -> pa.Table:
     """Rows of one artifact: texts are read once, and only what is asked of them is kept."""
-    ids = read_samples(directory, ["leaf", "doc_id"], name)
-    wanted = set(keys)
-    pairs = zip(ids["leaf"].to_pylist(), ids["doc_id"].to_pylist(), strict=True)
-    rows = [row for row, key in enumerate(pairs) if key in wanted]
-    return read_samples(directory, list(columns), name).take(pa.array(rows, pa.int64()))
+    table = read_samples(directory, list(columns), name)
+    return table.filter(np.isin(_keys(table["leaf"], table["doc_id"], leaves), keys))
+
+
+def _keys(leaf: pa.ChunkedArray, doc_id: pa.ChunkedArray, leaves: pa.Array) -> Indices:
+    """A number for each document of each leaf; those of other leaves are negative."""
+    places = pc.fill_null(pc.index_in(leaf, value_set=leaves), -1).to_numpy().astype(np.int64)
+    return np.asarray(places * 2**32 + doc_id.to_numpy().astype(np.int64))
 
 
 def _table(changed: pa.Table, sides: Mapping[str, pa.Table], metric: str) -> pa.Table:

@@ -92,7 +92,7 @@ def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict
         end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
         nearest = sorted(undecided, key=lambda each: 1.0 if each.verdict.p is None else each.verdict.p)
         return f"Nothing can be said to ship yet: {_whys(nearest, _reason)}{end}."
-    return f"Ship none of these formats: {_whys(ranked, _spoken_against)}."
+    return f"Ship none of these formats: {_whys(ranked, _loss)}."
 
 
 def _whys(some: Sequence[Candidate], why_of: Callable[[Candidate], str]) -> str:
@@ -100,8 +100,9 @@ def _whys(some: Sequence[Candidate], why_of: Callable[[Candidate], str]) -> str:
     found: dict[str, list[Candidate]] = {}
     for each in some:
         found.setdefault(why_of(each), []).append(each)
-    parts = [f"{_named(own)}{_price_in_short(own)}: {why}" for why, own in list(found.items())[:MOST_NAMED]]
-    rest = len(some) - sum(len(own) for own in list(found.values())[:MOST_NAMED])
+    named = list(found.items())[:MOST_NAMED]
+    parts = [f"{_named(own)} ({'; '.join([*_price_in_short(own), why])})" for why, own in named]
+    rest = len(some) - sum(len(own) for _, own in named)
     return "; ".join([*parts, *([f"and {rest} more for other reasons"] if rest else [])])
 
 
@@ -157,24 +158,28 @@ def _in_brackets(each: Candidate) -> str:
     return f" ({found})" if (found := _number_of(each)) else ""
 
 
-def _price_in_short(some: Sequence[Candidate]) -> str:
-    """Of one alone."""
+def _price_in_short(some: Sequence[Candidate]) -> list[str]:
+    """Of one alone, as far as it is known."""
     (each, *others) = some
     if others or not _number_of(each):
-        return ""
+        return []
     what = " the queries per dollar" if each.cost is not None and each.cost.value is not None else ""
-    return f" ({_number_of(each)}{what} of {each.base})"
+    return [f"{_number_of(each)}{what} of {each.base}"]
 
 
 def _spoken_against(each: Candidate) -> str:
     if each.degraded and each.verdict.decision == DO_NOT_SHIP:
         return f"degraded on {_tasks(each.degraded)}"
-    return f"{'' if each.verdict.decision == DO_NOT_SHIP else 'not decided, '}{_reason(each)}"
+    return f"{'not to ship' if each.verdict.decision == DO_NOT_SHIP else 'not decided'} ({_reason(each)})"
+
+
+def _loss(each: Candidate) -> str:
+    return f"degraded on {_tasks(each.degraded)}" if each.degraded else _reason(each)
 
 
 def _reason(each: Candidate) -> str:
     first, *others = each.verdict.reasons or ["nothing was compared yet"]
-    return f"{first} (and {count(len(others))} more)" if others else first
+    return f"{first}; and {count(len(others))} more" if others else first
 
 
 def _named(some: Sequence[Candidate]) -> str:

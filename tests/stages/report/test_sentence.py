@@ -104,7 +104,7 @@ def test_what_is_missing_is_said_once_for_all_of_whom_it_is_true() -> None:
         ]
     )
     assert sentence == (
-        f"Nothing can be said to ship yet: w8a8_int and w8a8_fp: {missing} (and 1 more); w4a16_int is not to ship."
+        f"Nothing can be said to ship yet: w8a8_int and w8a8_fp ({missing}; and 1 more); w4a16_int is not to ship."
     )
 
 
@@ -114,7 +114,7 @@ def test_where_all_is_bad_it_is_said_why() -> None:
         [degraded("w4a16_int", task) for task in ("a", "b", "c", "d", "e")],
     )
     assert (
-        sentence == "Ship none of these formats: w4a16_int (0.34 of the size of bf16): degraded on a, b, c and 2 more."
+        sentence == "Ship none of these formats: w4a16_int (0.34 of the size of bf16; degraded on a, b, c and 2 more)."
     )
 
 
