@@ -51,7 +51,7 @@ def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
         "columnWidths": {**dict.fromkeys([*tags, *metrics], _NARROW), tags[-1]: _WIDE},
         "orderByKey": f"metrics.`{WORST}`",
         "orderByAsc": False,
-        "runsHiddenMode": "SHOW_ALL",
+        "runsHiddenMode": "FIRST_20_RUNS",  # in charts
         "isAccordionReordered": True,  # or MLflow sorts them among the sections that it makes itself
         "compareRunSections": [_section(name) for name in dict.fromkeys(each["metricSectionId"] for each in charts)],
         "compareRunCharts": charts,

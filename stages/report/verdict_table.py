@@ -88,10 +88,10 @@ def verdict_table(
 
 
 def _place(trial: TrialRow, models: Sequence[str], verdict: TrialVerdict | None) -> tuple[int, bool, int]:
-    """By model; its base first, then what may be shipped, then what is not decided."""
+    """By model: what may be shipped, what is not decided, what is not to be shipped, and what that was compared with."""
     order = [SHIP, NOT_DECIDED, DO_NOT_SHIP]
     decision = None if verdict is None else verdict.decision
-    return models.index(trial.model), not trial.is_base, order.index(decision) if decision in order else len(order)
+    return models.index(trial.model), trial.is_base, order.index(decision) if decision in order else len(order)
 
 
 def _decision(trial: TrialRow, verdict: TrialVerdict | None) -> Cell:
