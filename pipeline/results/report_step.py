@@ -31,6 +31,7 @@ def report_step(plan: Plan, config: Config, store: Store) -> Step:
             failures=list(_failures(plan, store)),
             serving=_serving(plan, config),
             costs=costs_of(plan, store),
+            data=_data(plan),
         ),
         label=plan.name,
         inputs=inputs,
@@ -44,6 +45,17 @@ def _report_inputs(plan: Plan) -> Iterator[tuple[str, StepRef]]:
             if plan.steps[ref].stage.in_report:
                 kind, slash, rest = role.partition("/")
                 yield f"{kind}/{name}{slash}{rest}", ref
+
+
+def _data(plan: Plan) -> dict[str, list[str]]:
+    """The data sets that each task reads, as its scores name them."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in plan.trials.values():
+        for slot, ref in under(trial.steps, "score").items():
+            names = [name.removeprefix("data:") for name in plan.steps[ref].inputs if name.startswith("data:")]
+            if names:
+                found.setdefault(slot, {}).update(dict.fromkeys(names))
+    return {slot: list(names) for slot, names in found.items()}
 
 
 def _serving(plan: Plan, config: Config) -> ServingConfig | None:

@@ -27,7 +27,7 @@ from stages.gpu_memory import memory_used_mib
 
 LISTING_PATIENCE_S = 10.0
 ENOUGH_TO_DESPAIR = 2  # one failed start may be chance, also where nothing is tried twice
-NUM_ANNOUNCED = 2  # one to fill the tail of a shard, one to be built meanwhile
+NUM_ANNOUNCED = 4  # one to fill the tail of a shard, others to be built meanwhile: shards of a leaf are short
 
 
 class ProcessUsedUpError(Exception):

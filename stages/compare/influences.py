@@ -32,33 +32,38 @@ def influence_table(
     members = [clusters[leaf][rows] for leaf, rows in documents.items()]
     raw = _of_documents(parts, config.weight_by_size, [1.0] * len(parts), members)
     units = [100 / (1 - config.baseline_of(leaf)) for leaf in config.leaves]
-    scaled = _of_documents(parts, config.weight_by_size and not config.leaf_baselines, units, members)
+    scaled = _of_documents(parts, False, units, members) if config.leaf_baselines else units[0] * raw
     if not config.is_normalized:
         scaled = np.full_like(raw, np.nan)
-    names = [[_digests(leaves[leaf], rows, own) for leaf, rows in documents.items()] for own in (False, True)]
-    columns = [*map(pa.chunked_array, names), *(pa.array(each, from_pandas=True) for each in (*raw.T, *scaled.T))]
+    names = [_digests(leaves, documents, column) for column in ("doc_digest", "cluster")]
+    columns = [*names, *(pa.array(each, from_pandas=True) for each in (*raw.T, *scaled.T))]
     return pa.table(columns, names=list(INFLUENCE_COLUMNS))
 
 
 def _of_documents(
     parts: Sequence[Part], weight_by_size: bool, scales: Sequence[float], members: list[Indices]
 ) -> Floats:
-    """Each has an even share of its cluster's, within a leaf: only their sum is asked for."""
+    """Where a part's rows are of clusters, each document has an even share: only their sum is asked for."""
     found = influences(parts, weights_of([part.n for part in parts], weight_by_size), scales)
     rows = np.split(found, np.cumsum([len(part.values) for part in parts])[:-1])
     return np.concatenate([_shared(*each) for each in zip(parts, rows, members, strict=True)])
 
 
 def _shared(part: Part, rows: Floats, members: Indices) -> Floats:
+    if np.array_equal(part.clusters, members):
+        return rows
     names, places, sizes = np.unique(members, return_inverse=True, return_counts=True)
-    known = np.searchsorted(names, part.clusters)
-    if len(np.unique(part.clusters)) < len(names):
+    if not np.array_equal(part.clusters, names):
         return np.full((len(members), rows.shape[1]), np.nan)
-    return np.column_stack([(np.bincount(known, column, len(names)) / sizes)[places] for column in rows.T])
+    return np.asarray(rows[places] / sizes[places, None])
 
 
-def _digests(leaf: Leaf, rows: Indices, is_of_cluster: bool) -> pa.Array:
-    if is_of_cluster and not leaf.facts.cluster:
-        return pa.nulls(len(rows), pa.string())
-    found = leaf.documents["cluster" if is_of_cluster else "doc_digest"].take(pa.array(rows)).cast(pa.string())
-    return pc.utf8_slice_codeunits(found.combine_chunks(), 0, _DIGITS)
+def _digests(leaves: Mapping[str, Leaf], documents: Mapping[str, Indices], column: str) -> pa.ChunkedArray:
+    """Beginnings; null where no cluster is declared."""
+    found = [
+        leaves[leaf].documents[column].take(pa.array(rows)).cast(pa.string()).combine_chunks()
+        if column in leaves[leaf].documents.column_names
+        else pa.nulls(len(rows), pa.string())
+        for leaf, rows in documents.items()
+    ]
+    return pc.utf8_slice_codeunits(pa.chunked_array(found), 0, _DIGITS)

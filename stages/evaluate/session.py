@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import ConfigError, EngineError
+from stages.errors import ConfigError, EngineError, StageError
 from stages.evaluate.building import Asked, Built, asked_for
 from stages.evaluate.engines.family import family
-from stages.evaluate.engines.protocol import Generation, Overlapping, Replaceable
+from stages.evaluate.engines.protocol import Ahead, Generation, Overlapping, Replaceable
 
 if TYPE_CHECKING:
     from stages.evaluate.answers import Answer, Answered
@@ -41,13 +41,15 @@ class Shard:
     checkpoint: Path
     built: Future[Built]
     names: list[str] | None = None
+    is_passed: bool = False  # put into the engine, and then another one was asked for
 
 
 class Session:
     """An open engine with one checkpoint, the tasks built so far, and the shards that were announced.
 
     With ``overlaps`` the engine begins to write the answers of the next shard while the last ones of a shard are
-    still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.
+    still being written; otherwise every shard meets an engine that remembers nothing and has nothing else to do.  One
+    that is scored is put into the engine as soon as the last one's scores are known, before these are written.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Session:
         self._overlaps = overlaps
         self._under_way: dict[tuple[Path, str], Shard] = {}
         self._generations: dict[str, Generation] = {}
+        self._ahead: Shard | None = None  # in the engine, whose scores nobody has asked for yet
 
     def announce(self, config: "AnswerConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
         """Begin to build a shard that will be asked for, of this checkpoint or of one that takes its place."""
@@ -72,9 +75,12 @@ class Session:
         self.announce(config, self._checkpoint, data)
         key = self._checkpoint, asked_for(config, data)
         try:
-            return self._answer(self._under_way[key])
+            answered = self._answer(self._under_way[key])
         finally:
             del self._under_way[key]
+        with suppress(StageError):  # told by the shard whose answers do not come
+            self._go_ahead()
+        return answered
 
     def exchange(self, checkpoint: Path) -> None:
         """Answer from another checkpoint from now on, as if the session had been opened with it.
@@ -87,6 +93,7 @@ class Session:
             raise EngineError(
                 f"{checkpoint.name} has another config, tokenizer or tensors than {self._checkpoint.name}"
             )
+        self._drop_ahead()
         self._finish_begun()
         self._generations.clear()
         self._under_way = {key: shard for key, shard in self._under_way.items() if shard.checkpoint == checkpoint}
@@ -106,7 +113,13 @@ class Session:
         Nor do they depend on a restart in between.
         """
         built, engine = _built(shard), self.engine
-        if self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
+        is_ahead = self._ahead is shard
+        if not is_ahead:
+            self._drop_ahead()
+        self._ahead = None
+        if is_ahead:
+            answers = iter(self.model.answer(engine, built.requests))
+        elif self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
             answers = iter(self._written(shard, built, engine))
         else:
             self._finish_begun()
@@ -126,6 +139,32 @@ class Session:
             self._begin(engine)
         written = (self._generations.pop(name) for name in shard.names)
         return self.model.assembled(built.requests, iter(()), written)
+
+    def _go_ahead(self) -> None:
+        """Give the engine the next shard, if its answers are scores alone."""
+        shard, engine = self._next(), self.engine
+        if shard is None or not isinstance(engine, Ahead):
+            return
+        requests = shard.built.result().requests
+        if all(item.generation is None for item in requests):
+            self._finish_begun()
+            engine.start([score for item in requests for score in item.scores])
+            self._ahead = shard
+
+    def _next(self) -> Shard | None:
+        """The one that will be asked for after this, as far as is known; None while it is being built."""
+        for shard in self._under_way.values():
+            if shard.checkpoint != self._checkpoint or not shard.built.done():
+                return None
+            if not shard.is_passed and not shard.built.exception():
+                return shard
+        return None
+
+    def _drop_ahead(self) -> None:
+        """Another was published meanwhile by somebody else, or has other weights."""
+        if self._ahead is not None:
+            self._ahead.is_passed, self._ahead = True, None
+            self.engine.reset()
 
     def _finish_begun(self) -> None:
         """Let the engine end what was begun for shards that were not asked for, so that it can be emptied."""

@@ -1,4 +1,4 @@
-"""The joint errors of tasks that ask the same documents."""
+"""The tasks of a suite, and the joint errors of those that ask the same documents."""
 
 import math
 from collections.abc import Sequence
@@ -25,33 +25,54 @@ class Influences:
     values: Floats
 
 
-def joint_covariance(errors: Sequence[Error], influences: Sequence[Influences | None]) -> Floats:
-    """Of all tasks' differences and bases, (T, 2, T, 2).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A task of a suite: its difference and its base's score on the pairs, on the scale of the suite's mean.
 
-    A task's own is as it stands.  Two tasks that share documents are correlated as these are; two of which that is not
-    known, perfectly; two that share none, not at all.
+    ``sources`` are the data sets that it reads.
     """
-    num = len(errors)
+
+    task: str
+    difference: float
+    base: float
+    error: Error
+    influences: Influences | None = None
+    sources: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """The ``covariance`` of all tasks' differences and bases, (T, 2, T, 2), and which pairs are taken as one."""
+
+    covariance: Floats
+    unknown: tuple[tuple[str, str], ...]
+
+
+def joint(members: Sequence[Member]) -> Joint:
+    """A task's own error is as it stands.  Two tasks that share documents are correlated as these are; two of which
+    that is not known, wholly; two that share none, not at all.
+    """
+    num, unknown = len(members), []
     found = np.zeros((num, 2, num, 2))
-    for place, error in enumerate(errors):
-        found[place, :, place, :] = _own(error)
-    known = [place for place, each in enumerate(influences) if each is not None]
-    units = _Units([each for each in influences if each is not None])
-    for first in range(num):
-        for second in range(first):
-            if first in known and second in known:
-                block = units.between(errors, known, first, second)
-            else:
-                block = _perfect(errors[first], errors[second])
+    for place, member in enumerate(members):
+        found[place, :, place, :] = _own(member.error)
+    units = _Units([member.influences or _NOTHING for member in members])
+    for second in range(num):
+        for first in range(second):
+            pair = members[first], members[second]
+            block = units.between(pair, first, second)
+            if block is None:
+                unknown.append((pair[0].task, pair[1].task))
+                block = _wholly(pair[0].error, pair[1].error)
             found[first, :, second, :], found[second, :, first, :] = block, block.T
-    return found
+    return Joint(found, tuple(unknown))
 
 
 def _own(error: Error) -> Floats:
     return np.array([[error.difference, error.covariance], [error.covariance, error.base]])
 
 
-def _perfect(first: Error, second: Error) -> Floats:
+def _wholly(first: Error, second: Error) -> Floats:
     """As if the one were the other on another scale."""
     (d1, b1), (d2, b2) = (first.difference, first.base), (second.difference, second.base)
     own = np.sqrt(np.outer([d1, b1], [d2, b2]))
@@ -61,6 +82,9 @@ def _perfect(first: Error, second: Error) -> Floats:
     own[0, 1] *= sum(correlations) / 2
     own[1, 0] *= sum(correlations) / 2
     return np.asarray(own)
+
+
+_NOTHING = Influences(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 2)))
 
 
 class _Units:
@@ -75,18 +99,22 @@ class _Units:
             self._has[place, each] = 1
         self._shared = self._has @ self._has.T  # counts, exact
 
-    def between(self, errors: Sequence[Error], known: Sequence[int], first: int, second: int) -> Floats:
-        """The covariance of two tasks, (2, 2)."""
-        one, other = known.index(first), known.index(second)
-        if not self._shared[one, other]:
-            return np.zeros((2, 2))
-        sums = [self._sums(one), self._sums(other)]
+    def between(self, pair: tuple[Member, Member], first: int, second: int) -> Floats | None:
+        """The covariance of two tasks, (2, 2); None where nobody knows.
+
+        Documents of one data set may be the same and yet look otherwise, as two tasks put them.
+        """
+        if any(member.influences is None for member in pair):
+            return None
+        if not self._shared[first, second]:
+            return None if pair[0].sources & pair[1].sources else np.zeros((2, 2))
+        sums = [self._sums(first), self._sums(second)]
         if any(np.isnan(each).any() for each in sums):
-            return _perfect(errors[first], errors[second])
+            return None
         block = np.array([[float((a * b).sum()) for b in sums[1]] for a in sums[0]])
-        shares = [float(self._shared[one, other] / self._shared[place, place]) for place in (one, other)]
+        shares = [float(self._shared[first, second] / self._shared[place, place]) for place in (first, second)]
         correlation = _correlation(sums[0][0], sums[1][0], math.sqrt(shares[0] * shares[1]))
-        block[0, 0] = correlation * math.sqrt(errors[first].difference * errors[second].difference)
+        block[0, 0] = correlation * math.sqrt(pair[0].error.difference * pair[1].error.difference)
         return block
 
     def _sums(self, place: int) -> list[Floats]:

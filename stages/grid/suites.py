@@ -9,20 +9,9 @@ import numpy as np
 
 from stages.compare.artifact import Error
 from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, verdict_of
-from stages.grid.joint import Influences, joint_covariance
+from stages.grid.joint import Member, joint
 from stages.inference import critical_value, ratio_interval, upper_p
 from stages.statistics import NO_INTERVAL, Interval
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A task of a suite: its difference and its base's score on the pairs, on the scale of the suite's mean."""
-
-    task: str
-    difference: float
-    base: float
-    error: Error
-    influences: Influences | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +27,7 @@ class MeanDifference:
     lower_is_better: bool
     worst_loss: float | None
     reason: str | None
+    unknown: tuple[tuple[str, str], ...]  # tasks that are taken as wholly correlated
 
     def interval(self, confidence: float) -> Interval:
         """Student's, or the normal's where all members have that."""
@@ -76,21 +66,23 @@ class MeanDifference:
 def mean_difference(members: Sequence[Member], lower_is_better: bool) -> MeanDifference | None:
     """The plain mean of the members; None where it has no error."""
     num, errors = len(members), [member.error for member in members]
-    joint = joint_covariance(errors, [member.influences for member in members]).sum(axis=(0, 2)) / num**2
-    if not num or joint[0, 0] <= 0:
+    together = joint(members)
+    covariance = together.covariance.sum(axis=(0, 2)) / max(1, num) ** 2
+    if covariance[0, 0] <= 0:
         return None
     losses = [error.worst_loss for error in errors]
     open_ones = [f"{member.task}: {member.error.reason}" for member in members if member.error.reason is not None]
     return MeanDifference(
         value=fmean(member.difference for member in members),
         base=fmean(member.base for member in members),
-        variance=float(joint[0, 0]),
-        base_variance=float(joint[1, 1]),
-        covariance=float(joint[0, 1]),
+        variance=float(covariance[0, 0]),
+        base_variance=float(covariance[1, 1]),
+        covariance=float(covariance[0, 1]),
         freedom=_freedom(errors),
         lower_is_better=lower_is_better,
         worst_loss=None if None in losses else fmean(loss for loss in losses if loss is not None),
         reason=open_ones[0] if open_ones else None,
+        unknown=together.unknown,
     )
 
 

@@ -193,6 +193,7 @@ class ReportConfig:
     failures: list[FailureRow] = identity(factory=list)
     serving: ServingConfig | None = identity(None, neutral=None)  # prices and mixes of the points among the inputs
     costs: CostsConfig | None = identity(None, neutral=None)
+    data: dict[str, list[str]] = identity(factory=dict, neutral={})  # task -> the data sets that it reads
 
     def __post_init__(self) -> None:
         names = [trial.name for trial in self.trials]

@@ -17,7 +17,7 @@ from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
 from stages.report.serving.view import serving_points, serving_view
-from stages.report.suites import confidence_of, suite_means
+from stages.report.suites import confidence_of, suite_means, suite_notes
 from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
@@ -36,7 +36,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     rows = confirmed(list(summary_rows(config.trials, config.tasks, config.failures, comparisons)), config.failures)
-    found = list(suite_means(config.trials, config.suites, rows, comparisons))
+    found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
     verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
     relative = relative_costs(config.trials, config.serving, inputs)
@@ -53,6 +53,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
         "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
         "serving": _serving(config, inputs, rows, out),
     }
+    view["notes"] = list(dict.fromkeys([*view["notes"], *suite_notes(found)]))
     for name in (MARKDOWN, HTML, VERDICTS):
         (out / name).write_text(render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)

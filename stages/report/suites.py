@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from stages.compare.artifact import Comparison, read_influences
 from stages.compare.verdict import INCONCLUSIVE
-from stages.grid.joint import Influences
-from stages.grid.suites import MeanDifference, Member, mean_difference
+from stages.grid.joint import Influences, Member
+from stages.grid.suites import MeanDifference, mean_difference
 from stages.report.artifact import Row, SuiteMean
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.rows import Comparisons, arithmetic_of
@@ -21,7 +21,11 @@ Found = tuple[SuiteMean, MeanDifference | None]
 
 
 def suite_means(
-    trials: Sequence[TrialRow], suites: Sequence[SuiteRow], rows: Sequence[Row], comparisons: Comparisons
+    trials: Sequence[TrialRow],
+    suites: Sequence[SuiteRow],
+    rows: Sequence[Row],
+    comparisons: Comparisons,
+    data: Mapping[str, Sequence[str]],
 ) -> Iterator[Found]:
     """Plain means of the suites' tasks, with their differences and recoveries; None if a member is missing or of
     another arithmetic.
@@ -33,7 +37,7 @@ def suite_means(
     for trial in trials:
         tasks = dict.fromkeys(task for suite in suites if len(suite.tasks) > 1 for task in suite.tasks)
         compared = {task: comparisons[trial.name, task] for task in tasks if (trial.name, task) in comparisons}
-        documents = _Documents({task: comparison.directory for task, comparison in compared.items()})
+        documents = _Documents({task: comparison.directory for task, comparison in compared.items()}, data)
         for suite in suites:
             cells = {task: by_cell.get((trial.name, task), {}) for task in suite.tasks}
             of_suite = {task: comparisons.get((trial.name, task)) for task in suite.tasks}
@@ -82,6 +86,16 @@ def _suite_mean(
     ), found
 
 
+def suite_notes(found: Sequence[Found]) -> Iterator[str]:
+    """Which tasks' errors were added up without knowing how they hang together."""
+    for mean, difference in found:
+        for one, other in () if difference is None else difference.unknown:
+            yield (
+                f"{mean.suite}: {one} and {other} are taken as wholly correlated: which documents they share is not "
+                "known"
+            )
+
+
 def confidence_of(compared: Sequence[Comparison | None]) -> float:
     """The lowest of those that are put together."""
     return min((each.facts.confidence for each in compared if each is not None), default=0.95)
@@ -114,8 +128,10 @@ def _difference(
             return None, f"{task} has no difference from the base"
         if error is None:
             return None, f"{task} has no interval"
-        influences = documents.influences(task, suite.normalized)
-        members.append(Member(task=task, difference=paired - base, base=base, error=error, influences=influences))
+        known = documents.influences(task, suite.normalized), documents.sources(task)
+        members.append(
+            Member(task=task, difference=paired - base, base=base, error=error, influences=known[0], sources=known[1])
+        )
     return mean_difference(members, lower_is_better), None
 
 
@@ -134,7 +150,8 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 class _Documents:
     """What the documents of a trial's tasks add to their differences, under one numbering."""
 
-    def __init__(self, directories: Mapping[str, Path]) -> None:
+    def __init__(self, directories: Mapping[str, Path], data: Mapping[str, Sequence[str]]) -> None:
+        self._data = data
         read = {task: read_influences(directory) for task, directory in directories.items()}
         self._tables = {task: table for task, table in read.items() if table is not None}
         names = [
@@ -147,6 +164,10 @@ class _Documents:
         sizes = [table.num_rows for table in self._tables.values() for _ in range(2)]
         parts = np.split(codes.astype(np.int64), np.cumsum(sizes)[:-1])
         self._codes = dict(zip(self._tables, zip(parts[::2], parts[1::2], strict=True), strict=True)) if sizes else {}
+
+    def sources(self, task: str) -> frozenset[str]:
+        """The data sets that a task reads."""
+        return frozenset(self._data.get(task, ()))
 
     def influences(self, task: str, is_normalized: bool) -> Influences | None:
         """Of a task; None where its comparison says nothing of its documents."""

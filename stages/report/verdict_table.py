@@ -88,7 +88,7 @@ def verdict_table(
 
 
 def _place(trial: TrialRow, models: Sequence[str], verdict: TrialVerdict | None) -> tuple[int, bool, int]:
-    """By model: what may be shipped, what is not decided, what is not to be shipped, and what that was compared with."""
+    """By model: what may be shipped, what is not decided, what is not to be, and what that was compared with."""
     order = [SHIP, NOT_DECIDED, DO_NOT_SHIP]
     decision = None if verdict is None else verdict.decision
     return models.index(trial.model), trial.is_base, order.index(decision) if decision in order else len(order)

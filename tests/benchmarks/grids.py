@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from stages.compare.artifact import Error
-from stages.grid.joint import Influences
+from stages.grid.joint import Influences, Member
 from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
 from stages.grid.shipping import SHIP, Case, Requirement, decide
-from stages.grid.suites import MeanDifference, Member, mean_difference
+from stages.grid.suites import MeanDifference, mean_difference
 from stages.inference import critical_value, tango_interval, tango_statistic, two_sided_p, upper_p
 from stages.statistics import generator
 

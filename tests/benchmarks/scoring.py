@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def make_checkpoint(model: str, directory: Path) -> Path:
-    """SmolLM2 as safetensors; for a shape only its config, with SmolLM2's tokenizer."""
+    """SmolLM2 as safetensors; a shape has its own config beside them."""
     from stages.fetch import ModelSource, fetch_model
 
     checkpoint = directory / "smollm2"
@@ -104,8 +104,7 @@ def make_checkpoint(model: str, directory: Path) -> Path:
         return checkpoint
     from transformers import LlamaConfig
 
-    for weights in checkpoint.glob("*.safetensors*"):
-        weights.unlink()
+    # SmolLM2's weights stay there: vLLM makes its own, but the engine asks how much memory those of the checkpoint take.
     config = LlamaConfig(
         **SHAPES[model], architectures=["LlamaForCausalLM"], dtype="bfloat16", max_position_embeddings=131072
     )

@@ -16,8 +16,8 @@ from stages.compare.config import CompareConfig
 from stages.compare.design import influences
 from stages.compare.evidence import Evidence
 from stages.compare.rows import error_of, rows
-from stages.grid.joint import Influences
-from stages.grid.suites import Member, mean_difference
+from stages.grid.joint import Influences, Member
+from stages.grid.suites import mean_difference
 from stages.report.config import SuiteConfig
 from stages.statistics import generator
 from tests.benchmarks.statistics import evidence_of

@@ -112,6 +112,7 @@ sweep:
   axes: {{recipe: [bf16]}}
 engine: {{max_model_len: 4096, tensor_parallel_size: 2{plain}}}
 server: {{num_clients: 4}}
+gpu: {{prices: [{{num_gpus: 1, usd_per_hour: 1.0}}]}}  # queries per dollar are those of a GPU's hour
 workloads:
   docstring_generation: {{num_sync_requests: 3, num_runs: 1, concurrency: 256, direct: false}}
 """
@@ -129,6 +130,7 @@ class Bench:
     is_fresh: bool
     kill_within_s: float
     seed: int
+    recipes: str
 
     @property
     def own(self) -> Path:
@@ -140,7 +142,8 @@ class Bench:
 
     def command(self, sweep: str, store: str, *overrides: str) -> list[str]:
         command = [sys.executable, "-m", "pipeline", f"--config-dir={self.own}", f"+sweep={sweep}", "tracking=off"]
-        return [*command, f"data.mirror={self.hub}", f"store.root={self.store(store)}", *overrides]
+        some = [f"sweep.axes.recipe=[{self.recipes}]"] if self.recipes and sweep == "trials" else []
+        return [*command, f"data.mirror={self.hub}", f"store.root={self.store(store)}", *some, *overrides]
 
 
 def main() -> int:
@@ -155,11 +158,14 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--kill-within", type=float, default=120.0, help="seconds after a start")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--recipes", default="", help="of trials, killed and inline, where time is scarce: bf16,w8a8_fp"
+    )
     parser.add_argument("parts", nargs="+", choices=[*PARTS])
     given = parser.parse_args()
     places = (given.out.resolve(), given.hub.resolve(), given.work.resolve())
     layers = {"8b": given.layers, "70b": given.rank_layers}
-    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed)
+    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed, given.recipes)
     bench.out.mkdir(parents=True, exist_ok=True)
     bench.work.mkdir(parents=True, exist_ok=True)
     _write_sweeps(bench)

@@ -179,6 +179,14 @@ BAD_INPUT = {
         ["+sweep=leaderboards", "tasks.ifeval.random_baseline=null"],
         r"suites.leaderboard_v2 averages normalized scores, but ifeval says not what guessing scores",
     ),
+    "a gate of another task": (
+        ["+sweep=smoke", "+suites={both: {tasks: [mathador, tabular], gate: [arc]}}"],
+        r"suites.both.gate names arc, but the suite is of mathador, tabular",
+    ),
+    "a suite's margin that is no distance": (
+        ["+sweep=smoke", "+suites={both: {tasks: [mathador], margin_points: 0}}"],
+        r"suites.both.margin_points must lie between 0 and 100; got 0",
+    ),
     "a cluster that is not there": (
         ["+sweep=smoke", "cluster=existing", "cluster.address=127.0.0.1:1"],
         r"cluster.address=127.0.0.1:1: no Ray cluster there",

@@ -52,6 +52,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._bos_text = tokenizer.decode([self.prefix_token_id])
         self._eos_text = tokenizer.decode([self.eot_token_id])
         self._known: dict[tuple[str, bool | None], list[int]] = {}
+        self._contexts: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._reasonings: dict[str | None, Reasoning | None] = {}
 
     @property
@@ -84,7 +85,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """
         texts = dict.fromkeys(text for instance in instances for text in _texts(instance))
         keys = [(text, self._special(text, None)) for text in texts]
-        self._known = {}
+        self._known, self._contexts = {}, {}
         for special in {special for _, special in keys}:
             some = [text for text, wanted in keys if wanted is special]
             try:
@@ -197,7 +198,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         tokens = tuple((*context, *continuation)[-size:])
         split = max(1, len(tokens) - len(continuation))
         truncated = len(context) + len(continuation) > size
-        return Encoded(scores=(ScoreRequest(tokens[:split], tokens[split:]),), truncated=truncated)
+        # One object for all choices after it: it is compared, and sent to another process, once.
+        shared = self._contexts.setdefault(tokens[:split], tokens[:split])
+        return Encoded(scores=(ScoreRequest(shared, tokens[split:]),), truncated=truncated)
 
     def _encode_generation(self, instance: Instance, repeat: int, reasoning: Reasoning | None) -> Encoded:
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs

@@ -105,3 +105,11 @@ class Overlapping(Protocol):
 
     def advance(self) -> Mapping[str, Generation]:
         """Go one step on; the answers that are complete, by their requests' names."""
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """An engine that works on requests before their scores are asked for, while something else is done here."""
+
+    def start(self, requests: Sequence[ScoreRequest]) -> None:
+        """Forget what was before and begin with what ``loglikelihood`` will be asked for next; ``reset`` drops it."""

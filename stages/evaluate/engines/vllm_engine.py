@@ -25,7 +25,7 @@ from stages.evaluate.engines.simulated import (
     write_dense_copy,
 )
 from stages.evaluate.engines.vllm_requests import generation, sampling
-from stages.evaluate.engines.vllm_scoring import Job, Known, jobs
+from stages.evaluate.engines.vllm_scoring import Job, Scoring
 from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
 from stages.imports import no_collection
 
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 class VllmEngine:
     """One open ``vllm.LLM`` of the checkpoint directory ``checkpoint``."""
 
-    scoring: Mapping[str, str] = {"one_token": "logprob_token_ids", "longer": "prompt_logprobs after a cached context"}
+    scoring: Mapping[str, str] = {
+        "one_token": "logprob_token_ids",
+        "longer": "prompt_logprobs after a cached context; of short ones that begin alike logprob_token_ids of each token",
+    }
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._config = config
         self._numbers = itertools.count()
+        self._started: tuple[list[ScoreRequest], Scoring] | None = None
         start = Start.of(checkpoint, config)
         self._process_state = ProcessState(start.cache, start.keeps_plan)
         try:
@@ -137,38 +141,43 @@ class VllmEngine:
     def _platform(self) -> str:
         return "cpu" if self._is_cpu else "cuda"
 
+    def start(self, requests: Sequence[ScoreRequest]) -> None:
+        """Begin with what ``loglikelihood`` will be asked for next, as if nothing had been asked before."""
+        self.reset()
+        self._started = list(requests), self._put(Scoring.of(requests, self._block_size))
+
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Score every request; equal requests are asked once."""
-        by_context: dict[tuple[int, ...], list[ScoreRequest]] = {}
-        for request in dict.fromkeys(requests):
-            by_context.setdefault(request.context, []).append(request)
-        groups = [
-            (some, list(jobs(context, [request.continuation for request in some], self._block_size)))
-            for context, some in by_context.items()
-        ]
-        scores = self._scored(groups)
+        scores = self._read(self._begun(requests))
         # Evicted, or left in the cache by another context: asked again without the cache.
         hidden = [request for request in scores if scores[request] is None]
         uncached = [Job(each.context, each.continuation, is_span=True, reads_cache=False) for each in hidden]
-        scores |= self._scored([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
+        again = Scoring([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
+        scores |= self._read(self._put(again))
         found = [scores[request] for request in requests]
         if None in found:
             raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
         return [score for score in found if score is not None]
 
-    def _scored(
-        self, groups: Sequence[tuple[Sequence[ScoreRequest], Sequence[Job]]]
-    ) -> dict[ScoreRequest, Score | None]:
-        """For the requests of each context, what their jobs showed."""
-        asked = [job for _, group in groups for job in group]
-        outputs = iter(self._run([job.prompt for job in asked], [job.params for job in asked]))
-        scores: dict[ScoreRequest, Score | None] = {}
-        for requests, group in groups:
-            known = Known()
-            for job in group:
-                known.add(job, next(outputs))
-            scores |= {request: known.score(request.continuation) for request in requests}
-        return scores
+    def _begun(self, requests: Sequence[ScoreRequest]) -> Scoring:
+        """What was started if that was this, else these requests, put into the engine now."""
+        started, self._started = self._started, None
+        if started is not None and started[0] == list(requests):
+            return started[1]
+        if started is not None:
+            self._read(started[1])
+            self.reset()
+        return self._put(Scoring.of(requests, self._block_size))
+
+    def _put(self, scoring: Scoring) -> Scoring:
+        scoring.named(self._add([job.prompt for job in scoring.jobs], [job.params for job in scoring.jobs]))
+        return scoring
+
+    def _read(self, scoring: Scoring) -> dict[ScoreRequest, Score | None]:
+        """Each context's outputs while the engine is at the next ones: at the end little is left to do."""
+        while not scoring.is_complete:
+            scoring.take(self._step())
+        return scoring.scores
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answer all requests in one call."""
@@ -184,7 +193,10 @@ class VllmEngine:
         return {name: generation(output) for name, output in self._step().items()}
 
     def reset(self) -> None:
-        """Empty the prefix cache."""
+        """Empty the prefix cache, once what was started and not asked for is done."""
+        started, self._started = self._started, None
+        if started is not None:
+            self._read(started[1])
         if self._llm.reset_prefix_cache() is False:
             raise EngineError("vLLM did not empty its prefix cache: earlier requests are still running")
 

@@ -4,7 +4,8 @@ A request with ``prompt_logprobs`` makes vLLM skip the prefix cache and form log
 context goes first, alone; then each continuation with ``skip_reading_prefix_cache=False``, which forms logits after the
 cached blocks only.  Of what was cached nothing comes back, not even for the token right after it.  So wherever a block
 that continuations share ends, at the end of their context or later, their next tokens are asked for by name
-(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other.
+(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other, nor do those that
+are so short and so alike that there are fewer places to ask at than continuations (a line break, then a letter).
 """
 
 import itertools
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
-from stages.evaluate.engines.protocol import Score
+from stages.evaluate.engines.protocol import Score, ScoreRequest
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -54,6 +55,12 @@ class Job:
 def jobs(context: Tokens, continuations: Sequence[Tokens], block_size: int) -> Iterator[Job]:
     """The requests that score ``continuations`` after ``context``; the context is ahead of what finds it cached."""
     longer = [continuation for continuation in continuations if len(continuation) > 1]
+    if max(map(len, continuations)) <= max(1, len(longer)):
+        places = _places(continuations)
+        if len(places) <= max(1, len(longer)):
+            for after, labels in places.items():
+                yield from _label_jobs(context, after, labels)
+            return
     branches: dict[Tokens, list[int]] = {(): [each[0] for each in continuations if len(each) == 1]}
     for after, labels in _hidden(context, longer, block_size).items():
         branches[after] = [*branches.get(after, []), *labels]
@@ -65,6 +72,16 @@ def jobs(context: Tokens, continuations: Sequence[Tokens], block_size: int) -> I
         yield Job(context, continuation, is_span=True)
     for after, labels in branches.items():
         yield from _label_jobs(context, after, labels)
+
+
+def _places(continuations: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    """The next tokens by all that stands before one, shorter beginnings first."""
+    found: dict[Tokens, list[int]] = {}
+    for index in range(max(map(len, continuations))):
+        for continuation in continuations:
+            if index < len(continuation):
+                found.setdefault(continuation[:index], []).append(continuation[index])
+    return found
 
 
 def _hidden(context: Tokens, longer: Sequence[Tokens], block_size: int) -> dict[Tokens, list[int]]:
@@ -147,6 +164,56 @@ class Known:
         for token in tokens:
             nodes.append(self._nodes.setdefault((nodes[-1], token), len(self._nodes) + 1))
         return nodes
+
+
+class Scoring:
+    """Requests as jobs, and what the outputs of these show: of each context as soon as it has all of its own."""
+
+    def __init__(self, groups: Sequence[tuple[Sequence[ScoreRequest], Sequence[Job]]]) -> None:
+        self.jobs = [job for _, group in groups for job in group]
+        self.scores: dict[ScoreRequest, Score | None] = {}  # None where the cache hid a token
+        self._groups = groups
+        self._place_of: dict[str, tuple[int, int]] = {}  # by name: its group, and where in that
+        self._outputs: dict[int, dict[int, Any]] = {}
+
+    @classmethod
+    def of(cls, requests: Iterable[ScoreRequest], block_size: int) -> "Scoring":
+        """Equal requests are asked once."""
+        by_context: dict[Tokens, list[ScoreRequest]] = {}
+        for request in dict.fromkeys(requests):
+            by_context.setdefault(request.context, []).append(request)
+        return cls(
+            [
+                (some, list(jobs(context, [request.continuation for request in some], block_size)))
+                for context, some in by_context.items()
+            ]
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._place_of
+
+    def named(self, names: Sequence[str]) -> None:
+        """What the jobs are called in the engine, in their order."""
+        places = [(index, place) for index, (_, group) in enumerate(self._groups) for place in range(len(group))]
+        self._place_of = dict(zip(names, places, strict=True))
+
+    def take(self, outputs: Mapping[str, Any]) -> None:
+        """Read outputs by the names of their jobs; others are not of this."""
+        for name in outputs.keys() & self._place_of.keys():
+            index, place = self._place_of.pop(name)
+            found = self._outputs.setdefault(index, {})
+            found[place] = outputs[name]
+            requests, group = self._groups[index]
+            if len(found) == len(group):
+                del self._outputs[index]
+                self._read(requests, group, [found[each] for each in range(len(group))])
+
+    def _read(self, requests: Sequence[ScoreRequest], group: Sequence[Job], outputs: Iterable[Any]) -> None:
+        known = Known()
+        for job, output in zip(group, outputs, strict=True):
+            known.add(job, output)
+        self.scores |= {request: known.score(request.continuation) for request in requests}
 
 
 def _score(row: Mapping[int, Any], token: int) -> Score:

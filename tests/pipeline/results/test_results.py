@@ -13,13 +13,15 @@ from pipeline.planning.plan import Plan
 from pipeline.results import load, record, resubmission
 from pipeline.results.environment import changes
 from pipeline.results.garbage import collect
+from pipeline.results.report_step import report_step
 from pipeline.results.resubmission import export
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
+from stages.report.config import SuiteRow
 from tests.pipeline.fakes import note
-from tests.pipeline.planning.test_plan import planned
+from tests.pipeline.planning.test_plan import planned, trials_of
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -43,6 +45,30 @@ def test_uncommitted_changes_are_another_environment() -> None:
     assert changes(clean, changed) == ["git commit: 0123456789ab -> 0123456789ab with changes"]
     assert changes(clean, clean) == []
     assert environment_of({}) == {"packages": None, "git": None}
+
+
+@pytest.mark.dear
+def test_what_a_suite_is_judged_by_is_the_report_s_identity_alone(tmp_path: Path) -> None:
+    def made(suite: str) -> tuple[str, str, SuiteRow]:
+        overrides = ("+sweep=smoke", f"+suites={{both: {suite}}}")
+        plan = planned(tmp_path, *overrides)
+        step = report_step(plan, trials_of(*overrides)[0].config, Store(tmp_path))
+        return plan.fingerprint, step.fingerprint, step.config.suites[0]
+
+    plan, report, suite = made("{tasks: [mathador, tabular]}")
+    assert (suite.name, suite.points, suite.gate_tasks) == ("both", 1.0, ["mathador", "tabular"])
+    same_plan, other_report, other = made("{tasks: [mathador, tabular], margin_points: 2, gate: []}")
+    assert same_plan == plan and other_report != report
+    assert (other.points, other.gate_tasks) == (2.0, [])
+
+
+@pytest.mark.dear
+def test_a_report_knows_which_data_sets_each_task_reads(tmp_path: Path) -> None:
+    overrides = ("+sweep=llama31", "suite=leaderboard_v1", "sweep.axes.model=[llama31_8b]", "sweep.axes.recipe=[bf16]")
+    plan = planned(tmp_path, *overrides)
+    data = report_step(plan, trials_of(*overrides)[0].config, Store(tmp_path)).config.data
+    assert data["mmlu"] == data["mmlu_cot"] == ["cais/mmlu"]
+    assert set(data) == {"mmlu", "mmlu_cot", "arc_challenge", "gsm8k", "hellaswag", "winogrande", "truthfulqa"}
 
 
 def _plan(*steps: Step, name: str = "test") -> Plan:

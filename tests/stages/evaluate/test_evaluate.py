@@ -586,6 +586,48 @@ def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, conf
     overlapping.close()
 
 
+class Scoring(WritingEngine):
+    """Remembers what it was given before that was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.started = [], None
+
+    def start(self, requests):
+        self.reset()
+        self.started = list(requests)
+        self.calls.append(("start", len(requests)))
+
+    def reset(self):
+        super().reset()
+        if self.started is not None:
+            self.calls.append(("dropped", len(self.started)))
+        self.started = None
+
+    def loglikelihood(self, requests):
+        started, self.started = self.started, None
+        self.calls.append(("had" if started == list(requests) else "asked", len(requests)))
+        return super().loglikelihood(requests)
+
+
+def test_the_engine_has_the_next_shard_before_the_last_one_is_written(session, config_of, inputs, tmp_path):
+    """One of another driver's is dropped once; what has other weights waits for them."""
+    data, checkpoint = {DATA_SET: inputs[f"data:{DATA_SET}"]}, inputs["checkpoint"]
+    engine = Scoring()
+    ahead = Session(session.model, engine, checkpoint, Here(session.model, tmp_path))
+    first, second, never, last, other = (config_of("quiz_choice", start=n, stop=n + 1) for n in range(5))
+    for config in (first, second, never, last):
+        ahead.announce(config, checkpoint, data)
+    ahead.announce(other, tmp_path, data)
+    wait(shard.built for shard in ahead._under_way.values())
+    (num,) = {len(ahead.answered(config, data).documents) for config in (first, second, last)}
+    assert num == 1
+    size = engine.calls[0][1]
+    assert [name for name, _ in engine.calls] == ["asked", "start", "had", "start", "dropped", "asked"]
+    assert {each for _, each in engine.calls} == {size}
+    ahead.close()
+
+
 class Exchanging(WritingEngine):
     """And takes other weights while it has nothing to do."""
 

@@ -1,11 +1,13 @@
 """A suite's mean: its error where its tasks share documents and where they do not, and its verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from stages.compare.artifact import Error
-from stages.grid.joint import Influences
-from stages.grid.suites import Member, mean_difference
+from stages.grid.joint import Influences, Member
+from stages.grid.suites import mean_difference
 from stages.inference import critical_value
 
 
@@ -25,8 +27,12 @@ def member(values, documents, clusters=None, *, base=0.7, task="t", **error):
     )
 
 
+def reading(one, *sources):
+    return replace(one, sources=frozenset(sources))
+
+
 def unknown(one):
-    return Member(task=one.task, difference=one.difference, base=one.base, error=one.error)
+    return replace(one, influences=None)
 
 
 def width(members):
@@ -80,6 +86,18 @@ def test_what_nobody_knows_of_is_taken_to_be_correlated():
     lost = Influences(other.influences.documents - 500, other.influences.clusters - 500, np.full((500, 2), np.nan))
     hidden = Member(task="t", difference=0.0, base=0.7, error=other.error, influences=lost)
     assert width([one, hidden]) == pytest.approx((width([one]) + width([other])) / 2)
+
+
+def test_documents_of_one_data_set_that_look_otherwise_are_taken_to_be_the_same():
+    rng = np.random.default_rng(6)
+    one, other = member(flips(rng, 500), np.arange(500), task="arc"), member(flips(rng, 500), np.arange(500, 1000))
+    whole, apart = (width([one]) + width([other])) / 2, width([one, other])
+    assert width([reading(one, "ai2_arc"), reading(other, "ai2_arc")]) == pytest.approx(whole)
+    assert width([reading(one, "ai2_arc"), reading(other, "gsm8k")]) == pytest.approx(apart)
+    found = mean_difference([reading(one, "a"), reading(other, "b"), reading(one, "b")], lower_is_better=False)
+    assert found.unknown == (("t", "arc"),)
+    seen = member(flips(rng, 500), np.arange(500))
+    assert width([reading(one, "a"), reading(seen, "a")]) < whole, "the documents that they share are known"
 
 
 def test_few_clusters_widen_the_interval_as_far_as_they_weigh():

@@ -259,7 +259,7 @@ def test_suite_means_and_recoveries_are_those_the_study_published(suite):
             for task, (score, base_score) in enumerate(zip(scores, base_scores, strict=True))
         ]
         members = SuiteRow(name=suite, tasks=[cell["task"] for cell in cells], normalized=True)
-        ((mean, _),) = suite_means([trial], [members], cells, {})
+        ((mean, _),) = suite_means([trial], [members], cells, {}, {})
         assert mean.mean == pytest.approx(row[suite]["average"], abs=0.07)
         assert 100 * mean.recovery == pytest.approx(row[suite]["recovery_pct"], abs=0.1)
 
@@ -268,7 +268,7 @@ def test_a_suite_s_recovery_is_of_the_documents_that_both_were_scored_on():
     """The trial answers as its base does, but is missing 40 of the 50 that both get wrong."""
     trial, suite = TrialRow(name="t", model="m", recipe="r"), SuiteRow(name="s", tasks=["a"])
     scores = {"score": 50 / 60, "base_score": 0.5, "paired_score": 50 / 60, "paired_base_score": 50 / 60}
-    ((mean, _),) = suite_means([trial], [suite], [{"trial": "t", "task": "a", **scores}], {})
+    ((mean, _),) = suite_means([trial], [suite], [{"trial": "t", "task": "a", **scores}], {}, {})
     assert (mean.mean, mean.base_mean, mean.recovery) == (50 / 60, 0.5, 1.0)
 
 

@@ -33,23 +33,36 @@ def answers(n, lost=0, won=0, right=0.6):
     return trial.tolist(), base.tolist()
 
 
-@pytest.fixture
-def judge(tmp_path_factory, write_evaluation):
+@pytest.fixture(scope="module")
+def compare_once(tmp_path_factory, write_evaluation):
+    """Where a comparison of trial and base on a task was written, by the cell itself: its answers, and settings."""
+    known = {}
+
+    def compare_once(task, cell, is_shared, settings):
+        place = task, id(cell), is_shared, repr(settings)
+        if place not in known:
+            asked = cell if isinstance(cell, dict) else {"answers": cell}
+            written = asked.get("written", {})
+            sides = [write_evaluation(task, side, is_shared=is_shared, **written) for side in asked["answers"]]
+            out = tmp_path_factory.mktemp("compare")
+            pair = {f"trial/{task}": sides[0], f"base/{task}": sides[1]}
+            compare(CompareConfig(task=task, leaves=[task], **settings), pair, out)
+            known[place] = cell, out
+        return known[place][1]
+
+    return compare_once
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory, compare_once):
     """A report on one base and trials, {trial: {task: (answers of trial and base, or settings of both)}}."""
 
-    def judge(trials, *, suites=(), failures=(), is_shared=False, tasks=(), **settings):
-        inputs = {}
-        for trial, cells in trials.items():
-            for task, cell in cells.items():
-                cell = cell if isinstance(cell, dict) else {"answers": cell}
-                shards = [
-                    write_evaluation(task, side, is_shared=is_shared, **cell.get("written", {}))
-                    for side in cell["answers"]
-                ]
-                out = tmp_path_factory.mktemp("compare")
-                pair = {f"trial/{task}": shards[0], f"base/{task}": shards[1]}
-                compare(CompareConfig(task=task, leaves=[task], **settings, **cell.get("config", {})), pair, out)
-                inputs[f"compare/m/{trial}/{task}"] = out
+    def judge(trials, *, suites=(), failures=(), is_shared=False, tasks=(), data=None, **settings):
+        inputs = {
+            f"compare/m/{trial}/{task}": compare_once(task, cell, is_shared, settings)
+            for trial, cells in trials.items()
+            for task, cell in cells.items()
+        }
         names = list(dict.fromkeys([*(task for cells in trials.values() for task in cells), *tasks]))
         config = ReportConfig(
             title="t",
@@ -57,6 +70,7 @@ def judge(tmp_path_factory, write_evaluation):
             tasks=names,
             suites=list(suites),
             failures=list(failures),
+            data=data or {},
         )
         out = tmp_path_factory.mktemp("report")
         report(config, inputs, out)
@@ -65,6 +79,7 @@ def judge(tmp_path_factory, write_evaluation):
             trials={each.recipe: each for each in read_verdicts(out)},
             suites={(each["trial"].removeprefix("m/"), each["suite"]): each for each in document["suites"]},
             cells={(each["recipe"], each["task"]): each for each in document["rows"]},
+            page=(out / "report.md").read_text(),
         )
 
     return judge
@@ -215,6 +230,20 @@ def test_tasks_of_the_same_documents_are_no_two_pieces_of_evidence(judge):
         widths[is_shared] = ends[0] / ends[1], of_recovery[0] / of_recovery[1]
     assert widths[False] == pytest.approx((0.5**0.5, 0.5**0.5), rel=0.02)
     assert widths[True] == pytest.approx((1.0, 1.0), rel=0.02)
+
+
+def test_tasks_of_one_data_set_whose_documents_look_otherwise_are_taken_as_one_and_that_is_said(judge):
+    cells, of = {"fp8": {"arc": GOOD, "arc_llama": GOOD}}, [suite("arc", "arc_llama")]
+    apart = judge(cells, suites=of, data={"arc": ["ai2_arc"], "arc_llama": ["other"]})
+    found = judge(cells, suites=of, data={"arc": ["ai2_arc"], "arc_llama": ["ai2_arc"]})
+    note = "v1: arc and arc_llama are taken as wholly correlated"
+    assert note in found.page and note not in apart.page
+    wider, narrower = (
+        each.suites["fp8", "v1"]["difference_high"] - each.suites["fp8", "v1"]["difference_low"]
+        for each in (found, apart)
+    )
+    assert wider == pytest.approx(2**0.5 * narrower, rel=0.01)
+    assert "Expected false among these 0" in found.page and "The gate is v1: arc, arc_llama." in found.page
 
 
 def test_a_suite_where_lower_is_better_is_judged_the_other_way_round(judge):

@@ -190,19 +190,20 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
 
 
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monkeypatch):
-    """And a shard of choices among them, which meets the engine alone, and those that cannot be built or asked for."""
+    """And shards of choices among them, which meet the engine alone, and those that cannot be built or asked for."""
     written = {"num_fewshot": 0, "gen_kwargs": {"max_gen_toks": 16}}
     shards = [config_of("mathador_easy", start, start + 2, **written) for start in range(0, 8, 2)]
-    shards.insert(3, config_of("tabular_iris", 5, 7))
+    shards[3:3] = [config_of("tabular_iris", start, start + 2) for start in (5, 7)]
     alone = [bytes_of(shard, inputs, session, tmp_path / f"alone{shard.start}") for shard in shards]
-    engine, was_busy = session.engine, []
-    begin = engine.begin
+    engine, was_busy, started = session.engine, [], []
+    begin, start = engine.begin, engine.start
 
     def observed(requests):
         was_busy.append(engine._llm.llm_engine.has_unfinished_requests())
         return begin(requests)
 
     monkeypatch.setattr(engine, "begin", observed)
+    monkeypatch.setattr(engine, "start", lambda requests: started.append(len(requests)) or start(requests))
     overlapping = Session(session.model, engine, inputs["checkpoint"], Here(session.model, tmp_path), overlaps=True)
     unknown = config_of("no_such_task", 0, 3)
     refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0})
@@ -213,6 +214,7 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
     at_once = [bytes_of(shard, inputs, overlapping, tmp_path / f"beside{shard.start}") for shard in shards]
     assert at_once == alone
     assert was_busy.count(True) >= 2, "the second and third shard are begun while the first is being written"
+    assert started == [6, 6], "of three choices for each of two documents, before they were asked for"
     for shard, says in ((unknown, "unknown to lm-eval"), (refused, "min_p")):
         with pytest.raises(ConfigError, match=says):
             overlapping.answered(shard, {})

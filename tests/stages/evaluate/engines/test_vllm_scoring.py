@@ -102,6 +102,14 @@ def test_more_labels_than_vllm_takes_are_asked_for_in_several_requests():
     assert {label for job in asked for label in job.labels} == set(range(300))
 
 
+def test_letters_after_a_line_break_are_asked_for_at_two_places():
+    """As a chat template's last line makes of a choice; four requests of their own would be twice the work."""
+    asked = list(jobs((7, 8, 9), [(1, letter) for letter in (2, 3, 4, 5)], block_size=16))
+    assert [(job.after, job.labels, job.is_span) for job in asked] == [((), (1,), False), ((1,), (2, 3, 4, 5), False)]
+    whole = list(jobs((7, 8, 9), [(1, 2, 3, letter) for letter in (4, 5, 6)], block_size=2))
+    assert [job.is_span for job in whole].count(True) == 3, "as many places as texts, and one more"
+
+
 def test_a_long_text_is_asked_for_in_one_request_at_once():
     """Windows of a perplexity share a context of one token, and nothing else."""
     windows = [tuple(range(start, start + 30_000)) for start in range(4)]
