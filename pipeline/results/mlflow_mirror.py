@@ -5,7 +5,6 @@ twice changes nothing, and mirroring after the server was away catches up.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +24,18 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
-from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note, parent_review, trial_reviews
+from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_reviews
+from pipeline.results.mlflow_review_writing import write_experiment, write_review
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
-from pipeline.results.mlflow_view import VIEW_TAG, WHY, address, view_of
+from pipeline.results.mlflow_view import address
 from pipeline.running.capture import log_path
-from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
 from stages.errors import redacted
-from stages.report.artifact import read_document
+from stages.report.artifact import Summary, read_document, read_verdicts_text
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
-CONTENT_TAG, REVIEW_TAG = "content", "review"  # digests of what a run shows: nothing is written twice
-NOTE_TAG = "description"  # of the description as it was written here
-VERDICT_TAGS = "verdict."
+CONTENT_TAG = "content"  # a digest of what a run shows: nothing is written twice
 STORE_TAG = "store"
 MAX_PARAMS_A_CALL, MAX_RUNS = 100, 10_000
 
@@ -60,16 +57,15 @@ class Mirror:
         self._close_predecessors(client, experiment_id)
         tags = {STORE_TAG: self._owner}
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
-        reviews: dict[str, Review] = {}
-        if report is not None:
-            reviews = trial_reviews(report, self.plan, experiment_id, parent.info.run_id)
+        document = None if report is None else read_document(report)
+        reviews = {} if document is None else trial_reviews(document, experiment_id, parent.info.run_id)
         for trial in self.plan.trials.values():
             run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
             if (review := reviews.get(trial.trial.name)) is not None:
-                _write_review(client, run, review)
-        if report is not None:
-            self._write_report(client, parent, report)
-            self._write_experiment(client, experiment_id, parent, report)
+                write_review(client, run, review)
+        if report is not None and document is not None:
+            self._write_report(client, parent, report, document)
+            write_experiment(client, parent, document)
         _set_status(client, parent, status)
         return address(experiment_id)
 
@@ -178,23 +174,12 @@ class Mirror:
             if log is not None:
                 yield log, f"logs/{ref.stage}"
 
-    def _write_report(self, client: Any, parent: Any, report: Path) -> None:
+    def _write_report(self, client: Any, parent: Any, report: Path, document: Summary) -> None:
+        experiment_id, run_id = parent.info.experiment_id, parent.info.run_id
         if parent.data.tags.get(CONTENT_TAG) != report.name:
-            client.log_artifacts(parent.info.run_id, str(report), "report")
-            client.set_tag(parent.info.run_id, CONTENT_TAG, report.name)
-        _write_review(client, parent, parent_review(report, parent.info.experiment_id, parent.info.run_id))
-
-    def _write_experiment(self, client: Any, experiment_id: str, parent: Any, report: Path) -> None:
-        """A description, and the view of its runs that addresses name."""
-        present = client.get_experiment(experiment_id).tags
-        document = read_document(report)
-        suites = list(dict.fromkeys(mean.suite for mean in document.suites))
-        view = view_of(suites, list(dict.fromkeys(row["task"] for row in document.rows)))
-        note = experiment_note(report, experiment_id, parent.info.run_id)
-        wanted = {**_unless_rewritten(present, {NOTE: note}), VIEW_TAG: view}
-        for key, value in wanted.items():
-            if present.get(key) != value:
-                client.set_experiment_tag(experiment_id, key, value)
+            client.log_artifacts(run_id, str(report), "report")
+            client.set_tag(run_id, CONTENT_TAG, report.name)
+        write_review(client, parent, parent_review(document, read_verdicts_text(report), experiment_id, run_id))
 
 
 def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
@@ -204,35 +189,6 @@ def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float
     if values:
         metrics = [Metric(key, value, int(at_s * 1000), 0) for key, value in values.items()]
         client.log_batch(run.info.run_id, metrics=metrics)
-
-
-def _write_review(client: Any, run: Any, review: Review) -> None:
-    """What of a report is this run's; a description that somebody has rewritten stays."""
-    from mlflow.entities import Metric, RunTag
-
-    digest = fingerprint([dict(review.metrics), dict(review.tags)])
-    if run.data.tags.get(REVIEW_TAG) == digest:
-        return
-    now_ms = int(time.time() * 1000)
-    gone = {key for key in run.data.metrics if key.startswith(REVIEWED)} - review.metrics.keys()
-    values = {**review.metrics, **dict.fromkeys(gone, math.nan)}
-    tags = _unless_rewritten(run.data.tags, review.tags) | {REVIEW_TAG: digest}
-    client.log_batch(
-        run.info.run_id,
-        metrics=[Metric(key, value, now_ms, 0) for key, value in values.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-    for key in {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key == WHY} - review.tags.keys():
-        client.delete_tag(run.info.run_id, key)
-
-
-def _unless_rewritten(present: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags to write: a description only where there is none, or still the one that was written here."""
-    if NOTE not in tags:
-        return dict(tags)
-    if present.get(NOTE) and fingerprint(present[NOTE]) != present.get(NOTE_TAG):
-        return {key: value for key, value in tags.items() if key != NOTE}
-    return {**tags, NOTE_TAG: fingerprint(tags[NOTE])}
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:

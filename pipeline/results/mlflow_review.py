@@ -7,14 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pipeline.planning.plan import Plan
 from pipeline.results.mlflow_table import TABLE
 from pipeline.results.mlflow_view import COUNTS, DECISION, WHY, WORST, address
 from stages.errors import redacted
-from stages.report.artifact import DECISIONS, HTML, Summary, TrialVerdict, read_document, read_verdicts_text
+from stages.report.artifact import DECISIONS, HTML, Summary, TrialVerdict
 
 NOTE = "mlflow.note.content"  # what its pages show as the description, in Markdown
 # Beginnings of names of metrics that come from the report, and not from a trial's own steps.
@@ -31,29 +29,28 @@ class Review:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def parent_review(report: Path, experiment_id: str, run_id: str) -> Review:
-    """Of a plan's run: the table of verdicts, how many there are of each, and the worst recovery."""
-    judged = [each for each in read_document(report).trials if not each.is_base]
+def parent_review(document: Summary, text: str, experiment_id: str, run_id: str) -> Review:
+    """Of a plan's run: ``text``, which is the report's beginning, the number of each verdict, and the worst recovery."""
+    judged = [each for each in document.trials if not each.is_base]
     artifacts = f"{_page(experiment_id, run_id)}/artifacts/report"
     links = f"[Report]({artifacts}/{HTML}) · [all trials]({address(experiment_id)})"
-    said, table = _parted(_linked(read_verdicts_text(report), artifacts))
+    said, table = _parted(_linked(text, artifacts))
     return Review(metrics=_sums(judged), tags={NOTE: shortened([said, links], table, MAX_NOTE)})
 
 
-def experiment_note(report: Path, experiment_id: str, run_id: str) -> str:
+def experiment_note(document: Summary, experiment_id: str, run_id: str) -> str:
     """The sentences, and where the rest is."""
-    run, said = _page(experiment_id, run_id), read_document(report).sentences
+    run, said = _page(experiment_id, run_id), document.sentences
     lines = [line for model, text in said.items() for line in (f"**{_cell(model)}**: {_cell(text)}", "")]
     where = f"[Verdicts]({run}) · [report]({run}/artifacts/report/{HTML}) · [all trials]({address(experiment_id)})"
     return redacted("\n".join([*lines, where]) if sum(map(len, lines)) < MAX_NOTE else where)
 
 
-def trial_reviews(report: Path, plan: Plan, experiment_id: str, parent_id: str) -> dict[str, Review]:
+def trial_reviews(document: Summary, experiment_id: str, parent_id: str) -> dict[str, Review]:
     """By trial: its suites, what was decided and why, each task's verdict, and recoveries side by side."""
-    document = read_document(report)
     verdicts = {verdict.trial: verdict for verdict in document.trials}
     parent = _page(experiment_id, parent_id)
-    return {name: _trial_review(name, verdicts.get(name), document, parent) for name in plan.trials}
+    return {name: _trial_review(name, verdict, document, parent) for name, verdict in verdicts.items()}
 
 
 def shortened(before: Sequence[str], table: Sequence[str], most: int) -> str:
@@ -91,7 +88,7 @@ def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:
     return found | ({WORST: min(recoveries)} if recoveries else {})
 
 
-def _trial_review(name: str, verdict: TrialVerdict | None, document: Summary, parent: str) -> Review:
+def _trial_review(name: str, verdict: TrialVerdict, document: Summary, parent: str) -> Review:
     rows = [row for row in document.rows if row["trial"] == name]
     metrics: dict[str, float | None] = {}
     for mean in (mean for mean in document.suites if mean.trial == name):
@@ -99,9 +96,8 @@ def _trial_review(name: str, verdict: TrialVerdict | None, document: Summary, pa
     for row in rows:
         metrics |= {f"{kind}/{row['task']}": row[kind] for kind in ("recovery", "difference")}
     tags = {f"verdict.{row['task']}": _word(row) for row in rows if row["verdict"] is not None}
-    if verdict is not None:
-        metrics |= {} if verdict.is_base else _numbers(verdict)
-        tags |= _decided(verdict) | {NOTE: _trial_note(verdict, rows, parent)}
+    metrics |= {} if verdict.is_base else _numbers(verdict)
+    tags |= _decided(verdict) | {NOTE: _trial_note(verdict, rows, parent)}
     return Review(metrics={each: float(value) for each, value in metrics.items() if value is not None}, tags=tags)
 
 

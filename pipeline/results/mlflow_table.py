@@ -24,7 +24,7 @@ COLUMNS = (
     "trial_score",
     "document",
 )
-_MOST = 2000  # characters of a text
+_MOST = 1000  # characters of a text
 
 
 def write_table(store: Store, plan: Plan, trial: TrialPlan, directory: Path) -> Path | None:

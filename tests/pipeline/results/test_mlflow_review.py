@@ -15,7 +15,7 @@ from pipeline.results.mlflow_review import MAX_NOTE, NOTE, parent_review, shorte
 from pipeline.results.mlflow_view import VIEW_TAG, address, view_of
 from pipeline.store.store import Store
 from stages.compare.artifact import FLIPS_SCHEMA, write_flips
-from stages.report.artifact import SuiteMean, Summary, TrialVerdict, write_summary
+from stages.report.artifact import SuiteMean, Summary, TrialVerdict, read_document, read_verdicts_text, write_summary
 from tests.pipeline.planning.test_plan import planned
 
 TRIALS = ("smollm2_135m/bf16", "smollm2_135m/w8a8_int", "smollm2_135m/w4a16_int")
@@ -92,7 +92,7 @@ def written(place: Path, document: Summary) -> Path:
 
 
 def test_a_plan_s_run_shows_the_table_with_links_into_itself_and_counts_the_verdicts(report: Path) -> None:
-    review = parent_review(report, "7", "abc")
+    review = parent_review(read_document(report), read_verdicts_text(report), "7", "abc")
     note = review.tags[NOTE]
     assert note.startswith(f"**{SAID}**")
     assert "[r1](#/experiments/7/runs/abc/artifacts/report/flips/r1.html)" in note
@@ -108,8 +108,8 @@ def test_a_plan_s_run_shows_the_table_with_links_into_itself_and_counts_the_verd
     assert (review.metrics["verdict/degraded_confirmed"], review.metrics["verdict/cells"]) == (2, 4)
 
 
-def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_side(report: Path, plan: Plan) -> None:
-    reviews = trial_reviews(report, plan, "7", "abc")
+def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_side(report: Path) -> None:
+    reviews = trial_reviews(read_document(report), "7", "abc")
     eight, four = reviews[TRIALS[1]], reviews[TRIALS[2]]
     assert (eight.tags["decision"], "why" in eight.tags) == ("ship", False)
     assert (four.tags["decision"], four.tags["why"]) == ("do not ship", "tabular: lost | <b>")
