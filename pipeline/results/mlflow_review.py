@@ -30,7 +30,7 @@ class Review:
 
 
 def parent_review(document: Summary, text: str, experiment_id: str, run_id: str) -> Review:
-    """Of a plan's run: ``text``, which is the report's beginning, the number of each verdict, and the worst recovery."""
+    """Of a plan's run: ``text``, the report's beginning, the number of each verdict, and the worst recovery."""
     judged = [each for each in document.trials if not each.is_base]
     artifacts = f"{_page(experiment_id, run_id)}/artifacts/report"
     links = f"[Report]({artifacts}/{HTML}) · [all trials]({address(experiment_id)})"
