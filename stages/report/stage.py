@@ -17,6 +17,7 @@ from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
 from stages.report.serving.view import serving_points, serving_view
+from stages.report.steadiness import held_open
 from stages.report.suites import confidence_of, suite_means, suite_notes
 from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
@@ -35,7 +36,9 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
-    rows = confirmed(list(summary_rows(config.trials, config.tasks, config.failures, comparisons)), config.failures)
+    cells = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
+    cells = held_open(config.trials, cells, confidence_of(list(comparisons.values())))
+    rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
     verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)

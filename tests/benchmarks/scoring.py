@@ -104,7 +104,7 @@ def make_checkpoint(model: str, directory: Path) -> Path:
         return checkpoint
     from transformers import LlamaConfig
 
-    # SmolLM2's weights stay there: vLLM makes its own, but the engine asks how much memory those of the checkpoint take.
+    # SmolLM2's weights stay: vLLM makes its own, but the engine looks how much memory those of the checkpoint take.
     config = LlamaConfig(
         **SHAPES[model], architectures=["LlamaForCausalLM"], dtype="bfloat16", max_position_embeddings=131072
     )

@@ -25,6 +25,7 @@ from stages.evaluate.engines.simulated import (
     write_dense_copy,
 )
 from stages.evaluate.engines.vllm_requests import generation, sampling
+from stages.evaluate.engines.vllm_rows import read_asked_rows_alone
 from stages.evaluate.engines.vllm_scoring import Job, Scoring
 from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
 from stages.imports import no_collection
@@ -40,7 +41,7 @@ class VllmEngine:
 
     scoring: Mapping[str, str] = {
         "one_token": "logprob_token_ids",
-        "longer": "prompt_logprobs after a cached context; of short ones that begin alike logprob_token_ids of each token",
+        "longer": "prompt_logprobs after a cached context; of short ones that begin alike logprob_token_ids",
     }
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
@@ -81,6 +82,7 @@ class VllmEngine:
 
         check_known(self._config.vllm_args)
         _inspect_here()
+        read_asked_rows_alone()
         self._is_cpu = current_platform.is_cpu()
         if self._is_simulated(checkpoint):
             _refuse_ranks(checkpoint, self._config)

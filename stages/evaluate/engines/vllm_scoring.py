@@ -4,8 +4,8 @@ A request with ``prompt_logprobs`` makes vLLM skip the prefix cache and form log
 context goes first, alone; then each continuation with ``skip_reading_prefix_cache=False``, which forms logits after the
 cached blocks only.  Of what was cached nothing comes back, not even for the token right after it.  So wherever a block
 that continuations share ends, at the end of their context or later, their next tokens are asked for by name
-(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other, nor do those that
-are so short and so alike that there are fewer places to ask at than continuations (a line break, then a letter).
+(``logprob_token_ids``), with one request for all of them.  A continuation of one token needs no other, nor do those
+that are so short and so alike that there are no more places to ask at than continuations (a line break, then a letter).
 """
 
 import itertools
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import EngineError
 from stages.evaluate.engines.protocol import Score, ScoreRequest
+from stages.evaluate.engines.vllm_rows import asked_rows
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -49,6 +50,7 @@ class Job:
         options: dict[str, Any] = {"logprob_token_ids": list(self.labels)} if self.labels else {}
         if self.is_span:
             options = {"prompt_logprobs": 1, "skip_reading_prefix_cache": not self.reads_cache}
+            options["extra_args"] = asked_rows(len(self.after))
         return SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **options)
 
 

@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_start_or_dies_is_an_engine_error_and_process_stat
     assert torch.set_num_threads is set_num_threads
 
 
-def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
+def test_scores_are_those_of_lm_evals_own_adapter(session, inputs, monkeypatch):
     """The adapter asks the same engine, one request for each choice, without the prefix cache."""
     from lm_eval.api.instance import Instance
 
@@ -177,6 +177,7 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
 
     choices = [" nine", " eleven", " nine boats", " no boat at all came in that day"]
     pairs = [(f"{STORY[:length]}\nHow many boats? Answer:", choice) for length in (0, 60, 700) for choice in choices]
+    pairs += [(f"{STORY[:60]}\nAnswer:", f"\n{letter}") for letter in "ABCD"]
     pairs += [("", "The harbour master counted."), ("Boats: ", "nine"), pairs[-1]]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     ours = HarnessModel(session.model.tokenizer, ENGINE.max_model_len, engine=session.engine)
@@ -184,9 +185,18 @@ def test_scores_are_those_of_lm_evals_own_adapter(session, inputs):
     session.engine.reset()
     expected = theirs.loglikelihood(requests)
     session.engine.reset()
+    rows, step = [], session.engine._step
+
+    def observed():
+        outputs = step()
+        rows.extend(len(output.prompt_logprobs) for output in outputs.values() if output.prompt_logprobs)
+        return outputs
+
+    monkeypatch.setattr(session.engine, "_step", observed)
     for (found, is_greedy), (logprob, theirs_greedy) in zip(ours.loglikelihood(requests), expected, strict=True):
         assert found == pytest.approx(logprob, abs=1e-3)
         assert is_greedy == theirs_greedy
+    assert 0 < max(rows) < 16, "vLLM makes objects of what is scored alone, not of contexts of hundreds of tokens"
 
 
 def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monkeypatch):
