@@ -115,7 +115,7 @@ def _advice(best: Candidate, ranked: Sequence[Candidate]) -> str:
         text += f"; {len(tempting) - MOST_NAMED} more are cheaper or smaller, and may not be shipped yet"
     others = [each for each in ranked if each is not best and each.verdict.decision == SHIP]
     if others:
-        text += f". So may {listed([f'{each.label}{_in_brackets(each)}' for each in others], MOST_NAMED)}"
+        text += f". {listed([f'{each.label}{_in_brackets(each)}' for each in others], MOST_NAMED)} may be shipped, too"
     return f"{text}."
 
 
@@ -168,9 +168,11 @@ def _price_in_short(some: Sequence[Candidate]) -> list[str]:
 
 
 def _spoken_against(each: Candidate) -> str:
-    if each.degraded and each.verdict.decision == DO_NOT_SHIP:
-        return f"degraded on {_tasks(each.degraded)}"
-    return f"{'not to ship' if each.verdict.decision == DO_NOT_SHIP else 'not decided'} ({_reason(each)})"
+    decision = "not to ship" if each.verdict.decision == DO_NOT_SHIP else "not decided"
+    if each.degraded:
+        loss = f"degraded on {_tasks(each.degraded)}"
+        return loss if each.verdict.decision == DO_NOT_SHIP else f"{loss}, and {decision}"
+    return f"{decision} ({_reason(each)})"
 
 
 def _loss(each: Candidate) -> str:

@@ -52,12 +52,11 @@ def verdict_table(
     models = list(dict.fromkeys(trial.model for trial in trials))
     headings = [
         Heading("format"),
-        Heading("ship it?", is_left=True),
+        Heading("ship it?", ("tasks measured",), is_left=True),
         Heading("why", is_left=True),
         *(Heading(suite.name, ("normalized points" if suite.normalized else "points",)) for suite in suites),
         *(Heading(MARKS[verdict], (verdict,)) for verdict in _COUNTED),
         Heading("worst task", is_left=True),
-        Heading("tasks", ("measured",)),
         Heading("GiB", ("of base",)),
         *([Heading("queries per dollar", ("of base",))] if costs else []),
     ]
@@ -67,12 +66,11 @@ def verdict_table(
         own = [row for row in rows if row["trial"] == trial.name]
         cells = [
             Cell(trial.label, trial.model, "name", flips.get(trial.name, "")),
-            _decision(trial, verdict),
+            _decision(trial, verdict, f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}"),
             Cell("" if verdict is None else reasons_shown(verdict), look="why"),
             *(_suite(means.get((trial.name, suite.name)), suite, places[suite.name]) for suite in suites),
             *(_count(verdict, each) for each in _COUNTED),
             _worst(verdict),
-            Cell(f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}"),
             _size(trial, sizes.get(trial.model)),
             *([_cost(trial, costs)] if costs else []),
         ]
@@ -94,11 +92,11 @@ def _place(trial: TrialRow, models: Sequence[str], verdict: TrialVerdict | None)
     return models.index(trial.model), trial.is_base, order.index(decision) if decision in order else len(order)
 
 
-def _decision(trial: TrialRow, verdict: TrialVerdict | None) -> Cell:
+def _decision(trial: TrialRow, verdict: TrialVerdict | None, measured: str) -> Cell:
     if trial.is_base:
-        return Cell("base")
+        return Cell("base", measured)
     decision = None if verdict is None else verdict.decision
-    return Cell(decision_shown(decision), look=_DECISION_LOOKS.get(str(decision), "absent"))
+    return Cell(decision_shown(decision), measured, _DECISION_LOOKS.get(str(decision), "absent"))
 
 
 def _suite(mean: SuiteMean | None, suite: SuiteRow, places: int) -> Cell:

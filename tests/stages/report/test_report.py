@@ -277,13 +277,13 @@ def test_the_table_of_verdicts_says_of_each_trial_whether_to_ship_it_and_why(wri
     names = [text.split()[0] for text in header]
     table = [dict(zip(names, line, strict=True)) for line in lines]
     assert [line["format"].split()[0] for line in table] == ["w8a8", "w4a16", "bf16"]
-    assert [line["ship"] for line in table] == ["✘ do not ship", "✘ do not ship", "base"]
+    assert [line["ship"] for line in table] == ["✘ do not ship 3 of 3", "✘ do not ship 2 of 3", "base 3 of 3"]
     decided = {verdict["trial"]: verdict for verdict in written.summary["trials"]}
     for line, name in zip(table[:2], ("m/w8a8", "m/w4a16"), strict=True):
         assert line["why"].startswith(decided[name]["reasons"][0])
     four = table[1]
     assert [four[mark] for mark in "▼▲=?"] == ["1", "1", "0", "0"]  # confirmed in the whole grid
-    assert four["worst"].split() == ["arc", "36.4", "%"] and four["tasks"] == "2 of 3"
+    assert four["worst"].split() == ["arc", "36.4", "%"]
 
 
 def test_the_page_begins_with_the_sentence_that_the_summary_has(written):

@@ -88,7 +88,9 @@ def test_a_loss_that_the_grid_confirms_is_never_left_out_of_what_is_shipped() ->
 
 def test_of_two_that_may_be_shipped_the_cheaper_is_advised() -> None:
     sentence = said([verdict("bf16"), verdict("w8a8_fp", "ship"), verdict("w8a8_int", "ship")])
-    assert sentence.startswith("Ship w8a8_int: ") and sentence.endswith(". So may w8a8_fp (0.56 of the size).")
+    assert sentence.startswith("Ship w8a8_int: ") and sentence.endswith(
+        ". w8a8_fp (0.56 of the size) may be shipped, too."
+    )
 
 
 def test_what_is_missing_is_said_once_for_all_of_whom_it_is_true() -> None:
