@@ -256,12 +256,13 @@ def write_flips(out: Path, flips: pa.Table) -> None:
     pq.write_table(flips, out / FLIPS, compression="zstd", row_group_size=_FLIPS_AT_ONCE)
 
 
-def read_flips(directory: Path, most: int) -> tuple[pa.Table, int]:
-    """The first of the documents that a trial answers otherwise, and how many there are."""
+def read_flips(directory: Path, most: int | None = None) -> tuple[pa.Table, int]:
+    """The first of the documents that a trial answers otherwise, or all of them, and how many there are."""
     import pyarrow.parquet as pq
 
     if not (directory / FLIPS).exists():  # a comparison from before there were any
         return FLIPS_SCHEMA.empty_table(), 0
     with pq.ParquetFile(directory / FLIPS) as file:
-        groups = range(min(file.num_row_groups, -(-most // _FLIPS_AT_ONCE)))
-        return file.read_row_groups(list(groups), use_threads=False).slice(0, most), file.metadata.num_rows
+        total = file.metadata.num_rows
+        num_groups = -(-min(total if most is None else most, total) // _FLIPS_AT_ONCE)
+        return file.read_row_groups(list(range(num_groups)), use_threads=False).slice(0, most), total
