@@ -5,28 +5,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.compare.artifact import FLIPS, LOST, read_flips
+from stages.compare.artifact import FLIPS, LOST, Comparison, Numbers, read_flips
 from stages.report.artifact import most_flips
 from stages.report.config import ReportConfig, TrialRow
 from stages.report.numbers import count, number
 from stages.report.rendering import render
+from stages.report.rows import Comparisons
 
 FOLDER = "flips"
 _MOST_OF_QUESTION, _MOST_OF_ANSWER, _MOST_OF_CHOICE = 1500, 900, 300  # characters
 _MOST_ANSWERS = 3
 
 
-def write_flip_pages(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, str]:
+def write_flip_pages(config: ReportConfig, comparisons: Comparisons, out: Path) -> dict[str, str]:
     """A file in ``flips/`` for each trial that is compared; returns the trials' pages, relative to the report."""
     compared = [
-        (trial, {task: inputs[name] for task in config.tasks if (name := f"compare/{trial.name}/{task}") in inputs})
+        (trial, {task: comparisons[trial.name, task] for task in config.tasks if (trial.name, task) in comparisons})
         for trial in config.trials
         if not trial.is_base
     ]
-    most = most_flips(sum(len(places) for _, places in compared))
+    most = most_flips(sum(len(own) for _, own in compared))
     pages: dict[str, str] = {}
-    for trial, places in compared:
-        if sections := [found for task, place in places.items() if (found := _section(task, place, most))]:
+    for trial, own in compared:
+        if sections := [found for task, comparison in own.items() if (found := _section(task, comparison, most))]:
             (out / FOLDER).mkdir(exist_ok=True)
             pages[trial.name] = f"{FOLDER}/{_file_name(trial, pages)}"
             view = {"title": config.title, "trial": trial.name, "base": trial.base or "its base", "file": FLIPS}
@@ -44,8 +45,8 @@ def _file_name(trial: TrialRow, taken: Mapping[str, str]) -> str:
     )
 
 
-def _section(task: str, place: Path, most: int) -> dict[str, Any] | None:
-    table, total = read_flips(place, most)
+def _section(task: str, comparison: Comparison, most: int) -> dict[str, Any] | None:
+    table, total = read_flips(comparison.directory, most)
     if not total:
         return None
     rows = table.to_pylist()
@@ -54,10 +55,21 @@ def _section(task: str, place: Path, most: int) -> dict[str, Any] | None:
         "shown": count(len(rows)),
         "total": count(total),
         "is_cut": len(rows) < total,
-        "place": place.name,
+        "place": comparison.directory.name,
+        "noise": list(_noise(comparison.facts.headline)),
         "metric": rows[0]["metric"],
         "documents": [_document(row) for row in rows],
     }
+
+
+def _noise(numbers: Numbers) -> Iterator[str]:
+    """How many documents change between two runs of one checkpoint."""
+    for whose, n, changed in (
+        ("this checkpoint", numbers.rerun_n, numbers.rerun_num_changed),
+        ("the base", numbers.base_rerun_n, numbers.base_rerun_num_changed),
+    ):
+        if n is not None and changed is not None:
+            yield f"Between two runs of {whose} {count(changed)} of {count(n)} change."
 
 
 def _document(row: Mapping[str, Any]) -> dict[str, Any]:

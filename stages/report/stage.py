@@ -51,7 +51,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
         sentences=sentences(config.trials, verdicts, rows, suites, relative),
     )
     write_summary(out, summary)
-    pages = write_flip_pages(config, inputs, out)
+    pages = write_flip_pages(config, comparisons, out)
     view = _view(config, inputs, comparisons, summary) | {
         "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
         "serving": _serving(config, inputs, rows, out),

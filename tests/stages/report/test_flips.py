@@ -113,6 +113,19 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
     assert f"{len(text) - 100:,} characters" in cut(text, 100)
 
 
+def test_what_changes_between_two_runs_of_one_checkpoint_is_said_beside_what_changed(write_evaluation, tmp_path):
+    scores = {"trial/t": [0.0] * 3 + [1.0] * 37, "base/t": [1.0] * 40, "base_rerun/1/t": [0.0, 0.0] + [1.0] * 38}
+    (tmp_path / "compared").mkdir()
+    inputs = {role: write_evaluation("t", own) for role, own in scores.items()}
+    compare(CompareConfig(task="t", leaves=["t"]), inputs, tmp_path / "compared")
+    trials = [TrialRow(name="m/r", model="m", recipe="r", base="m/bf16")]
+    report(ReportConfig(title="t", trials=trials, tasks=["t"]), {"compare/m/r/t": tmp_path / "compared"}, tmp_path)
+    page = (tmp_path / "flips" / "m-r.html").read_text()
+    assert "3 documents score otherwise in acc,none" in page
+    assert "Between two runs of the base 2 of 40 change." in page
+    assert "two runs of this checkpoint" not in page
+
+
 def test_a_report_without_comparisons_has_no_pages(tmp_path):
     report(ReportConfig(title="t", trials=[TrialRow(name="m/r", model="m", recipe="r")], tasks=["t"]), {}, tmp_path)
     assert not (tmp_path / "flips").exists()
