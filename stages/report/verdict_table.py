@@ -52,7 +52,7 @@ def verdict_table(
     models = list(dict.fromkeys(trial.model for trial in trials))
     headings = [
         Heading("format"),
-        Heading("ship it?", ("tasks measured",), is_left=True),
+        Heading("ship it?", is_left=True),
         Heading("why", is_left=True),
         *(Heading(suite.name, ("normalized points" if suite.normalized else "points",)) for suite in suites),
         *(Heading(MARKS[verdict], (verdict,)) for verdict in _COUNTED),
@@ -66,7 +66,7 @@ def verdict_table(
         own = [row for row in rows if row["trial"] == trial.name]
         cells = [
             Cell(trial.label, trial.model, "name", flips.get(trial.name, "")),
-            _decision(trial, verdict, f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}"),
+            _decision(trial, verdict, f"{sum(row['status'] == 'measured' for row in own)} of {len(own)} tasks"),
             Cell("" if verdict is None else reasons_shown(verdict), look="why"),
             *(_suite(means.get((trial.name, suite.name)), suite, places[suite.name]) for suite in suites),
             *(_count(verdict, each) for each in _COUNTED),

@@ -277,7 +277,8 @@ def test_the_table_of_verdicts_says_of_each_trial_whether_to_ship_it_and_why(wri
     names = [text.split()[0] for text in header]
     table = [dict(zip(names, line, strict=True)) for line in lines]
     assert [line["format"].split()[0] for line in table] == ["w8a8", "w4a16", "bf16"]
-    assert [line["ship"] for line in table] == ["✘ do not ship 3 of 3", "✘ do not ship 2 of 3", "base 3 of 3"]
+    shipped = [line["ship"] for line in table]
+    assert shipped == ["✘ do not ship 3 of 3 tasks", "✘ do not ship 2 of 3 tasks", "base 3 of 3 tasks"]
     decided = {verdict["trial"]: verdict for verdict in written.summary["trials"]}
     for line, name in zip(table[:2], ("m/w8a8", "m/w4a16"), strict=True):
         assert line["why"].startswith(decided[name]["reasons"][0])
