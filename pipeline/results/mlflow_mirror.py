@@ -24,7 +24,7 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
-from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_reviews
+from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_review
 from pipeline.results.mlflow_review_writing import write_experiment, write_review
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
 from pipeline.results.mlflow_view import address
@@ -58,10 +58,13 @@ class Mirror:
         tags = {STORE_TAG: self._owner}
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
         document = None if report is None else read_document(report)
-        reviews = {} if document is None else trial_reviews(document, experiment_id, parent.info.run_id)
+        parent_id = parent.info.run_id
         for trial in self.plan.trials.values():
-            run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
-            if (review := reviews.get(trial.trial.name)) is not None:
+            run = self._write_trial(client, experiment_id, parent_id, trial, status)
+            if document is None:
+                continue
+            review = trial_review(document, trial.trial.name, experiment_id, parent_id, run.info.run_id)
+            if review is not None:
                 write_review(client, run, review)
         if report is not None and document is not None:
             self._write_report(client, parent, report, document)

@@ -46,11 +46,23 @@ def experiment_note(document: Summary, experiment_id: str, run_id: str) -> str:
     return redacted("\n".join([*lines, where]) if sum(map(len, lines)) < MAX_NOTE else where)
 
 
-def trial_reviews(document: Summary, experiment_id: str, parent_id: str) -> dict[str, Review]:
-    """By trial: its suites, what was decided and why, each task's verdict, and recoveries side by side."""
-    verdicts = {verdict.trial: verdict for verdict in document.trials}
-    parent = _page(experiment_id, parent_id)
-    return {name: _trial_review(name, verdict, document, parent) for name, verdict in verdicts.items()}
+def trial_review(document: Summary, trial: str, experiment_id: str, parent_id: str, run_id: str) -> Review | None:
+    """Of a trial's run: its suites, what was decided and why, each task's verdict, and recoveries side by side; None of
+    a report from before there were any.
+    """
+    verdict = next((each for each in document.trials if each.trial == trial), None)
+    if verdict is None:
+        return None
+    rows = [row for row in document.rows if row["trial"] == trial]
+    metrics: dict[str, float | None] = {} if verdict.is_base else _numbers(verdict)
+    for mean in (mean for mean in document.suites if mean.trial == trial):
+        metrics |= {f"suite/{mean.suite}/{each}": getattr(mean, each) for each in _OF_SUITES}
+    for row in rows:
+        metrics |= {f"{kind}/{row['task']}": row[kind] for kind in ("recovery", "difference")}
+    note = _trial_note(verdict, rows, _page(experiment_id, parent_id), _page(experiment_id, run_id))
+    tags = {f"verdict.{row['task']}": _word(row) for row in rows if row["verdict"] is not None}
+    known = {each: float(value) for each, value in metrics.items() if value is not None}
+    return Review(metrics=known, tags={**tags, **_decided(verdict), NOTE: note})
 
 
 def shortened(before: Sequence[str], table: Sequence[str], most: int) -> str:
@@ -88,19 +100,6 @@ def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:
     return found | ({WORST: min(recoveries)} if recoveries else {})
 
 
-def _trial_review(name: str, verdict: TrialVerdict, document: Summary, parent: str) -> Review:
-    rows = [row for row in document.rows if row["trial"] == name]
-    metrics: dict[str, float | None] = {}
-    for mean in (mean for mean in document.suites if mean.trial == name):
-        metrics |= {f"suite/{mean.suite}/{each}": getattr(mean, each) for each in _OF_SUITES}
-    for row in rows:
-        metrics |= {f"{kind}/{row['task']}": row[kind] for kind in ("recovery", "difference")}
-    tags = {f"verdict.{row['task']}": _word(row) for row in rows if row["verdict"] is not None}
-    metrics |= {} if verdict.is_base else _numbers(verdict)
-    tags |= _decided(verdict) | {NOTE: _trial_note(verdict, rows, parent)}
-    return Review(metrics={each: float(value) for each, value in metrics.items() if value is not None}, tags=tags)
-
-
 def _numbers(verdict: TrialVerdict) -> dict[str, float | None]:
     counts = {f"verdict/{name}": getattr(verdict, of_trial) for name, of_trial in COUNTS.items()}
     return {**counts, WORST: verdict.worst_recovery, "verdict/p": verdict.p, "verdict/adjusted_p": verdict.adjusted_p}
@@ -117,13 +116,13 @@ def _word(row: Mapping[str, Any]) -> str:
     return f"{row['verdict']}{confirmed}"
 
 
-def _trial_note(verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], parent: str) -> str:
+def _trial_note(verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], parent: str, own: str) -> str:
     """What was decided of a trial and why, then its tasks."""
     said = "Base of its model" if verdict.is_base else f"**{(verdict.decision or 'not judged').capitalize()}**"
     reasons = "\n".join(f"- {_cell(reason)}" for reason in verdict.reasons)
     links = f"[All trials]({parent}) · [report]({parent}/artifacts/report/{HTML})"
     if not verdict.is_base:
-        links += f" · what it answers otherwise: {TABLE} among the artifacts"
+        links += f" · [what it answers otherwise]({own}/artifacts/{TABLE})"
     table = ["| task | n | score | base | difference | verdict |", "|---|--:|--:|--:|--:|---|", *map(_line, rows)]
     return shortened([said, reasons, links], table, MAX_NOTE)
 

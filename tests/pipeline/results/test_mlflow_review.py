@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.execution import TrackingConfig
 from pipeline.planning.plan import Plan
 from pipeline.results.mlflow_mirror import Mirror
-from pipeline.results.mlflow_review import MAX_NOTE, NOTE, parent_review, shortened, trial_reviews
+from pipeline.results.mlflow_review import MAX_NOTE, NOTE, parent_review, shortened, trial_review
 from pipeline.results.mlflow_view import VIEW_TAG, address, view_of
 from pipeline.store.store import Store
 from stages.compare.artifact import FLIPS_SCHEMA, write_flips
@@ -109,8 +109,8 @@ def test_a_plan_s_run_shows_the_table_with_links_into_itself_and_counts_the_verd
 
 
 def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_side(report: Path) -> None:
-    reviews = trial_reviews(read_document(report), "7", "abc")
-    eight, four = reviews[TRIALS[1]], reviews[TRIALS[2]]
+    base, eight, four = (trial_review(read_document(report), name, "7", "abc", "def") for name in TRIALS)
+    assert base and eight and four
     assert (eight.tags["decision"], "why" in eight.tags) == ("ship", False)
     assert (four.tags["decision"], four.tags["why"]) == ("do not ship", "tabular: lost | <b>")
     assert four.tags["verdict.tabular"] == "degraded, confirmed"
@@ -120,7 +120,8 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
     note = four.tags[NOTE]
     assert note.startswith("**Do not ship**\n\n- tabular: lost \\| \\<b\\>\n")
     assert "| tabular | 20 | 0.3000 | 0.4000 | -0.1000 [-0.2000, -0.0100] | degraded, confirmed |" in note
-    base = reviews[TRIALS[0]]
+    assert "[what it answers otherwise](#/experiments/7/runs/def/artifacts/flips.json)" in note
+    assert trial_review(replace(DOCUMENT, trials=[]), TRIALS[1], "7", "abc", "def") is None
     assert base.tags["decision"] == "base" and not base.metrics
 
 
