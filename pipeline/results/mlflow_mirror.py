@@ -35,7 +35,7 @@ from stages.errors import redacted
 from stages.report.artifact import Summary, read_document, read_verdicts_text
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
-CONTENT_TAG = "content"  # a digest of what a run shows: nothing is written twice
+CONTENT_TAG = "digest.content"  # a digest of what a run shows: nothing is written twice
 STORE_TAG = "store"
 MAX_PARAMS_A_CALL, MAX_RUNS = 100, 10_000
 

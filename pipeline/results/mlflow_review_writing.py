@@ -10,7 +10,10 @@ from pipeline.results.mlflow_view import VIEW_TAG, WHY, view_of
 from pipeline.steps.fingerprint import fingerprint
 from stages.report.artifact import Summary
 
-REVIEW_TAG, NOTE_TAG = "review", "description"  # digests of what was written here, and of its description alone
+REVIEW_TAG, NOTE_TAG = (
+    "digest.review",
+    "digest.description",
+)  # digests of what was written here, and of its description alone
 VERDICT_TAGS = "verdict."
 
 

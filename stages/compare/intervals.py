@@ -137,5 +137,5 @@ def why_open(found: Estimate) -> str | None:
     if found.is_pass and found.n < FEWEST_PROBLEMS:
         return f"under {FEWEST_PROBLEMS} documents"
     if found.counts is None and found.num_changed < FEWEST_CHANGED:
-        return f"under {FEWEST_CHANGED} changed"
+        return f"fewer than {FEWEST_CHANGED} documents changed"
     return None

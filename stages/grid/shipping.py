@@ -74,17 +74,14 @@ def _decision(case: Case, adjusted_p: float, alpha: float) -> Decision:
     return Decision(word=word, p=case.p, adjusted_p=None if case.p is None else adjusted_p)
 
 
-def share_needed(gain: Interval, margin: float, confidence: float) -> float | None:
-    """So many times the documents would decide, nine times of ten, whether the loss is below ``margin``, if the
-    difference is what was found; None if it is the margin itself.
+def documents_needed(gain: float, variance: float, margin: float, confidence: float) -> int | None:
+    """So many would show, nine times of ten, that the loss is below ``margin``, if the difference is what was found:
+    ``variance`` is of one document.  None where what was found is no less than the margin.
+
+    Without any change margin * n > z ** 2 is needed alone, as of ``stages.inference.documents_needed``.
     """
-    low, high = gain
-    if low is None or high is None or not (room := abs((low + high) / 2 + margin)):
+    if (room := gain + margin) <= 0:
         return None
     z = critical_value(confidence)
-    return ((z + NormalDist().inv_cdf(POWER)) * (high - low) / 2 / z / room) ** 2
-
-
-def documents_needed(n: int, share: float) -> int:
-    """``share_needed`` of ``n`` documents."""
-    return math.ceil(share * n)
+    fewest = z * z * (1 / margin - 1) if margin < 1 else 1.0
+    return max(math.ceil(variance * ((z + NormalDist().inv_cdf(POWER)) / room) ** 2), math.floor(fewest) + 1)

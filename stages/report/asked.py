@@ -58,3 +58,14 @@ def gain_of(row: Row) -> Interval:
     prefix = "normalized_" if row["is_verdict_normalized"] else ""
     difference = row[f"{prefix}difference_low"], row[f"{prefix}difference_high"]
     return gains(difference, row["higher_is_better"] is False)
+
+
+def points_gained(row: Row) -> float:
+    """By how much a cell's trial is better than its base, so that tasks compare: points of the scale from guessing to
+    perfect, of the plain score without a baseline, per cent of the base's where lower is better.
+    """
+    if row["normalized_difference"] is not None:
+        return float(row["normalized_difference"])
+    if row["higher_is_better"] is False:
+        return -100 * float(row["difference"]) / abs(float(row["paired_base_score"]) or 1.0)
+    return 100 * float(row["difference"])

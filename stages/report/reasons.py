@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from stages.compare.verdict import IMPROVED
-from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, Decision, documents_needed, share_needed
+from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, Decision, documents_needed
+from stages.inference import POWER, critical_value
 from stages.report.artifact import Row, SuiteMean
 from stages.report.asked import Asked, gain_of, is_bad
 from stages.report.numbers import count, number, p_value
@@ -26,6 +28,8 @@ class _Unit:
         return f"the limit is {size} {self.name.removesuffix('s') if size == '1' else self.name}".strip()
 
 
+MOST_TIMES = 20  # the documents that there are: more are not worth a number
+_OVER = "what was measured is a larger loss: more documents would rather confirm it"
 _POINTS, _NORMALIZED, _OWN = _Unit(100, "points"), _Unit(1, "normalized points"), _Unit(1, "")
 
 
@@ -61,15 +65,42 @@ def _line(asked: Asked, confidence: float) -> str:
 
 
 def _needed(asked: Asked, confidence: float) -> str:
+    """What would show that it lost less, or that more documents would rather show the reverse."""
     found, row = asked.requirement, asked.numbers
-    share = share_needed(found.gain, found.margin, confidence)
-    if share is None:
-        return "no number of documents would decide it"
+    low, high = found.gain
+    assert low is not None and high is not None
     if not isinstance(row, dict):
-        return f"about {share:.2g} times the documents would decide it"
-    needed = documents_needed(row["num_pairs"], share)
-    lacking = asked.size is not None and needed > asked.size
-    return f"about {count(needed)} documents would decide it{f', the task has {count(asked.size)}' if lacking else ''}"
+        return _needed_of_mean((low + high) / 2, found.margin, (high - low) / 2, confidence)
+    gain, variance = _of_one_document(row, (low, high), confidence)
+    needed = documents_needed(gain, variance, found.margin, confidence)
+    if needed is None:
+        return _OVER
+    if asked.size is None or needed <= asked.size:
+        return f"about {count(needed)} documents would show that it lost less"
+    would = f"about {count(needed)} would show that it lost less" if needed < MOST_TIMES * asked.size else "far too few"
+    return f"the task has {count(asked.size)} documents, {would}"
+
+
+def _needed_of_mean(gain: float, margin: float, half: float, confidence: float) -> str:
+    if gain + margin <= 0:
+        return _OVER
+    z = critical_value(confidence)
+    share = ((z + NormalDist().inv_cdf(POWER)) * half / z / (gain + margin)) ** 2
+    if share >= MOST_TIMES:
+        return "its tasks have far too few documents to show that it lost less"
+    return f"about {share:.2g} times the documents would show that it lost less"
+
+
+def _of_one_document(row: Row, gain: tuple[float, float], confidence: float) -> tuple[float, float]:
+    """How much better the trial is, and the variance of one document: by what flipped where documents are right or
+    wrong and stand for themselves, since of few flips an interval says more than they vary.
+    """
+    lost, won, n = row["num_base_only_right"], row["num_trial_only_right"], row["num_pairs"]
+    if lost is not None and won is not None and not row["is_verdict_normalized"] and row["num_clusters"] is None:
+        difference = (won - lost) / n
+        return difference, (lost + won) / n - difference**2
+    half = (gain[1] - gain[0]) / 2 / critical_value(confidence)
+    return sum(gain) / 2, half**2 * n
 
 
 def _bad_cell(row: Row) -> str:
@@ -80,8 +111,9 @@ def _bad_cell(row: Row) -> str:
 
 def _among_trials(decision: Decision, num_trials: int, alpha: float) -> str:
     return (
-        f"all that is asked holds by itself (p = {p_value(decision.p)}), but not among {num_trials} trials of which "
-        f"one is chosen (p = {p_value(decision.adjusted_p)}, the limit is {alpha:g})"
+        f"by itself it would pass, but the best of {num_trials} trials may do so by chance: its p of "
+        f"{p_value(decision.p)} counts as {p_value(decision.adjusted_p)} among them, the limit is {alpha:g}; more "
+        "documents would show it, or a sweep of fewer trials that are chosen before"
     )
 
 

@@ -7,7 +7,7 @@ from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE
 from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
 from stages.grid.shipping import Case, decide
 from stages.report.artifact import Row, TrialVerdict
-from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task
+from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained
 from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.report.numbers import count, number
 from stages.report.reasons import reasons
@@ -128,6 +128,6 @@ def _counts(rows: Sequence[Row], is_base: bool) -> dict[str, Any]:
         counts[f"num_{verdict}"] = sum(row["verdict"] == verdict for row in rows)
     for verdict in (DEGRADED, IMPROVED):
         counts[f"num_confirmed_{verdict}"] = sum(row["verdict"] == verdict and row["is_confirmed"] for row in rows)
-    recoveries = [(row["recovery"], row["task"]) for row in rows if row["recovery"] is not None]
-    worst = min(recoveries, default=(None, None))
-    return counts | {"worst_recovery": worst[0], "worst_task": worst[1]}
+    worst = min((row for row in rows if row["difference"] is not None), key=points_gained, default=None)
+    found = (None, None) if worst is None else (worst["recovery"], worst["task"])
+    return counts | {"worst_recovery": found[0], "worst_task": found[1]}

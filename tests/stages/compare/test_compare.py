@@ -73,7 +73,7 @@ def test_a_trial_compared_with_itself_has_lost_nothing(run, write_evaluation, sc
         assert found["difference_low"] < 0 < found["difference_high"], "so few documents are never sure"
         assert found["num_needed"] == 189
     else:
-        assert found["difference_low"] is None and found["reason"] == "under 10 changed"
+        assert found["difference_low"] is None and found["reason"] == "fewer than 10 documents changed"
     assert found["recovery"] in (1, None)
 
 

@@ -125,7 +125,11 @@ def test_a_suite_s_verdict_is_where_its_interval_lies_and_missing_documents_coun
     assert judged(-0.001, worst_loss=0.02)[:2] == ("inconclusive", "missing")
     assert judged(-0.001, worst_loss=0.002)[:2] == ("equivalent", None)
     assert judged(-0.001, worst_loss=None) == ("inconclusive", "missing", None)
-    assert judged(-0.001, reason="under 10 changed") == ("inconclusive", "t: under 10 changed", None)
+    assert judged(-0.001, reason="fewer than 10 documents changed") == (
+        "inconclusive",
+        "t: fewer than 10 documents changed",
+        None,
+    )
     for difference, lost in ((-0.008, 0.0), (-0.0081, 0.0), (-0.007, 0.001), (-0.007, 0.0012)):
         p = judged(difference, worst_loss=lost)[2]
         assert (p < 0.025) == (difference - lost - 1.96e-3 > -0.01)
