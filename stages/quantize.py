@@ -16,10 +16,11 @@ import yaml
 
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.description import describe
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
-from stages.checkpoints.shape import ModelShape, linear_layers
+from stages.checkpoints.sizes import ModelSizes, alike
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 VERSION = 1
+_HEAD = "lm_head"
 
 
 class Algorithm(Enum):
@@ -113,13 +115,22 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
     return _matches(name, targets) and not _matches(name, ignore)
 
 
-def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
+def check_fits(recipe: RecipeConfig, sizes: ModelSizes) -> None:
+    """Raise ValueError, naming the remedy, for a recipe that a model of those layers cannot have."""
+    if sizes.ties_head and weight_format(recipe) is not None and is_targeted(_HEAD, recipe.targets, recipe.ignore):
+        raise ValueError(f"recipe {recipe.name}: keep {_HEAD} in ignore, this model ties it to its embeddings")
+    check_group_size(recipe, sizes)
+
+
+def check_group_size(recipe: RecipeConfig, sizes: ModelSizes) -> None:
     """Raise ValueError, naming layers and sizes that fit, unless the group size divides every targeted layer."""
     quantized = weight_format(recipe)
     if quantized is None or (group_size := quantized.weights.columns_per_scale) is None:
         return
     columns = {
-        layer: size[1] for layer, size in linear_layers(shape).items() if _is_layer_targeted(layer, recipe, shape)
+        alike(name): size.columns
+        for name, size in sizes.linears.items()
+        if is_targeted(name, recipe.targets, recipe.ignore)
     }
     misfits = {layer: width for layer, width in columns.items() if width % group_size}
     if misfits:
@@ -173,7 +184,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
 
 def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
     try:
-        check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
+        check_fits(recipe, describe(model_dir).sizes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -219,11 +230,6 @@ def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
     rows = read_sequences(calibration_dir)
     samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
     return DataLoader(samples, batch_size=None)
-
-
-def _is_layer_targeted(layer: str, recipe: RecipeConfig, shape: ModelShape) -> bool:
-    names = (f"model.layers.{index}.{layer}" for index in range(shape.num_layers))
-    return any(is_targeted(name, recipe.targets, recipe.ignore) for name in names)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -137,7 +137,9 @@ def write_examples(text: str, out: Path) -> None:
         (out / path).write_text(content.replace("/models/mine", str(out / "model")))
     (out / "model").mkdir()
     (out / "model" / "config.json").write_text(json.dumps(LLAMA))
-    save_file({"model.embed_tokens.weight": np.zeros((8, 256), np.float16)}, out / "model" / "model.safetensors")
+    tables = {name: np.zeros((8, 256), np.float16) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    save_file(tables, out / "model" / "model.safetensors")
+    (out / "model" / "tokenizer.json").write_text("{}")
 
 
 LLAMA = {

@@ -16,11 +16,14 @@ from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.chat import stored_template, template_variables
-from stages.checkpoints.shape import ModelShape
-from stages.errors import DataError
+from stages.checkpoints.checks import check_model_path
+from stages.checkpoints.description import ModelDescription
+from stages.checkpoints.sizes import ModelSizes
+from stages.errors import StageError
 from stages.evaluate.config import EngineConfig
-from stages.fetch import DatasetSource, check_model_path, digest_tree
+from stages.fetch import DatasetSource, digest_tree
 from stages.local_files import digest_files
+from stages.quantize import needs_calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,11 @@ class Facts:
     """Everything the plan knows beyond the configs."""
 
     tasks: Mapping[str, TaskFacts]  # by ``task_key``
-    models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
+    models: Mapping[str, ModelConfig]  # by name, with digests filled in
     datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
     devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
     samples: Mapping[str, str] = field(default_factory=dict)  # digests of recorded answers, by directory
+    sizes: Mapping[str, ModelSizes] = field(default_factory=dict)  # by name of the model; those that are not known lack
 
     def engine(self, config: EngineConfig) -> EngineConfig:
         """``config`` with what makes its recorded answers those and no others."""
@@ -57,14 +61,18 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         loaded = _loaded(configs)
         for config in configs:
             _check_template_kwargs(config, config.model)
-        models = {name: _model(model, cache_dir, name in loaded) for name, model in named.items()}
+        described = {name: _described(model, name in loaded) for name, model in named.items()}
+        for config in configs:
+            _check_positions(config, described[config.model.name])
+        models = {name: _model(model, cache_dir) for name, model in named.items()}
         datasets = _texts(configs, sources)
         for task in tasks.values():
             for repo_id, revision in task.datasets.items():
                 sources.get(repo_id, revision)
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
         samples = _samples(configs, cache_dir)
-        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples)
+        sizes = {name: found for name, model in models.items() if (found := _sizes(model, described[name]))}
+        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples, sizes)
 
 
 def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:
@@ -159,7 +167,41 @@ def samples_of(engine: EngineConfig) -> Path:
     return path
 
 
-def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True) -> ModelConfig:
+def _described(model: ModelConfig, has_weights: bool) -> ModelDescription | None:
+    """What a model that lies here is; None of one that does not.  Raises UserError for what is none."""
+    if model.weights is Weights.dummy or model.source.path is None:
+        return None
+    try:
+        return check_model_path(Path(model.source.path).resolve(), has_weights)
+    except StageError as error:
+        raise UserError(f"model {model.name}: {error}") from None
+
+
+def _sizes(model: ModelConfig, described: ModelDescription | None) -> ModelSizes | None:
+    """By its weights, or by the shape that is given."""
+    if described is not None and described.infos:
+        return described.sizes
+    return None if model.shape is None else ModelSizes.of_shape(model.shape)
+
+
+def _check_positions(config: Config, described: ModelDescription | None) -> None:
+    """What is read at once must fit the model's context."""
+    if described is None or (most := described.num_positions) is None:
+        return
+    asked = {} if config.engine.is_elsewhere else {"engine.max_model_len": config.engine.max_model_len}
+    if config.loads_model and needs_calibration(config.recipe):
+        asked["calibration.max_seq_length"] = config.calibration.max_seq_length
+    if config.loads_model and config.drift.text is not None:
+        asked["drift.text.max_seq_length"] = config.drift.text.max_seq_length
+    for name, length in asked.items():
+        if length > most:
+            raise UserError(
+                f"{name}={length} is more than the {most} positions of model {config.model.name} "
+                "(max_position_embeddings): lower it"
+            )
+
+
+def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
     source = model.source
     if model.weights is Weights.dummy:
         return model
@@ -168,20 +210,8 @@ def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True)
     if source.path is None:
         return model
     path = Path(source.path).resolve()
-    try:
-        check_model_path(path, has_weights)
-        shape = model.shape or ModelShape.from_config(path / "config.json")
-    except DataError as error:
-        raise UserError(f"model {model.name}: {error}") from None
-    except KeyError as error:
-        if has_weights:
-            raise UserError(
-                f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
-                "one, give its model.shape"
-            ) from None
-        shape = None  # of no use where nothing is loaded
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
-    return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
+    return replace(model, source=replace(source, path=str(path), digest=digest))
 
 
 def _check_package(model: ModelConfig) -> None:

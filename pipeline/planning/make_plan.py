@@ -39,7 +39,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_group_size, family, needs_calibration
+from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -62,7 +62,7 @@ class _Builder:
         engine = facts.engine(trial.config.engine)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts = plan, facts
-        self._planned = TrialPlan(replace(trial, config=self._config))
+        self._planned = TrialPlan(replace(trial, config=self._config), facts.sizes.get(trial.config.model.name))
         self._steps = self._planned.steps
 
     @property
@@ -237,13 +237,12 @@ class _Builder:
             self._add(f"profile/{point.name}", PROFILE, point.config, label, inputs, self._after_gate)
 
     def _check_recipe(self) -> None:
-        model = self._config.model
-        if model.shape is None:
+        if self._planned.sizes is None:
             return
         try:
-            check_group_size(self._config.recipe, model.shape)
+            check_fits(self._config.recipe, self._planned.sizes)
         except ValueError as error:
-            raise UserError(f"model {model.name}: {error}") from None
+            raise UserError(f"model {self._config.model.name}: {error}") from None
 
 
 def _compare_settings(settings: CompareSettings, slot: str, task: TaskConfig) -> dict[str, Any]:

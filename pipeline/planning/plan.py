@@ -6,13 +6,18 @@ from pipeline.config.sweep import Trial
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
+from stages.checkpoints.sizes import ModelSizes
 
 
 @dataclass(slots=True)
 class TrialPlan:
-    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order."""
+    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order.
+
+    ``sizes`` of its model's layers are None where they are not known.
+    """
 
     trial: Trial
+    sizes: ModelSizes | None = None
     steps: dict[str, StepRef] = field(default_factory=dict)
 
     @property

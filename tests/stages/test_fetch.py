@@ -107,13 +107,6 @@ def test_directory_without_safetensors_is_refused(model_dir):
     assert "\n" not in str(refusal.value)
 
 
-def test_remote_code_is_refused(model_dir):
-    config = json.loads((model_dir / "config.json").read_text())
-    (model_dir / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "custom.Model"}}))
-    with pytest.raises(DataError, match="remote code"):
-        check_model_path(model_dir)
-
-
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:6], lambda raw: b"\xff" * 8 + raw[8:]])
 def test_damaged_weights_are_refused(model_dir, out, damage):
     weights = model_dir / "model.safetensors"
@@ -125,7 +118,7 @@ def test_damaged_weights_are_refused(model_dir, out, damage):
 def test_missing_shard_is_refused(model_dir, out):
     index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
     (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="1 tensors of the index are missing"):
+    with pytest.raises(CheckpointError, match=rf"^{model_dir}: model-00001-of-00002.safetensors, which .* is missing"):
         fetch_model(ModelSource(path=str(model_dir)), {}, out)
 
 

@@ -182,20 +182,19 @@ def test_comparisons_pair_a_trial_with_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.dear
 def test_a_local_model_is_known_by_its_bytes(tmp_path: Path) -> None:
-    def plan(weights: bytes) -> Plan:
+    def plan(fill: bytes) -> Plan:
         model = tmp_path / "model"
         model.mkdir(exist_ok=True)
-        (model / "model.safetensors").write_bytes(weights)
-        (model / "config.json").write_text(
-            '{"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64,'
-            '"vocab_size": 9}'
-        )
+        header = b'{"model.layers.0.norm.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
+        (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + fill)
+        (model / "tokenizer.json").write_text("{}")
+        (model / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
         source = f"model.source={{path: {model}, package: null, package_version: null, file: null}}"
         return planned(tmp_path, "recipe=bf16", source, "model.shape=null")
 
-    first = plan(b"one")
-    assert plan(b"one").fingerprint == first.fingerprint
-    assert plan(b"two").fingerprint != first.fingerprint
+    first = plan(b"11")
+    assert plan(b"11").fingerprint == first.fingerprint
+    assert plan(b"22").fingerprint != first.fingerprint
 
 
 def run_python(code: str, *arguments: str) -> str:
