@@ -12,18 +12,15 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
+from pipeline.planning.local_models import check_positions, describe_local, sizes_of
 from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.chat import stored_template, template_variables
-from stages.checkpoints.checks import check_model_path
-from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.sizes import ModelSizes
-from stages.errors import StageError
 from stages.evaluate.config import EngineConfig
 from stages.fetch import DatasetSource, digest_tree
 from stages.local_files import digest_files
-from stages.quantize import needs_calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +58,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         loaded = _loaded(configs)
         for config in configs:
             _check_template_kwargs(config, config.model)
-        described = {name: _described(model, name in loaded) for name, model in named.items()}
-        for config in configs:
-            _check_positions(config, described[config.model.name])
+        described = {name: describe_local(model, cache_dir, name in loaded) for name, model in named.items()}
+        check_positions(configs, described)
         models = {name: _model(model, cache_dir) for name, model in named.items()}
         datasets = _texts(configs, sources)
         for task in tasks.values():
@@ -71,7 +67,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
                 sources.get(repo_id, revision)
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
         samples = _samples(configs, cache_dir)
-        sizes = {name: found for name, model in models.items() if (found := _sizes(model, described[name]))}
+        sizes = {name: found for name, model in models.items() if (found := sizes_of(model, described[name]))}
         return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples, sizes)
 
 
@@ -165,40 +161,6 @@ def samples_of(engine: EngineConfig) -> Path:
     if not path.is_dir() or not any(file.is_file() for file in path.rglob("*")):
         raise UserError(f"engine.samples={engine.samples} is no directory with files in it: give lm_eval's output_path")
     return path
-
-
-def _described(model: ModelConfig, has_weights: bool) -> ModelDescription | None:
-    """What a model that lies here is; None of one that does not.  Raises UserError for what is none."""
-    if model.weights is Weights.dummy or model.source.path is None:
-        return None
-    try:
-        return check_model_path(Path(model.source.path).resolve(), has_weights)
-    except StageError as error:
-        raise UserError(f"model {model.name}: {error}") from None
-
-
-def _sizes(model: ModelConfig, described: ModelDescription | None) -> ModelSizes | None:
-    """By its weights, or by the shape that is given."""
-    if described is not None and described.infos:
-        return described.sizes
-    return None if model.shape is None else ModelSizes.of_shape(model.shape)
-
-
-def _check_positions(config: Config, described: ModelDescription | None) -> None:
-    """What is read at once must fit the model's context."""
-    if described is None or (most := described.num_positions) is None:
-        return
-    asked = {} if config.engine.is_elsewhere else {"engine.max_model_len": config.engine.max_model_len}
-    if config.loads_model and needs_calibration(config.recipe):
-        asked["calibration.max_seq_length"] = config.calibration.max_seq_length
-    if config.loads_model and config.drift.text is not None:
-        asked["drift.text.max_seq_length"] = config.drift.text.max_seq_length
-    for name, length in asked.items():
-        if length > most:
-            raise UserError(
-                f"{name}={length} is more than the {most} positions of model {config.model.name} "
-                "(max_position_embeddings): lower it"
-            )
 
 
 def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:

@@ -125,6 +125,26 @@ class ModelDescription:
         return found
 
     @property
+    def irregular(self) -> list[str]:
+        """Tensors that a block lacks while others have them beside the same ones.
+
+        An architecture may mean that: only its loader tells.
+        """
+        children: dict[tuple[str, str], dict[str, set[str]]] = {}
+        for name in self.infos:
+            if block := _BLOCK.match(name):
+                module, _, inside = block[3].rpartition(".")
+                parent, _, child = module.rpartition(".")
+                stack = children.setdefault((block[1], parent), {})
+                stack.setdefault(block[2], set()).add(f"{child}.{inside}")
+        return sorted(
+            ".".join(part for part in (prefix, number, parent, child) if part)
+            for (prefix, parent), stack in children.items()
+            for number, own in stack.items()
+            for child in set().union(*(other - own for other in stack.values() if own < other))
+        )
+
+    @property
     def _num_in_second_table(self) -> int:
         tables = self.tables
         return num_elements(self.infos[tables[0]]) if self.ties_head and len(tables) == 2 else 0

@@ -1,12 +1,13 @@
 """What transformers will load of a model: asked of its own loader, on the meta device, where no weight is read."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.checkpoints.architectures import class_of
-from stages.checkpoints.description import ModelDescription
+from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.headers import TensorInfo
 from stages.errors import CheckpointError, one_line
 from stages.imports import no_collection
@@ -129,3 +130,11 @@ def _quiet() -> Iterator[None]:
 
 def _names(mismatched: Iterable[Any]) -> list[str]:
     return sorted(entry if isinstance(entry, str) else entry[0] for entry in mismatched)
+
+
+if __name__ == "__main__":  # asked by a plan, which stays free of torch
+    _dir = Path(sys.argv[1])
+    try:
+        check_loads(_dir, describe(_dir))
+    except CheckpointError as found:
+        print(found)
