@@ -11,8 +11,8 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 # Tokenizers, processors, templates and settings, whatever their names; never code, pickles or weights.
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
-# A second model beside this one: adapters, another layout's description, indexes of other weights, a trainer's notes.
-_OF_OTHERS = ("adapter_", "params.json", "trainer_state.json")
+# A second model beside this one: adapters, another layout's description; a trainer's notes, and a store's.
+_OF_OTHERS = ("adapter_", "params.json", "trainer_state.json", "manifest.json")
 _TEMPLATES = "additional_chat_templates"
 
 

@@ -232,7 +232,7 @@ def test_small_files_that_loaders_read_come_along(place: str) -> None:
     "place",
     ["modeling_x.py", "tokenizer.py", "model.safetensors", "consolidated.safetensors", "original/params.json",
      "original/tokenizer.model", "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json",
-     "training_args.bin", "onnx/config.json", "params.json"],
+     "training_args.bin", "onnx/config.json", "params.json", "manifest.json"],
 )  # fmt: skip
 def test_code_weights_and_second_models_do_not(place: str) -> None:
     assert not is_small_file(place)
