@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stages.statistics import NO_INTERVAL, Floats, Interval
 
 POWER = 0.9
+SEEN = 0.8  # of losses that are just large enough to be seen, so many are
 _STEPS = 14  # of the search for an interval's end
 _NUM_SUBSETS = 4095
 _MOST_ENUMERATED = 12  # documents whose 4,095 subsets are all taken
@@ -161,8 +162,23 @@ def documents_needed(difference: float, variance: float, margin: float, confiden
     room = margin - abs(difference)
     needed = [variance * (equivalent / room) ** 2] if room > 0 else []
     needed += [variance * (other / difference) ** 2] if difference else []
-    fewest = z * z * (1 / margin - 1) if margin < 1 else 1.0
-    return max(math.ceil(min(needed, default=fewest) - 1e-9), math.floor(fewest) + 1)
+    fewest = fewest_documents(margin, confidence)
+    return max(math.ceil(min(needed, default=fewest) - 1e-9), fewest)
+
+
+def fewest_documents(margin: float, confidence: float) -> int:
+    """So many that Tango's interval is within ``margin`` where nothing flips at all."""
+    return math.floor(critical_value(confidence) ** 2 * (1 / margin - 1)) + 1 if margin < 1 else 2
+
+
+def detectable_difference(error: float, confidence: float, freedom: float | None = None) -> float:
+    """The smallest true difference whose interval leaves 0 out four times of five, by its standard error."""
+    return (critical_value(confidence, freedom) + NormalDist().inv_cdf(SEEN)) * error
+
+
+def power_not_worse(margin: float, error: float, confidence: float) -> float:
+    """The chance that without any difference the interval's worse end is within ``margin``."""
+    return NormalDist().cdf(margin / error - critical_value(confidence))
 
 
 def smoothed_variances(ones: NDArray[Any], minus_ones: NDArray[Any], n: NDArray[Any]) -> Floats:

@@ -75,7 +75,7 @@ def synthetic(plan: Plan, resources: Resources | None = None) -> Plan:
         ref: plan.steps[trial.steps[f"compare/{slot_of(role)}"]].config.metric or "acc,none"
         for trial in plan.trials.values()
         for role, ref in trial.steps.items()
-        if kind_of(role) == "score"
+        if kind_of(role) in ("score", "score_again")
     }
     steps = {}
     for ref, step in plan.steps.items():

@@ -64,8 +64,8 @@ class TaskConfig(PromptConfig):
     or ``leaf_baselines`` (on each leaf, whose normalized scores are then averaged) also give a normalized score.
     ``margin_points``, ``wide_margin_points`` and ``loss_margin_percent`` are the largest difference from the base that
     does not matter in this task; null: those of ``compare``.  ``cluster`` is a field of its documents, such as a story
-    or a passage, whose questions belong together.  ``pass_at`` and ``majority`` are of repeated answers, see
-    ScoringConfig.
+    or a passage, whose questions belong together; ``num_clusters`` says how many there are, for what a plan foretells.
+    ``pass_at`` and ``majority`` are of repeated answers, see ScoringConfig.
     """
 
     task: str = execution(MISSING)
@@ -87,6 +87,7 @@ class TaskConfig(PromptConfig):
     wide_margin_points: float | None = execution(None)
     loss_margin_percent: float | None = execution(None)
     cluster: str | None = execution(None)
+    num_clusters: int | None = execution(None)
     shard_size: int = execution(1000)
 
     def __post_init__(self) -> None:
@@ -96,7 +97,8 @@ class TaskConfig(PromptConfig):
             raise ValueError(f"task {self.task}: {error}") from None
         self._check_repeats()
         check_baselines(str(self.task), self.random_baseline, self.leaf_baselines)
-        for name, value in (("limit", self.limit), ("shard_size", self.shard_size)):
+        counted = ("limit", self.limit), ("shard_size", self.shard_size), ("num_clusters", self.num_clusters)
+        for name, value in counted:
             if value is not None and value < 1:
                 raise ValueError(f"task {self.task}: {name} must be at least 1; got {value}")
         if self.output_tokens is not None and self.output_tokens < 0:
@@ -181,6 +183,8 @@ class Config:
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     suites: dict[str, SuiteConfig] = field(default_factory=dict)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    base_reruns: int = 0  # evaluations of each base beyond the first, and whether a trial of each format has one
+    rerun_documents: int = 1319  # of each task, at most
     drift: DriftSettings = field(default_factory=DriftSettings)
     data: DataConfig = field(default_factory=DataConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -235,8 +239,19 @@ class Config:
                 f"budget.usd={self.budget.usd:g} needs the price of a GPU, and gpu={self.gpu.name} has none that is "
                 "paid: say which GPU, gpu=h100 (conf/gpu/ lists those with prices), or give gpu.prices"
             )
+        self._check_reruns()
         if self.max_parallel is not None and self.max_parallel < 1:
             raise ValueError(f"max_parallel must be at least 1, or null for as many as fit; got {self.max_parallel}")
+
+    def _check_reruns(self) -> None:
+        for name, least in (("base_reruns", 0), ("rerun_documents", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.base_reruns and self.engine.is_recorded:
+            raise ValueError(
+                f"base_reruns={self.base_reruns} asks again, and engine=recorded has answers that were given before: "
+                "leave it at 0"
+            )
 
     def _names(self) -> Iterator[tuple[str, str]]:
         """Whatever is shown under a name, with the key that says it."""

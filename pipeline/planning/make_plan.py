@@ -12,9 +12,17 @@ from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
-from pipeline.planning.shards import answer_config, num_asked, output_tokens, score_config, shards_of
+from pipeline.planning.shards import (
+    Run,
+    answer_config,
+    first_run,
+    output_tokens,
+    rerun_of,
+    score_config,
+    shards_of,
+)
 from pipeline.planning.task_facts import TaskFacts, task_key
-from pipeline.steps.roles import shard_role, under
+from pipeline.steps.roles import Roles, answers_role, scores_role, shard_role, under
 from pipeline.steps.stages import (
     ANSWER,
     CALIBRATE,
@@ -39,7 +47,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration
+from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration, weight_format
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -49,19 +57,31 @@ def make_plan(name: str, trials: Iterable[Trial], facts: Facts) -> Plan:
     """The plan of a sweep.  Raises UserError for a recipe that does not fit its model."""
     plan = Plan(name)
     trials = list(trials)
+    again = _asked_again(trials)
     for trial in sorted(trials, key=lambda t: not t.is_base):  # a comparison needs its base's shards
-        plan.trials[trial.name] = _Builder(plan, trial, facts).build()
+        plan.trials[trial.name] = _Builder(plan, trial, facts, again[trial.name]).build()
     plan.trials = {trial.name: plan.trials[trial.name] for trial in trials}
     return plan
 
 
-class _Builder:
-    """Adds one trial's steps to a plan."""
+def _asked_again(trials: Iterable[Trial]) -> dict[str, int]:
+    """How often each trial is evaluated once more: a base as often as asked, of each format its first trial once."""
+    seen: set[str] = set()
+    found = {}
+    for trial in trials:
+        made, asked = repr(weight_format(trial.config.recipe)), trial.config.base_reruns
+        found[trial.name] = asked if trial.is_base else min(asked, 1) if made not in seen else 0
+        seen.update([] if trial.is_base else [made])
+    return found
 
-    def __init__(self, plan: Plan, trial: Trial, facts: Facts) -> None:
+
+class _Builder:
+    """Adds one trial's steps to a plan, which is evaluated ``num_reruns`` times more."""
+
+    def __init__(self, plan: Plan, trial: Trial, facts: Facts, num_reruns: int) -> None:
         engine = facts.engine(trial.config.engine)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
-        self._plan, self._facts = plan, facts
+        self._plan, self._facts, self._num_reruns = plan, facts, num_reruns
         self._planned = TrialPlan(replace(trial, config=self._config), facts.sizes.get(trial.config.model.name))
         self._steps = self._planned.steps
 
@@ -78,10 +98,11 @@ class _Builder:
         """Everything that the trial's config asks for."""
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
-            known = self._facts.tasks[task_key(task)]
+            known = self._planned.tasks[slot] = self._facts.tasks[task_key(task)]
             check_answers_asked(self._config, slot, task, known)
-            self._add_answers(slot, task, known)
-            self._add_scores(slot, task, known)
+            for run in self._runs(task, known):
+                self._add_answers(slot, task, known, run)
+                self._add_scores(slot, task, known, run)
             self._add_comparison(slot, task, known)
         if self._config.workloads:
             self._add_ceilings()
@@ -169,15 +190,20 @@ class _Builder:
             inputs["data"] = self._add_dataset(source)
         return self._add(role, CALIBRATE, text, f"{self._config.model.name}-{text.method.name}", inputs)
 
-    def _add_answers(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
+    def _runs(self, task: TaskConfig, known: TaskFacts) -> list[Run]:
+        first = first_run(task, known)
+        again = range(1, self._num_reruns + 1)
+        return [first, *(rerun_of(first, number, self._config.rerun_documents) for number in again)]
+
+    def _add_answers(self, slot: str, task: TaskConfig, known: TaskFacts, run: Run) -> None:
         inputs = {"checkpoint": self._planned.checkpoint, **self._data(known)}
         for leaf in known.leaves:
-            for index, shard in enumerate(shards_of(task, known, leaf)):
+            for index, shard in enumerate(shards_of(task, run, leaf)):
                 self._add(
-                    shard_role(slot, leaf, index),
+                    shard_role(slot, leaf, index, run.rerun),
                     ANSWER,
-                    answer_config(self._config, task, leaf, known, shard),
-                    f"{self._trial.name}-{leaf}-{shard.label}",
+                    answer_config(self._config, task, leaf, known, run, shard),
+                    f"{self._trial.name}-{leaf}-{shard.label}{run.label}",
                     inputs,
                     self._after_gate,
                     num_documents=shard.num_documents,
@@ -185,9 +211,10 @@ class _Builder:
                     family=self._family,
                 )
 
-    def _add_scores(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
-        inputs = {**under(self._steps, "answer", slot), **self._data(known)}
-        self._add(f"score/{slot}", SCORE, score_config(self._config, task, known), f"{self._trial.name}-{slot}", inputs)
+    def _add_scores(self, slot: str, task: TaskConfig, known: TaskFacts, run: Run) -> None:
+        inputs = {**under(self._steps, answers_role(slot, run.rerun)), **self._data(known)}
+        settings, label = score_config(self._config, task, known, run), f"{self._trial.name}-{slot}{run.label}"
+        self._add(scores_role(slot, run.rerun), SCORE, settings, label, inputs)
 
     def _data(self, known: TaskFacts) -> dict[str, StepRef]:
         return {f"data:{source.repo_id}": self._add_dataset(source) for source in known.datasets}
@@ -201,9 +228,9 @@ class _Builder:
         return f"{self._steps['model'].fingerprint} {family(recipe)}"
 
     def _add_comparison(self, slot: str, task: TaskConfig, known: TaskFacts) -> None:
-        inputs = {"trial/scores": self._steps[f"score/{slot}"]}
+        inputs = _scores_of("trial", slot, self._steps)
         if not self._trial.is_base:
-            inputs["base/scores"] = self._plan.trials[self._trial.base].steps[f"score/{slot}"]
+            inputs |= _scores_of("base", slot, self._plan.trials[self._trial.base].steps)
         settings = CompareConfig(
             task=slot,
             leaves=list(known.leaves),
@@ -211,7 +238,7 @@ class _Builder:
             weight_by_size=known.weight_by_size,
             random_baseline=task.random_baseline,
             leaf_baselines=_leaf_baselines(slot, task, known),
-            num_expected=sum(num_asked(task, known, leaf) for leaf in known.leaves),
+            num_expected=sum(first_run(task, known).sizes.values()),
             include_paths=self._config.data.task_paths,
             **_compare_settings(self._config.compare, slot, task),
         )
@@ -243,6 +270,13 @@ class _Builder:
             check_fits(self._config.recipe, self._planned.sizes)
         except ValueError as error:
             raise UserError(f"model {self._config.model.name}: {error}") from None
+
+
+def _scores_of(side: str, slot: str, steps: Roles) -> dict[str, StepRef]:
+    """Those of the first run, and of each rerun."""
+    again = under(steps, "score_again", slot)
+    first = {f"{side}/scores": steps[scores_role(slot)]}
+    return first | {f"{side}_rerun/{number}/scores": ref for number, ref in again.items()}
 
 
 def _compare_settings(settings: CompareSettings, slot: str, task: TaskConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.config.sweep import Trial
+from pipeline.planning.task_facts import TaskFacts
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
@@ -11,7 +12,7 @@ from stages.checkpoints.sizes import ModelSizes
 
 @dataclass(slots=True)
 class TrialPlan:
-    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order.
+    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot.
 
     ``sizes`` of its model's layers are None where they are not known.
     """
@@ -19,6 +20,7 @@ class TrialPlan:
     trial: Trial
     sizes: ModelSizes | None = None
     steps: dict[str, StepRef] = field(default_factory=dict)
+    tasks: dict[str, TaskFacts] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> StepRef:
@@ -32,9 +34,8 @@ class TrialPlan:
 
     @property
     def shards(self) -> list[StepRef]:
-        """Every evaluation, in the order of tasks and documents."""
-        by_leaf = (leaves for slot in slots(self.steps) for leaves in shards(self.steps, slot).values())
-        return [ref for refs in by_leaf for ref in refs]
+        """Every evaluation, those of reruns as well, in the order of tasks and documents."""
+        return [ref for slot in slots(self.steps) for ref in shards(self.steps, slot)]
 
 
 @dataclass(slots=True)

@@ -1,14 +1,16 @@
 """What ``mode=plan`` says: of each trial and stage what there is to do and what it needs; ``terminal`` prints it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
 from pipeline.planning.memory import GpuMemory, bytes_to_write, gpu_memory
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.power import GatePower, TaskPower, gate_power, power
+from pipeline.results.earlier import measured_changes
 from pipeline.running.expectation import Expectation, StageCost, expect
 from pipeline.running.selection import chosen
-from pipeline.steps.roles import slot_of
+from pipeline.steps.roles import slot_of, under
 from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
@@ -51,6 +53,9 @@ class PlanSummary:
     missing_data: dict[str, list[str]]
     expected: Expectation
     bytes_to_write: int
+    power: Sequence[TaskPower] = ()
+    gates: Sequence[GatePower] = ()
+    num_again: int = 0  # of the evaluations, those of what another step evaluates first
 
 
 def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
@@ -59,6 +64,7 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
     steps = chosen(plan, absent, config.only)
     missing, to_run = ({step.ref for step in some} for some in (absent, steps))
     expected = expect(plan, steps, store, config.cluster)
+    tasks = power(plan, measured_changes(plan, store))
     return PlanSummary(
         fingerprint=plan.fingerprint,
         trials=[_trial(plan, trial, to_run) for trial in plan.trials.values()],
@@ -70,6 +76,9 @@ def summarize(plan: Plan, store: Store, config: Config) -> PlanSummary:
         missing_data=_missing_data(plan, to_run),
         expected=expected,
         bytes_to_write=bytes_to_write(plan, steps),
+        power=tasks,
+        gates=gate_power(tasks, config.suites, config.compare.confidence),
+        num_again=_num_documents(plan, _again(plan)),
     )
 
 
@@ -87,6 +96,11 @@ def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary
 
 def _num_documents(plan: Plan, refs: Iterable[StepRef]) -> int:
     return sum(plan.steps[ref].num_documents for ref in refs)
+
+
+def _again(plan: Plan) -> Iterator[StepRef]:
+    for trial in plan.trials.values():
+        yield from under(trial.steps, "answer_again").values()
 
 
 def _stages(

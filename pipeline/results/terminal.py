@@ -14,6 +14,7 @@ from pipeline.results.console import add_row, new_table, say
 from pipeline.results.expectation_shown import expectation_lines, stage_cost_cells
 from pipeline.results.failures_shown import Told, say_briefly, say_fully
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
+from pipeline.results.power_shown import say_power
 from pipeline.running.outcome import Outcome, Status
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
@@ -39,10 +40,11 @@ def plan(console: Console, summary: PlanSummary) -> None:
         cells = (stage.name, f"{stage.num_to_run:,}", f"{stage.num_to_reuse:,}")
         add_row(stages, (*cells, *stage_cost_cells(stage.cost)))
     console.print(stages)
+    again = f", {summary.num_again:,} of them once more" if summary.num_again else ""
     say(
         console,
         f"{len(summary.trials)} trials, {summary.num_steps:,} steps ({summary.num_steps_to_run:,} to run), "
-        f"{summary.num_evaluations:,} evaluations ({summary.num_evaluations_to_run:,} to run); plan "
+        f"{summary.num_evaluations:,} evaluations{again} ({summary.num_evaluations_to_run:,} to run); plan "
         f"{summary.fingerprint[:12]}",
     )
     for name, readers in summary.missing_data.items():
@@ -50,6 +52,7 @@ def plan(console: Console, summary: PlanSummary) -> None:
     say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
     for line in expectation_lines(summary.expected, summary.bytes_to_write):
         say(console, line)
+    say_power(console, summary.power, summary.gates)
 
 
 def reasons(console: Console, step: Step, lines: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Roles: what each step of a trial is for, as a path whose first part is its kind and whose second may be a slot.
 
 ``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``observed``, ``gate``, ``drift``,
-``drift_text``, ``ceilings``, ``answer/SLOT/LEAF/0003``, ``score/SLOT``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``.
+``drift_text``, ``ceilings``, ``answer/SLOT/LEAF/0003``, ``score/SLOT``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``; of
+what was evaluated again ``answer_again/SLOT/1/LEAF/0003`` and ``score_again/SLOT/1``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,14 +33,21 @@ def under(roles: Roles, *path: str) -> dict[str, StepRef]:
     return {role.removeprefix(prefix): ref for role, ref in roles.items() if role.startswith(prefix)}
 
 
-def shards(roles: Roles, slot: str) -> dict[str, list[StepRef]]:
-    """The shards of a task slot by leaf task, in the order of their documents."""
-    found: dict[str, list[StepRef]] = {}
-    for place, ref in under(roles, "answer", slot).items():
-        found.setdefault(place.rpartition("/")[0], []).append(ref)
-    return found
+def shards(roles: Roles, slot: str) -> list[StepRef]:
+    """Every evaluation of a task slot, in the order of its leaves and documents, and then those of reruns."""
+    return [*under(roles, "answer", slot).values(), *under(roles, "answer_again", slot).values()]
 
 
-def shard_role(slot: str, leaf: str, index: int) -> str:
+def answers_role(slot: str, rerun: int = 0) -> str:
+    """What the roles of all shards of one run begin with."""
+    return f"answer_again/{slot}/{rerun}" if rerun else f"answer/{slot}"
+
+
+def shard_role(slot: str, leaf: str, index: int, rerun: int = 0) -> str:
     """The role of a leaf's shard ``index``."""
-    return f"answer/{slot}/{leaf}/{index:04d}"
+    return f"{answers_role(slot, rerun)}/{leaf}/{index:04d}"
+
+
+def scores_role(slot: str, rerun: int = 0) -> str:
+    """The role of the scores of one run."""
+    return f"score_again/{slot}/{rerun}" if rerun else f"score/{slot}"

@@ -5,7 +5,7 @@ changed, so readers need no locks, and two publishers of one step are harmless: 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.store.directory import DirectoryStorage
 from pipeline.store.drafts import draft_directory, remove_abandoned
 from pipeline.store.index import Index
 from pipeline.store.ledger import Ledger
-from pipeline.store.manifest import artifact_name, environment_of, manifest_of
+from pipeline.store.manifest import artifact_name, environment_of, file_name, manifest_of
 from pipeline.store.storage import Records, Storage, Stored
 from pipeline.store.timing import Timing
 
@@ -149,9 +149,12 @@ class Store:
         name = self._name(ref)
         return None if name is None else self._storage.manifest(ref.stage, name)
 
-    def manifests(self, stage: str) -> Iterator[dict[str, Any]]:
-        """The manifests of everything a stage has published, in order of name."""
+    def manifests(self, stage: str, labels: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The manifests of everything that a stage has published, or under some labels, in order of name."""
         names = sorted(self._storage.listing(stage).values())
+        if labels is not None:
+            files = set(map(file_name, labels))
+            names = [name for name in names if name.rpartition("-")[0] in files]
         with ThreadPoolExecutor(NUM_READERS) as readers:
             yield from filter(None, readers.map(lambda name: self._storage.manifest(stage, name), names))
 

@@ -80,9 +80,28 @@ class Numbers:
     num_changed: int | None = None  # documents of another score than the base's
     mcnemar_p: float | None = None  # exact
     mcnemar_mid_p: float | None = None
+    # The same checkpoint evaluated twice, on the documents of both; then the share of the base's that the trial changed
+    # less that of those that the base changed itself.
+    rerun_n: int | None = None
+    rerun_num_changed: int | None = None
+    rerun_difference: float | None = None  # from the first to the second run
+    rerun_difference_low: float | None = None
+    rerun_difference_high: float | None = None
+    rerun_difference_p: float | None = None
+    base_rerun_n: int | None = None
+    base_rerun_num_changed: int | None = None
+    base_rerun_difference: float | None = None
+    base_rerun_difference_low: float | None = None
+    base_rerun_difference_high: float | None = None
+    base_rerun_difference_p: float | None = None
+    excess_flips: float | None = None
+    excess_flips_low: float | None = None
+    excess_flips_high: float | None = None
+    excess_flips_p: float | None = None
     margin: float | None = None  # of the difference that the verdict is of, see is_verdict_normalized
     wide_margin: float | None = None
-    is_verdict_normalized: bool | None = None  # of leaves with unlike baselines
+    detectable_difference: float | None = None  # so large a true one would have been seen four times of five
+    is_verdict_normalized: bool | None = None  # margins and detectable difference; of leaves with unlike baselines
     verdict_p: float | None = None  # that the difference which the verdict is of is 0
     wide_margin_p: float | None = None  # one-sided, that the loss is the wide margin or more: all missing against it
     verdict: str | None = None  # a word of verdict.py

@@ -131,11 +131,18 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """All that is known of one metric of a leaf; None for a side that was not evaluated."""
+    """All that is known of one metric of a leaf; None for a side that was not evaluated.
+
+    ``rerun`` and ``base_rerun``: trial and base evaluated again, beside their first run; ``excess``: whether documents
+    changed between trial and base, beside whether they did between two runs of the base.
+    """
 
     trial: Side = Side()
     base: Side | None = None
     pairs: Pairs | None = None
+    rerun: Pairs | None = None
+    base_rerun: Pairs | None = None
+    excess: Pairs | None = None
 
 
 def make_scorer(

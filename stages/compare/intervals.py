@@ -26,6 +26,16 @@ FEWEST_CLUSTERS = FEWEST_CHANGED = 10
 FEWEST_PROBLEMS = 60  # of pass@k, whose interval holds too seldom below
 
 
+class Intervals:
+    """Of differences, by the estimates that they are of; none where there is no estimate."""
+
+    def __init__(self, estimates: Sequence[Estimate], confidence: float) -> None:
+        self._found = dict(zip(map(id, estimates), difference_intervals(estimates, confidence), strict=True))
+
+    def of(self, estimate: Estimate | None) -> Interval:
+        return self._found.get(id(estimate), NO_INTERVAL)
+
+
 def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> list[Interval]:
     """Of differences; those that are right or wrong all at once."""
     found = [_graded(each, confidence) if each.counts is None else NO_INTERVAL for each in estimates]

@@ -1,48 +1,27 @@
 """The rows of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from stages.compare.artifact import NORMALIZED, Error
+from stages.compare.asked import Ask, Runs
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
 from stages.compare.evidence import Side
-from stages.compare.intervals import difference_intervals, difference_p, loss_p, score_interval, why_open
-from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, verdict_of
+from stages.compare.intervals import Intervals, difference_p, score_interval, why_open
+from stages.compare.judged import Row, error_by, judged
 from stages.compare.whole import Compared
-from stages.inference import critical_value, documents_needed, mcnemar_mid_p, ratio_interval
+from stages.inference import critical_value, mcnemar_mid_p, ratio_interval
 from stages.statistics import NO_INTERVAL, Interval, mcnemar_p, recovery_of
 
 LEAST_BASE_POINTS = 5.0  # of a base nearer to guessing there is no share to recover
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """A row that is asked for: its evidence, raw and normalized, and what a difference is judged by.
-
-    ``baseline``: what guessing scores, on the raw scale; None of leaves with unlike ones, whose task is judged on the
-    normalized scale.
-    """
-
-    raw: Compared
-    normalized: Compared | None = None
-    baseline: float | None = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ends:
-    difference: Interval = NO_INTERVAL
-    worst: Interval = NO_INTERVAL
-
 
 def rows(asked: Sequence[Ask], config: CompareConfig, lower_is_better: bool) -> list[Row]:
     """The fields of Numbers from ``n`` on; absent or None is what could not be measured."""
-    sides = [side for ask in asked for side in (ask.raw, ask.normalized) if side is not None]
-    ends = dict(zip(map(id, sides), _all_ends(sides, config.confidence), strict=True))
-    return [_row(ask, ends, config, lower_is_better) for ask in asked]
+    found = _intervals(asked, config.confidence)
+    return [_row(ask, found, config, lower_is_better) for ask in asked]
 
 
 def error_of(
@@ -51,16 +30,14 @@ def error_of(
     """Variances of a difference and its base: the first by its interval, which is never of zero width."""
     if compared is None or compared.difference is None or compared.difference.covariance is None:
         return None
-    low, high = numbers[f"{prefix}difference_low"], numbers[f"{prefix}difference_high"]
-    if low is None or high is None:
+    found, covariance = compared.difference, compared.difference.covariance
+    error = error_by(found, (numbers[f"{prefix}difference_low"], numbers[f"{prefix}difference_high"]), confidence)
+    if error is None:
         return None
-    found = compared.difference
-    half = (high - low) / 2 / critical_value(confidence, found.freedom)
-    assert found.covariance is not None
     return Error(
-        difference=half**2,
-        base=float(found.covariance[1, 1]),
-        covariance=float(found.covariance[0, 1]),
+        difference=error**2,
+        base=float(covariance[1, 1]),
+        covariance=float(covariance[0, 1]),
         freedom=found.freedom,
         worst_loss=_worst_loss(compared, found, -1 if lower_is_better else 1),
         reason=why_open(found),
@@ -73,23 +50,18 @@ def _worst_loss(compared: Compared, found: Estimate, sign: int) -> float | None:
     return None if compared.worst is None else max(0.0, sign * (found.value - compared.worst.value))
 
 
-def _all_ends(sides: Sequence[Compared], confidence: float) -> list[_Ends]:
+def _intervals(asked: Sequence[Ask], confidence: float) -> Intervals:
     """Every interval of a difference, at once."""
-    estimates = [each for side in sides for each in (side.difference, side.worst) if each is not None]
-    found = dict(zip(map(id, estimates), difference_intervals(estimates, confidence), strict=True))
-    return [
-        _Ends(
-            difference=found.get(id(side.difference), NO_INTERVAL),
-            worst=found.get(id(side.worst), NO_INTERVAL),
-        )
-        for side in sides
-    ]
+    sides = [side for ask in asked for side in (ask.raw, ask.normalized) if side is not None]
+    of_sides = [each for side in sides for each in (side.difference, side.worst)]
+    of_runs = [each for ask in asked for each in ask.runs.all]
+    return Intervals([each for each in (*of_sides, *of_runs) if each is not None], confidence)
 
 
-def _row(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is_better: bool) -> Row:
+def _row(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_better: bool) -> Row:
     raw, scaled = ask.raw, ask.normalized
-    found = _columns(raw, ends[id(raw)], config, lower_is_better)
-    on_scale = _columns(scaled, ends[id(scaled)], config, lower_is_better) if scaled is not None else {}
+    found = _columns(raw, intervals, config, lower_is_better)
+    on_scale = _columns(scaled, intervals, config, lower_is_better) if scaled is not None else {}
     if not lower_is_better and not _can_recover(scaled or raw, config):
         for numbers in (found, on_scale):
             numbers |= dict.fromkeys(("recovery", "recovery_low", "recovery_high"))
@@ -97,14 +69,28 @@ def _row(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is_be
         if on_scale.get(name) is not None:
             on_scale[name] = max(on_scale[name], 0.0 if name == "score_low" else on_scale["score"])
     found |= {name: on_scale.get(raw_name) for name, raw_name in NORMALIZED.items()}
-    return found | _judged(ask, ends, config, lower_is_better)
+    found |= _run_columns(ask.runs, intervals, config.confidence)
+    return found | judged(ask, intervals, config, lower_is_better)
 
 
-def _columns(each: Compared, ends: _Ends, config: CompareConfig, lower_is_better: bool) -> Row:
+def _run_columns(runs: Runs, intervals: Intervals, confidence: float) -> Row:
+    found: Row = {}
+    for prefix, each in (("rerun_", runs.rerun), ("base_rerun_", runs.base_rerun)):
+        if each is not None:
+            found |= {f"{prefix}n": each.n, f"{prefix}num_changed": each.num_changed}
+            found |= _difference_columns(prefix, each, intervals, confidence)
+    if (excess := runs.excess) is not None:
+        low, high = intervals.of(excess)
+        found |= {"excess_flips": excess.value, "excess_flips_low": low, "excess_flips_high": high}
+        found["excess_flips_p"] = difference_p(excess, confidence)
+    return found
+
+
+def _columns(each: Compared, intervals: Intervals, config: CompareConfig, lower_is_better: bool) -> Row:
     return {
         **_side_columns(each, config.confidence),
         **(_base_columns(each.base) if each.base else {}),
-        **(_pair_columns(each, ends, config.confidence, lower_is_better) if each.pairs else {}),
+        **(_pair_columns(each, intervals, config.confidence, lower_is_better) if each.pairs else {}),
     }
 
 
@@ -139,14 +125,13 @@ def _base_columns(base: Side) -> Row:
     }
 
 
-def _pair_columns(each: Compared, ends: _Ends, confidence: float, lower_is_better: bool) -> Row:
+def _pair_columns(each: Compared, intervals: Intervals, confidence: float, lower_is_better: bool) -> Row:
     pairs, found = each.pairs, each.difference
     assert pairs is not None
     if found is None or pairs.trial_score is None or pairs.base_score is None:
         return {"num_pairs": pairs.n}
     recovery = recovery_of(pairs.trial_score, pairs.base_score, lower_is_better)
-    low, high = NO_INTERVAL if recovery is None else _recovery_interval(each, ends, confidence, lower_is_better)
-    worst = ends.worst[1 if lower_is_better else 0]
+    low, high = NO_INTERVAL if recovery is None else _recovery_interval(each, intervals, confidence, lower_is_better)
     return {
         "num_pairs": pairs.n,
         "paired_score": pairs.trial_score,
@@ -154,16 +139,20 @@ def _pair_columns(each: Compared, ends: _Ends, confidence: float, lower_is_bette
         "recovery": recovery,
         "recovery_low": low,
         "recovery_high": high,
-        "difference": found.value,
-        "difference_low": ends.difference[0],
-        "difference_high": ends.difference[1],
-        "difference_p": difference_p(found, confidence),
-        "worst_difference_low": worst,
+        **_difference_columns("", found, intervals, confidence),
+        "worst_difference_low": intervals.of(each.worst)[1 if lower_is_better else 0],
         "num_changed": found.num_changed,
         "num_clusters": found.num_clusters,
         "design_effect": found.design_effect,
         **_flips(found),
     }
+
+
+def _difference_columns(prefix: str, found: Estimate, intervals: Intervals, confidence: float) -> Row:
+    low, high = intervals.of(found)
+    names = ("difference", "difference_low", "difference_high", "difference_p")
+    numbers = (found.value, low, high, difference_p(found, confidence))
+    return {f"{prefix}{name}": number for name, number in zip(names, numbers, strict=True)}
 
 
 def _flips(found: Estimate) -> Row:
@@ -178,8 +167,8 @@ def _flips(found: Estimate) -> Row:
     }
 
 
-def _recovery_interval(each: Compared, ends: _Ends, confidence: float, lower_is_better: bool) -> Interval:
-    found, pairs, (low, high) = each.difference, each.pairs, ends.difference
+def _recovery_interval(each: Compared, intervals: Intervals, confidence: float, lower_is_better: bool) -> Interval:
+    found, pairs, (low, high) = each.difference, each.pairs, intervals.of(each.difference)
     if found is None or pairs is None or pairs.base_score is None or found.covariance is None:
         return NO_INTERVAL
     if low is None or high is None:
@@ -202,61 +191,3 @@ def _can_recover(each: Compared, config: CompareConfig) -> bool:
     points = pairs.base_score if each.is_normalized else 100 * pairs.base_score
     low, _ = score_interval(base, config.confidence)
     return points >= LEAST_BASE_POINTS and (low is None or low > 0)
-
-
-def _judged(ask: Ask, ends: Mapping[int, _Ends], config: CompareConfig, lower_is_better: bool) -> Row:
-    """The verdict, on the raw scale or, of leaves with unlike baselines, on the normalized one."""
-    each = ask.raw if ask.baseline is not None else ask.normalized
-    if each is None or each.difference is None or each.pairs is None:
-        return {}
-    margin, wide = _margins(ask, config, lower_is_better)
-    found, interval = each.difference, ends[id(each)]
-    verdict, reason = verdict_of(_gain(interval.difference, lower_is_better), margin), why_open(found)
-    if reason is None and each.pairs.num_missing and verdict != INCONCLUSIVE:
-        reason = None if verdict == verdict_of(_gain(interval.worst, lower_is_better), margin) else MISSING
-    if reason is not None:
-        verdict = INCONCLUSIVE
-    elif verdict == DEGRADED and (_gain(interval.difference, lower_is_better)[1] or 0) < -margin:
-        reason = BEYOND
-    return {
-        "margin": margin,
-        "wide_margin": wide,
-        "is_verdict_normalized": ask.baseline is None,
-        "verdict_p": difference_p(found, config.confidence),
-        "wide_margin_p": _wide_margin_p(each, wide, lower_is_better),
-        "verdict": verdict,
-        "reason": reason,
-        "num_needed": _needed(found, margin, config) if verdict == INCONCLUSIVE and reason is None else None,
-    }
-
-
-def _wide_margin_p(each: Compared, wide: float, lower_is_better: bool) -> float | None:
-    """The larger one of what was found and, where something is missing, the worst that it may have been."""
-    assert each.difference is not None and each.pairs is not None
-    asked = [each.difference, each.worst] if each.pairs.num_missing else [each.difference]
-    found = [None if one is None else loss_p(one, wide, lower_is_better) for one in asked]
-    known = [p for p in found if p is not None]
-    return max(known) if len(known) == len(found) else None
-
-
-def _margins(ask: Ask, config: CompareConfig, lower_is_better: bool) -> tuple[float, float]:
-    if lower_is_better:
-        base = ask.raw.pairs.base_score if ask.raw.pairs else None
-        margin = config.loss_margin_percent / 100 * abs(base or 0.0)
-        return margin, margin * config.wide_margin_points / config.margin_points
-    unit = 1.0 if ask.baseline is None else (1 - ask.baseline) / 100
-    return config.margin_points * unit, config.wide_margin_points * unit
-
-
-def _gain(difference: Interval, lower_is_better: bool) -> Interval:
-    low, high = difference
-    if low is None or high is None or not lower_is_better:
-        return low, high
-    return -high, -low
-
-
-def _needed(found: Estimate, margin: float, config: CompareConfig) -> int | None:
-    if (found.covariance is None and found.counts is None) or margin <= 0:
-        return None
-    variance = 0.0 if found.covariance is None else float(found.covariance[0, 0]) * found.n
-    return documents_needed(found.value, variance, margin, config.confidence)

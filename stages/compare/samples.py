@@ -118,22 +118,25 @@ def read_leaves(role: str, leaves: Sequence[str], inputs: Mapping[str, Path]) ->
     return {leaf: _leaf(leaf, tables[leaf], known) for leaf, known in parts.items() if known}
 
 
-def check_comparable(task: str, trial: Mapping[str, Leaf], base: Mapping[str, Leaf]) -> None:
-    """Raise DataError naming each setting that differs between trial and base, with both values.
+def check_comparable(
+    task: str, trial: Mapping[str, Leaf], base: Mapping[str, Leaf], sides: tuple[str, str] = ("trial", "base")
+) -> None:
+    """Raise DataError naming each setting that differs between trial and base, or other ``sides``, with both values.
 
     A dense base is what every arithmetic is compared with; another one must be that of the trial.
     """
-    for role, leaves in (("trial", trial), ("base", base)):
+    one, other = sides
+    for role, leaves in ((one, trial), (other, base)):
         check_one_arithmetic(f"{task}: leaves of the {role}", {name: leaf.arithmetic for name, leaf in leaves.items()})
     for name in trial.keys() & base.keys():
-        found = differences(trial[name].settings, base[name].settings, "trial", "base")
+        found = differences(trial[name].settings, base[name].settings, one, other)
         if found:
             label = task if name == task else f"{task}, {name}"
-            raise DataError(f"{label}: trial and base are not comparable: {found}; evaluate both alike")
+            raise DataError(f"{label}: {one} and {other} are not comparable: {found}; evaluate both alike")
         methods = [leaf.arithmetic and leaf.arithmetic["method"] for leaf in (trial[name], base[name])]
         if None not in methods and methods[1] not in ("dense", methods[0]):
             raise DataError(
-                f"{task}: arithmetic is {methods[0]} in trial and {methods[1]} in base; use one engine for both"
+                f"{task}: arithmetic is {methods[0]} in {one} and {methods[1]} in {other}; use one engine for both"
             )
 
 

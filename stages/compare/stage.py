@@ -9,17 +9,19 @@ import pyarrow as pa
 
 from stages.compare.aggregation import aggregation_label
 from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison
+from stages.compare.asked import Ask, asked_of, runs_of
 from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_values, side_of_leaf
 from stages.compare.influences import influence_table
-from stages.compare.rows import Ask, error_of, rows
+from stages.compare.reruns import Rerun, changes_between_runs, excess_of_changes, read_reruns
+from stages.compare.rows import error_of, rows
 from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, clusters_of, pair, read_leaves
 from stages.compare.verdict import explained
-from stages.compare.whole import RAW, Scale, compared, on_scale
+from stages.compare.whole import RAW, compared
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 
-VERSION = 8
+VERSION = 9
 MOST_COMMON = 3
 
 
@@ -39,7 +41,10 @@ class _Comparison:
     trial: Mapping[str, Leaf]
     base: Mapping[str, Leaf]
     pairings: Mapping[str, Pairing]
+    reruns: Sequence[Rerun]  # of the trial
+    base_reruns: Sequence[Rerun]
     clusters: Mapping[str, Indices]  # of each of the trial's documents the one it belongs to
+    base_clusters: Mapping[str, Indices]
     metrics: Mapping[str, MetricFacts]  # those every leaf reports, in the task's order; if there is none, all
     primary: str | None  # None where the leaves report different metrics, so that the task has no score
 
@@ -48,10 +53,11 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task) and ``comparison.json`` (with
     the errors of the whole task's numbers, from which a suite gets its interval).
 
-    ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``; a base trial has none of the latter.  A leaf without
-    any has no score, and neither has its group.  Returns the numbers of the whole
-    task's primary metric.  Raises DataError if they are damaged, overlap or fall short of ``num_expected``, or if
-    trial and base are not comparable; ConfigError if the metric is not one of the task's.
+    ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``, and of what was evaluated again
+    ``trial_rerun/<number>/<part>`` and ``base_rerun/<number>/<part>``; a base trial has none of the base.  A leaf
+    without any has no score, and neither has its group.  Returns the numbers of the whole task's primary metric.
+    Raises DataError if they are damaged, overlap or fall short of ``num_expected``, or if trial and base are not
+    comparable; ConfigError if the metric is not one of the task's.
     """
     comparison = _read(config, inputs)
     lines = [line for metric in comparison.metrics for line in _lines_of_metric(comparison, metric)]
@@ -78,7 +84,22 @@ def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:
     each = (_common_metrics([_reported(leaf)]) for leaf in trial.values())
     metrics = common or {name: facts for of_leaf in each for name, facts in of_leaf.items()}
     pairings = {name: pair(trial[name].documents, base[name].documents) for name in trial if name in base}
-    return _Comparison(config, trial, base, pairings, clusters_of(trial), metrics, primary)
+    reruns, base_reruns = (
+        read_reruns(side, config.task, config.leaves, inputs, first)
+        for side, first in (("trial", trial), ("base", base))
+    )
+    return _Comparison(
+        config=config,
+        trial=trial,
+        base=base,
+        pairings=pairings,
+        reruns=reruns,
+        base_reruns=base_reruns,
+        clusters=clusters_of(trial),
+        base_clusters=clusters_of(base) if base else {},
+        metrics=metrics,
+        primary=primary,
+    )
 
 
 def _check_num_expected(config: CompareConfig, trial: Mapping[str, Leaf]) -> None:
@@ -123,31 +144,16 @@ def _lines_of_metric(comparison: _Comparison, metric: str) -> Iterator[_Line]:
         )
     if comparison.primary is None:
         for name in (name for name, leaf in comparison.trial.items() if metric in leaf.facts.metrics):
-            ask = Ask(raw=compared([_evidence_of_leaf(comparison, name, metric)], True, [RAW]))
+            evidence = [_evidence_of_leaf(comparison, name, metric)]
+            ask = Ask(raw=compared(evidence, True, [RAW]), runs=runs_of(evidence, True, [RAW]))
             yield _Line({**labels, "leaf": name, **rows([ask], config, lower_is_better)[0]}, ask)
         return
     evidence = [_evidence_of_leaf(comparison, leaf, metric) for leaf in config.leaves]
-    asked = list(_asked(config, evidence, is_normalized=bool(labels["primary"]) and config.is_normalized))
+    asked = list(asked_of(config, evidence, is_normalized=bool(labels["primary"]) and config.is_normalized))
     numbers = rows(asked, config, lower_is_better)
     influences = influence_table(config, comparison.trial, comparison.clusters, evidence) if labels["primary"] else None
     for leaf, ask, each in zip([*config.leaves, None], asked, numbers, strict=True):
         yield _Line({**labels, "leaf": leaf, **each}, ask, influences)
-
-
-def _asked(config: CompareConfig, evidence: Sequence[Evidence], is_normalized: bool) -> Iterator[Ask]:
-    """Of each leaf, then of the whole task; a task of one leaf is that leaf."""
-    leaves = [compared([each], config.weight_by_size, [RAW]) for each in evidence]
-    whole = leaves[0] if len(leaves) == 1 else compared(evidence, config.weight_by_size, [RAW] * len(leaves))
-    if not is_normalized:
-        yield from (Ask(raw=each) for each in [*leaves, whole])
-        return
-    scales = [Scale(config.baseline_of(leaf)) for leaf in config.leaves]
-    for leaf, scale in zip(leaves, scales, strict=True):
-        yield Ask(raw=leaf, normalized=on_scale(leaf, scale), baseline=scale.origin)
-    if not config.leaf_baselines or len(leaves) == 1:
-        yield Ask(raw=whole, normalized=on_scale(whole, scales[0]), baseline=scales[0].origin)
-    else:
-        yield Ask(raw=whole, normalized=compared(evidence, False, scales), baseline=None)
 
 
 def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Evidence:
@@ -160,13 +166,22 @@ def _evidence_of_leaf(comparison: _Comparison, name: str, metric: str) -> Eviden
     scorer = make_scorer(facts.aggregation, kinds, facts.higher_is_better is False, config.include_paths)
     values = read_values(trial.documents, metric, scorer)
     side = side_of_leaf(values, scorer, trial, clusters)
+    rerun = changes_between_runs(name, metric, values, comparison.reruns, scorer, clusters)
     if base is None:
-        return Evidence(trial=side)
-    base_values = read_values(base.documents, metric, scorer)
+        return Evidence(trial=side, rerun=rerun)
+    base_values, again = read_values(base.documents, metric, scorer), comparison.base_reruns
+    pairing, base_clusters = comparison.pairings[name], comparison.base_clusters[name]
+    pairs = pairs_of_leaf(values, base_values, pairing, scorer, clusters)
+    excess = None
+    if pairs.part is not None and pairs.part.is_right_or_wrong:  # what is graded changes with the last bits of a sum
+        excess = excess_of_changes(name, metric, (values, base_values), pairing, again, scorer, clusters)
     return Evidence(
         trial=side,
         base=side_of_leaf(base_values, scorer, base),
-        pairs=pairs_of_leaf(values, base_values, comparison.pairings[name], scorer, clusters),
+        pairs=pairs,
+        rerun=rerun,
+        base_rerun=changes_between_runs(name, metric, base_values, again, scorer, base_clusters),
+        excess=excess,
     )
 
 

@@ -11,6 +11,8 @@ LEGEND = (
     f"improved, {MARKS[INCONCLUSIVE]} inconclusive"
 )
 BEYOND = "beyond margin"  # of a degraded cell
+NOISE = "margin within noise"  # of one that would be equivalent
+UNSTEADY = "differs from itself"  # of one whose trial or base scored otherwise when it was evaluated again
 MISSING = "missing"  # of one that would have another verdict if all that is missing had gone against the trial
 
 
@@ -34,6 +36,11 @@ def explained(settings: CompareSettings) -> str:
         f"({MARKS[IMPROVED]}) if it leaves out 0 and is not equivalent, else inconclusive ({MARKS[INCONCLUSIVE]}), "
         "with the number of documents that would decide if the difference is what was found. So is what "
         "has fewer than 10 clusters, if graded fewer than 10 documents that changed, and what would be another "
-        "verdict if all that is missing had gone against the trial. Each comparison is judged alone: of those without "
+        "verdict if all that is missing had gone against the trial. Beside a margin (sees): the smallest true "
+        "difference that would have been told from 0 four times of five, with the flips that there were. Where a "
+        "checkpoint was evaluated twice nothing is equivalent within twice the error of a difference of its runs "
+        f"({NOISE}), and all is inconclusive whose trial or base moved its own score by more than chance, among all "
+        f"second runs of the sweep (Holm; {UNSTEADY}). Each "
+        "comparison is judged alone: of those without "
         f"any difference up to {50 * (1 - settings.confidence):g} % are called degraded and as many improved."
     )

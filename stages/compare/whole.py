@@ -75,6 +75,12 @@ def compared(leaves: Sequence[Evidence], weight_by_size: bool, scales: Sequence[
     )
 
 
+def difference_of(pairs: Sequence[Pairs | None], weight_by_size: bool, scales: Sequence[Scale]) -> Estimate | None:
+    """None as soon as one leaf has none."""
+    parts = [None if each is None else each.part for each in pairs]
+    return _estimate(parts, weight_by_size, scales)
+
+
 def on_scale(found: Compared, scale: Scale) -> Compared:
     """A leaf, or a task whose leaves have one baseline; the score that is shown ends at 0."""
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 AnySession = Session | RecordedSession
-VLLM_MAX_NUM_SEQS = 256  # vLLM's own default
 
 
 def session_key(config: AnswerConfig) -> str:
@@ -41,7 +40,7 @@ def session_key(config: AnswerConfig) -> str:
 def smaller(config: AnswerConfig) -> AnswerConfig | None:
     """Half as many sequences at once; None when there is only one.  Their number is not identity."""
     engine = config.engine
-    sequences = engine.max_num_seqs or VLLM_MAX_NUM_SEQS
+    sequences = engine.num_at_once
     if max(sequences, engine.batch_size) == 1:
         return None
     shrunk = replace(engine, max_num_seqs=max(1, sequences // 2), batch_size=max(1, engine.batch_size // 2))

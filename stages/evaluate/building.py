@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from stages.evaluate.digests import digest, prompt_digest
 from stages.evaluate.harness import BuiltTask, Document, document_error, leaf_entry, load_task
 from stages.evaluate.metrics import metric_facts
 from stages.evaluate.nltk_data import provide_nltk_data
-from stages.evaluate.order import documents_of
+from stages.evaluate.order import asked_order, documents_of
 from stages.evaluate.reasoning import AUTO, Reasoning
 from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
@@ -42,15 +42,26 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A shard's documents, not answered yet, and the requests of each as tokens, by request and then by repeat."""
+    """A shard's documents, not answered yet, and the requests of each as tokens, by request and then by repeat.
+
+    ``order``: the documents' places as an engine is asked, which decides what it computes side by side.
+    """
 
     asked: Asked
     documents: Sequence[Answered]
     work: Sequence[Sequence["Encoded"]]
+    order: Sequence[int]
 
     @property
     def requests(self) -> list["Encoded"]:
-        return [item for items in self.work for item in items]
+        """As an engine is asked."""
+        return [item for place in self.order for item in self.work[place]]
+
+    def answered(self, answers: Iterable["Answer"]) -> list[Answered]:
+        """The documents in their own order, with the answers to ``requests``."""
+        remaining = iter(answers)
+        found = {place: [next(remaining) for _ in self.work[place]] for place in self.order}
+        return [replace(document, answers=found[place]) for place, document in enumerate(self.documents)]
 
 
 def open_model(checkpoint: Path, config: "EngineConfig", work_dir: Path) -> "HarnessModel":
@@ -77,7 +88,8 @@ class Tasks:
         """A shard's requests.  Raises ConfigError or DataError for what cannot be asked."""
         task, documents = self.documents(config, data)
         work = _encoded(documents, self._model, config, task.reasoning)
-        return Built(asked(task), [answered(document) for document in documents], work)
+        order = asked_order(len(documents), config.rerun)
+        return Built(asked(task), [answered(document) for document in documents], work, order)
 
     def documents(self, config: "AnswerConfig", data: Mapping[str, Path]) -> tuple[BuiltTask, list[Document]]:
         """A shard's task and documents.  Raises ConfigError or DataError for what cannot be asked."""
@@ -175,7 +187,7 @@ def _encoded(
 
 def asked_for(config: "AnswerConfig", data: Mapping[str, Path]) -> str:
     """What a shard is known by in a session."""
-    asked = config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop
+    asked = config.start, config.stop, config.limit_seed, config.repeat_start, config.repeat_stop, config.rerun
     return task_key(config, data, *asked)
 
 

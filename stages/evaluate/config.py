@@ -16,6 +16,7 @@ SCORING_SETTINGS = frozenset(
     ("filter_list", "metric_list", "process_results", "should_decontaminate", "doc_to_decontamination_query")
 )
 SIMULATION_VERSION = 1  # of simulated products: raise it when a rounded value or a dense weight changes
+VLLM_AT_ONCE, ENDPOINT_AT_ONCE = 256, 32  # vLLM's own default, and ours of a server elsewhere
 RECORDED = "recorded"  # a dtype that others chose
 ENDPOINT_FIELDS = tuple(each.name for each in fields(EndpointSettings))
 
@@ -138,6 +139,11 @@ class EngineConfig(EndpointSettings):
         return "engine=recorded takes answers that lm-eval wrote with --log_samples: say where, engine.samples=DIR"
 
     @property
+    def num_at_once(self) -> int:
+        """Answers that are written side by side, at most; of transformers see ``batch_size``."""
+        return self.max_num_seqs or (ENDPOINT_AT_ONCE if self.is_endpoint else VLLM_AT_ONCE)
+
+    @property
     def num_ranks(self) -> int:
         """Processes, each with its own part of the weights."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
@@ -222,6 +228,7 @@ class AnswerConfig:
     its task says, or the repeats from ``repeat_start`` to ``repeat_stop`` of that.
 
     With ``limit_seed`` they are counted in an order that is drawn with it (``order.py``), not in the task's own.
+    ``rerun`` counts evaluations of what was evaluated before, each of which asks in another order.
     """
 
     task: str = identity()
@@ -242,6 +249,7 @@ class AnswerConfig:
     simulation: int | None = identity(None, neutral=None)
     # The planned GPU cannot multiply the inputs that the format rounds: it computes with rounded weights alone.
     weights_alone: bool = identity(False, neutral=False)
+    rerun: int = identity(0, neutral=0)  # 0: the first
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:

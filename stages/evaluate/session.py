@@ -9,7 +9,7 @@ it: on a CPU, moved to another, it kept that one waiting until it had nothing le
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ class Session:
             self.engine.close()
 
     def _answer(self, shard: Shard) -> AnsweredShard:
-        """All requests of the shard at once, in document order; its bytes depend on no other shard unless they overlap.
+        """All requests of the shard at once; its bytes depend on no other shard unless they overlap.
 
         Nor do they depend on a restart in between.
         """
@@ -118,16 +118,14 @@ class Session:
             self._drop_ahead()
         self._ahead = None
         if is_ahead:
-            answers = iter(self.model.answer(engine, built.requests))
+            answers = self.model.answer(engine, built.requests)
         elif self._overlaps and isinstance(engine, Overlapping) and _only_writes(built):
-            answers = iter(self._written(shard, built, engine))
+            answers = self._written(shard, built, engine)
         else:
             self._finish_begun()
             engine.reset()
-            answers = iter(self.model.answer(engine, built.requests))
-        pairs = zip(built.documents, built.work, strict=True)
-        documents = [replace(document, answers=[next(answers) for _ in items]) for document, items in pairs]
-        return AnsweredShard(built.asked, documents)
+            answers = self.model.answer(engine, built.requests)
+        return AnsweredShard(built.asked, built.answered(answers))
 
     def _written(self, shard: Shard, built: Built, engine: Overlapping) -> list["Answer"]:
         """Generations, with the next shards' beside them as soon as those are built."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING
+from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, NOISE
 from stages.grid.shipping import Requirement
 from stages.grid.suites import MeanDifference, gains
 from stages.report.artifact import Row, SuiteMean
@@ -42,8 +42,10 @@ def of_task(task: str, row: Row | None, size: int | None) -> Asked:
 
 
 def is_open(row: Row) -> bool:
-    """Whether nothing can be said of a cell, whatever its interval; missing documents are in its bounds."""
-    return bool(row["verdict"] == INCONCLUSIVE and row["reason"] not in (None, MISSING))
+    """Whether nothing can be said of a cell, whatever its interval; missing documents are in its bounds, and noise that
+    goes both ways is in its interval.
+    """
+    return bool(row["verdict"] == INCONCLUSIVE and row["reason"] not in (None, MISSING, NOISE))
 
 
 def is_bad(row: Row) -> bool:

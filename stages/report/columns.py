@@ -72,8 +72,27 @@ def _look(row: Row) -> str:
     return LOOKS.get(row["verdict"], "")
 
 
-def _raw_margin(row: Row) -> float | None:
-    return None if row["is_verdict_normalized"] else row["margin"]
+def _again(prefix: str) -> Callable[[Row, Places], Cell]:
+    """Documents that changed between two runs of one checkpoint, and by how much its score did."""
+
+    def cell(row: Row, places: Places) -> Cell:
+        n, changed = row[f"{prefix}n"], row[f"{prefix}num_changed"]
+        low, high = row[f"{prefix}difference_low"], row[f"{prefix}difference_high"]
+        if n is None:
+            return Cell(MISSING)
+        return Cell(f"{count(changed)} of {count(n)}", interval(low, high, places.difference, signed=True))
+
+    return cell
+
+
+def _excess_flips(row: Row, places: Places) -> Cell:
+    ends = percent_interval(row["excess_flips_low"], row["excess_flips_high"], 1)
+    return Cell(percent(row["excess_flips"], 1), "" if row["excess_flips"] is None else ends)
+
+
+def _of_verdict(name: str) -> Callable[[Row, Places], Cell]:
+    """On the scale of the scores; nothing where the verdict is of normalized ones."""
+    return lambda row, places: Cell(number(None if row["is_verdict_normalized"] else row[name], places.difference))
 
 
 def _clusters(row: Row, places: Places) -> Cell:
@@ -112,7 +131,11 @@ COLUMNS = (
     Column("p", lambda row, _: Cell(p_value(row["difference_p"]))),
     Column("exact p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
     Column("clusters", _clusters),
-    Column("margin", lambda row, places: Cell(number(_raw_margin(row), places.difference))),
+    Column("changed again", _again("rerun_")),  # the same checkpoint, asked twice
+    Column("base changed", _again("base_rerun_")),
+    Column("excess flips", _excess_flips),
+    Column("margin", _of_verdict("margin")),
+    Column("sees", _of_verdict("detectable_difference")),
     Column("verdict", lambda row, _: Cell(verdict_shown(row) or MISSING, look=_look(row)), is_left=True),
 )
 NORMALIZED_COLUMNS = (

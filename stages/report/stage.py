@@ -13,6 +13,7 @@ from stages.report.methods import drifts, gates, notes, settings, sources, stati
 from stages.report.numbers import MISSING
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.serving.view import serving_points, serving_view
+from stages.report.steadiness import held_open
 from stages.report.suites import confidence_of, suite_means, suite_notes
 from stages.report.tables import model_sections, overview
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
@@ -29,7 +30,9 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     DataError if an artifact is damaged.
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
-    rows = confirmed(list(summary_rows(config.trials, config.tasks, config.failures, comparisons)), config.failures)
+    cells = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
+    cells = held_open(config.trials, cells, confidence_of(list(comparisons.values())))
+    rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
     trials = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)

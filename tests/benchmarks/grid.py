@@ -112,7 +112,7 @@ def planned(root: Path, seeds: int) -> Any:
     from tests.synthetic import synthetic
 
     register()
-    overrides = ["+sweep=llama31", *(f"tasks.{name}.shard_size={SHARD_SIZE}" for name in LONG_TASKS)]
+    overrides = ["+sweep=llama31", "base_reruns=0", *(f"tasks.{name}.shard_size={SHARD_SIZE}" for name in LONG_TASKS)]
     if seeds > 1:
         overrides.append(f"+sweep.axes.seed={list(range(seeds))}".replace(" ", ""))
     with initialize_config_module("conf", version_base="1.3"):

@@ -132,6 +132,12 @@ BAD_INPUT = {
     ),
     "a resubmission that is a run": (["+sweep=smoke", "failures.class=oom"], r"failures\.class.*mode=resubmit"),
     "an export of nothing": (["+sweep=smoke", "mode=plan", "failures.export=x"], r"failures\.export.*mode=status"),
+    "fewer reruns than none": (["+sweep=smoke", "base_reruns=-1"], r"base_reruns must be at least 0; got -1"),
+    "reruns of nothing": (["+sweep=smoke", "rerun_documents=0"], r"rerun_documents must be at least 1; got 0"),
+    "reruns of what was recorded": (
+        ["+sweep=smoke", "base_reruns=1", "engine=recorded"],
+        r"base_reruns=1 asks again, and engine=recorded has answers that were given before: leave it at 0",
+    ),
     "a limit of nothing": (["+sweep=smoke", "tasks.mathador.limit=-1"], r"task mathador: limit must be at least 1"),
     "a shard of nothing": (["+sweep=smoke", "tasks.mathador.shard_size=0"], r"shard_size must be at least 1"),
     "tries of which one is scored": (

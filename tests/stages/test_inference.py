@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from stages.inference import (
     critical_value,
+    detectable_difference,
     documents_needed,
+    fewest_documents,
     mcnemar_mid_p,
+    power_not_worse,
     ratio_interval,
     subset_interval,
     subset_means,
@@ -108,3 +111,59 @@ def test_the_documents_that_would_decide_are_those_of_the_power_formula():
     assert documents_needed(0.0, 0.0, 0.02, 0.95) == 189
     _low, high = tango_interval(0, 0, np.array([188, 189]), Z)
     assert (high < 0.02).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("n", "points"),
+    [
+        (14042, (0.24, 0.41, 0.53, 0.75)),
+        (10042, (0.28, 0.48, 0.63, 0.88)),
+        (12032, (0.26, 0.44, 0.57, 0.81)),
+        (5761, (0.37, 0.64, 0.83, 1.17)),
+        (1319, (0.77, 1.34, 1.72, 2.44)),
+        (1267, (0.79, 1.36, 1.76, 2.49)),
+        (1165, (0.82, 1.42, 1.84, 2.60)),
+        (817, (0.98, 1.70, 2.19, 3.10)),
+        (756, (1.0, 1.8, 2.3, 3.2)),
+        (541, (1.2, 2.1, 2.7, 3.8)),
+        (164, (2.2, 3.8, 4.9, 6.9)),
+    ],
+)
+def test_the_smallest_loss_that_is_seen_four_times_of_five(n, points):
+    found = [100 * detectable_difference(math.sqrt(flips / n), 0.95) for flips in (0.01, 0.03, 0.05, 0.10)]
+    assert found == pytest.approx(points, abs=0.051 if n <= 756 else 0.0051)
+
+
+@pytest.mark.parametrize(
+    ("margin", "flips", "needed"),
+    [
+        (0.01, 0.05, 6498),
+        (0.02, 0.05, 1625),
+        (0.02, 0.02, 650),
+        (0.02, 0.06, 1950),
+        (0.018, 0.02, 803),
+        (0.018, 0.06, 2407),
+        (0.014, 0.02, 1326),
+        (0.014, 0.06, 3978),
+        (0.015, 0.02, 1156),
+        (0.015, 0.06, 3466),
+    ],
+)
+def test_documents_that_show_equivalence_nine_times_of_ten(margin, flips, needed):
+    assert documents_needed(0.0, flips, margin, 0.95) == pytest.approx(needed, abs=1)
+
+
+@pytest.mark.parametrize(("n", "flips", "wide", "power"), [(546, 0.15, 0.0375, 0.62), (756, 0.10, 0.0328, 0.81)])
+def test_the_chance_to_be_shown_not_worse(n, flips, wide, power):
+    assert power_not_worse(wide, math.sqrt(flips / n), 0.95) == pytest.approx(power, abs=0.005)
+
+
+@pytest.mark.parametrize(("n", "largest"), [(1319, 0.31), (817, 0.19), (541, 0.13)])
+def test_with_the_most_flips_nine_of_ten_pass_the_gate(n, largest):
+    assert power_not_worse(0.05, math.sqrt(largest / n), 0.95) == pytest.approx(0.9, abs=0.01)
+
+
+def test_without_any_flip_so_many_documents_are_within_a_margin():
+    for margin in (0.01, 0.02, 0.05, 0.2):
+        n = fewest_documents(margin, 0.95)
+        assert float(tango_interval(0, 0, n, Z)[1]) < margin <= float(tango_interval(0, 0, n - 1, Z)[1])

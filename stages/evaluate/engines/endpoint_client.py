@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from stages.evaluate.config import EngineConfig
 
-NUM_AT_ONCE = 32  # where engine.max_num_seqs does not say it
 _CONNECT_TIMEOUT_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
@@ -74,7 +73,7 @@ class EndpointClient:
         return asyncio.run(self._all(asked))  # which cancels what still runs when one has failed
 
     async def _all(self, asked: Sequence[Asked]) -> list[Any]:
-        places = asyncio.Semaphore(self._config.max_num_seqs or NUM_AT_ONCE)
+        places = asyncio.Semaphore(self._config.num_at_once)
         async with self._opened() as http:
 
             async def in_turn(one: Asked) -> Any:

@@ -12,14 +12,16 @@ from stages.compare.stage import compare
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """Compare; ``inputs`` are {role: {leaf: scores or a list of them}}."""
+    """Compare; ``trial`` and ``base`` are {leaf: scores or a list of them}, those of ``again`` by trial_rerun/NUMBER
+    and base_rerun/NUMBER.
+    """
 
-    def run(trial, base=None, **config):
+    def run(trial, base=None, again=None, **config):
         leaves = config.pop("leaves", list(trial))
         out = tmp_path_factory.mktemp("compare")
         inputs = {
             f"{role}/{leaf}/{index:04d}": shard
-            for role, side in (("trial", trial), ("base", base or {}))
+            for role, side in (("trial", trial), ("base", base or {}), *(again or {}).items())
             for leaf, shards in side.items()
             for index, shard in enumerate(shards if isinstance(shards, list) else [shards])
         }

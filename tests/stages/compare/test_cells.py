@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.compare.asked import Ask
 from stages.compare.config import CompareConfig
 from stages.compare.intervals import FEWEST_CLUSTERS
-from stages.compare.rows import Ask, rows
+from stages.compare.rows import rows
 from stages.compare.whole import RAW, compared
 from stages.inference import critical_value
 from tests.benchmarks.statistics import evidence_of
@@ -316,3 +317,15 @@ def test_real_pairs_have_their_known_verdicts():
     assert broken == [("degraded", "beyond margin")] * 4
     assert found["gptq"] == Counter(degraded=11, improved=5, equivalent=1, inconclusive=27, beyond=9)
     assert found["rerun"] == Counter(degraded=2, improved=0, equivalent=75, inconclusive=215, beyond=0)
+
+
+def test_a_cell_says_what_it_would_have_seen(cell):
+    """With the flips there were; where nothing flipped, with those that may have been."""
+    found = cell(*table(700, 33, 33, 553))
+    assert found["detectable_difference"] == pytest.approx((1.96 + 0.8416) * math.sqrt(66) / 1319, rel=0.03)
+    assert 0.2 < cell(*table(10, 0, 0, 10))["detectable_difference"] < 0.25
+    assert cell([0.4], [0.5], facts=GRADED)["detectable_difference"] is None
+    unlike = {"a": 0.5, "b": 0.0}
+    sides = [dict.fromkeys(unlike, side) for side in table(50, 2, 2, 46)]
+    found = cell(*sides, leaf_baselines=unlike, leaves=list(unlike))
+    assert found["is_verdict_normalized"] and found["detectable_difference"] > 3, "in normalized points"

@@ -310,6 +310,44 @@ def test_a_shard_is_answered_before_the_engine_begins_with_what_was_only_announc
         assert len(asked) == number
 
 
+@pytest.mark.parametrize("task", ["quiz_choice", "quiz_write"])
+def test_a_rerun_asks_the_same_in_another_order_and_batch(config_of, inputs, run, monkeypatch, task):
+    """Rows keep their places, and each its own answer: in float32 the same, from other batches."""
+    engine = replace(ENGINE, seed=1, batch_size=3)
+    again = replace(config_of(task, engine=engine), rerun=1)
+    batches = [], []
+
+    def watch(opened, seen):
+        for method in ("_score", "_answer"):
+            known = getattr(opened.engine, method)
+            watched = lambda batch, rest, known=known: seen.append(batch) or known(batch, rest)  # noqa: E731
+            monkeypatch.setattr(opened.engine, method, watched)
+
+    with open_session(config_of(task), inputs) as first, open_session(again, inputs) as second:
+        watch(first, batches[0])
+        watch(second, batches[1])
+        rows, other = run(config_of(task), first)[1], run(again, second)[1]
+    asked = [{prompt for batch in found for prompt in batch} for found in batches]
+    assert asked[0] == asked[1] and len(asked[0]) > 4
+    assert not set(map(frozenset, batches[0])) & set(map(frozenset, batches[1])), "no batch is the same"
+    for row, same in zip(rows, other, strict=True):
+        assert [row[name] for name in ("doc_id", "doc_digest", "prompt_digest")] == [
+            same[name] for name in ("doc_id", "doc_digest", "prompt_digest")
+        ]
+        if task == "quiz_write":
+            assert row["responses"] == same["responses"]
+        else:
+            assert flat(row["loglikelihoods"]) == pytest.approx(flat(same["loglikelihoods"]), abs=1e-4)
+
+
+def test_in_an_open_engine_the_order_alone_is_another(run, config_of, session, monkeypatch):
+    asked, score = [], session.engine.loglikelihood
+    monkeypatch.setattr(session.engine, "loglikelihood", lambda requests: asked.append(requests) or score(requests))
+    rows = [run(replace(config_of("quiz_choice"), rerun=rerun))[1] for rerun in (0, 1, 2)]
+    assert sorted(map(repr, asked[0])) == sorted(map(repr, asked[1])) and asked[0] != asked[1] != asked[2] != asked[0]
+    assert [[row["doc_id"] for row in each] for each in rows] == [list(range(NUM_DOCS))] * 3
+
+
 def test_two_ranges_are_the_rows_of_the_whole(run, config_of):
     _, whole, facts = run(config_of("quiz_choice"))
     _, first, first_facts = run(config_of("quiz_choice", 0, 5))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from stages.evaluate.order import documents_of
+from stages.evaluate.order import asked_order, documents_of
 
 
 def test_without_a_seed_it_is_the_task_s_own_order() -> None:
@@ -28,3 +28,10 @@ def test_it_is_spread_over_the_whole_task_and_a_larger_one_holds_it() -> None:
     assert all(30 <= sum(start <= doc_id < start + 200 for doc_id in sample) <= 50 for start in range(0, 1000, 200))
     assert set(sample) < set(documents_of(1000, 0, 300, 0)), "a raised limit keeps what there was"
     assert documents_of(1000, 0, 1000, 0) == list(range(1000))
+
+
+def test_every_rerun_asks_in_an_order_of_its_own() -> None:
+    assert asked_order(6, 0) == [0, 1, 2, 3, 4, 5]
+    orders = [asked_order(50, rerun) for rerun in range(4)]
+    assert all(sorted(order) == orders[0] for order in orders)
+    assert all(one != other for one, other in itertools.combinations(orders, 2))

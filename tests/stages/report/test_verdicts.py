@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from stages.compare.artifact import Numbers
+from stages.compare.asked import Ask
 from stages.compare.config import CompareConfig
-from stages.compare.rows import Ask, rows
+from stages.compare.rows import rows
 from stages.compare.stage import compare
 from stages.compare.whole import RAW, compared
 from stages.report.artifact import read_verdicts

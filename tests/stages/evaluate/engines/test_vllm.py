@@ -69,14 +69,19 @@ def score_requests(session):
 
 
 def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_requests, monkeypatch):
-    asked, outputs, run = [], [], session.engine._run
+    asked, outputs, add, step = [], [], session.engine._add, session.engine._step
 
-    def observed(prompts, params):
+    def counted(prompts, params):
         asked.append(len(prompts))
-        outputs.extend(run(prompts, params))
-        return outputs[-len(prompts) :] if prompts else []
+        return add(prompts, params)
 
-    monkeypatch.setattr(session.engine, "_run", observed)
+    def observed():
+        found = step()
+        outputs.extend(found.values())
+        return found
+
+    monkeypatch.setattr(session.engine, "_add", counted)
+    monkeypatch.setattr(session.engine, "_step", observed)
     session.engine.reset()
     session.engine.loglikelihood(score_requests)
     assert len(asked) == 2 and asked[1] == 0
