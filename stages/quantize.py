@@ -21,6 +21,7 @@ from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.sizes import ModelSizes, alike
+from stages.checkpoints.text_part import make_plain, outside_text
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
@@ -117,7 +118,14 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
 
 def check_fits(recipe: RecipeConfig, sizes: ModelSizes) -> None:
     """Raise ValueError, naming the remedy, for a recipe that a model of those layers cannot have."""
-    if sizes.ties_head and weight_format(recipe) is not None and is_targeted(_HEAD, recipe.targets, recipe.ignore):
+    if weight_format(recipe) is None:
+        return
+    if not sizes.linears:
+        raise ValueError(
+            f"recipe {recipe.name}: no layer of the model's blocks is a linear one (GPT-2's are Conv1D, stored the "
+            "other way round), so there is nothing to quantize; evaluate it as it is"
+        )
+    if sizes.ties_head and is_targeted(_HEAD, recipe.targets, recipe.ignore):
         raise ValueError(f"recipe {recipe.name}: keep {_HEAD} in ignore, this model ties it to its embeddings")
     check_group_size(recipe, sizes)
 
@@ -164,11 +172,12 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     _refuse_misfit(recipe, model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
+    make_plain(model)
     with fast_bf16_linear(), tensor_core_hessians():
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(model_dir),
-            recipe=_build_modifiers(recipe),
+            recipe=_build_modifiers(recipe, outside_text(model)),
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
     # A published one may be refused here; the base's own file is copied as it is.
@@ -189,7 +198,8 @@ def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
+def _build_modifiers(recipe: RecipeConfig, kept: Iterable[str] = ()) -> "list[Modifier]":
+    """llm-compressor's modifiers; ``kept`` layers are ignored as well."""
     from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -201,7 +211,7 @@ def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
         "group_size": recipe.group_size or scheme.weights.group_size,
     }
     scheme.weights = scheme.weights.model_copy(update=overrides)
-    shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": recipe.ignore}
+    shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": [*recipe.ignore, *kept]}
     modifiers: list[Modifier] = []
     if recipe.smoothing_strength is not None:
         modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))

@@ -17,6 +17,7 @@ from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.chat import stored_template, template_variables
+from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.sizes import ModelSizes
 from stages.evaluate.config import EngineConfig
 from stages.fetch import DatasetSource, digest_tree
@@ -60,7 +61,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
             _check_template_kwargs(config, config.model)
         described = {name: describe_local(model, cache_dir, name in loaded) for name, model in named.items()}
         check_positions(configs, described)
-        models = {name: _model(model, cache_dir) for name, model in named.items()}
+        models = {name: _model(model, cache_dir, described[name]) for name, model in named.items()}
         datasets = _texts(configs, sources)
         for task in tasks.values():
             for repo_id, revision in task.datasets.items():
@@ -163,7 +164,8 @@ def samples_of(engine: EngineConfig) -> Path:
     return path
 
 
-def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
+def _model(model: ModelConfig, cache_dir: Path | None, described: ModelDescription | None) -> ModelConfig:
+    """With the digest of its bytes, and notes of what is unusual about them."""
     source = model.source
     if model.weights is Weights.dummy:
         return model
@@ -173,7 +175,8 @@ def _model(model: ModelConfig, cache_dir: Path | None) -> ModelConfig:
         return model
     path = Path(source.path).resolve()
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
-    return replace(model, source=replace(source, path=str(path), digest=digest))
+    notes = [*filter(None, [model.note]), *(described.notes if described else [])]
+    return replace(model, source=replace(source, path=str(path), digest=digest), note=" ".join(notes) or None)
 
 
 def _check_package(model: ModelConfig) -> None:

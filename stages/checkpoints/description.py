@@ -26,6 +26,7 @@ _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|projector|connector
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _NO_TABLE = re.compile(r"position|wpe|token_type|per_layer", re.IGNORECASE)
 _WITHOUT_KEYS = ("mamba", "ssm", "attn_layer", "layers_block_type", "hybrid")  # layers of another kind, in own words
+_UNUSUAL = {"F32": "FP32", "F16": "FP16", "F64": "FP64"}
 _STRETCHED = ("linear", "dynamic", "yarn")  # kinds of RoPE whose factor widens what max_position_embeddings says
 
 
@@ -97,6 +98,8 @@ class ModelDescription:
         """Its layers by what is stored."""
         loaded = {name: info for name, info in self.infos.items() if name not in self.unread}
         linears = {name.removesuffix(".weight"): size for name, info in loaded.items() if (size := _linear(name, info))}
+        if any(self._is_transposed(name) for name in linears):  # GPT-2's Conv1D, which no quantizer here takes
+            linears = {}
         num_all = sum(map(num_elements, loaded.values())) - self._num_in_second_table
         num_in_linears = sum(size.num_elements for size in linears.values())
         return ModelSizes(linears, num_all - num_in_linears, self.token_elements, bool(self.ties_head))
@@ -125,6 +128,17 @@ class ModelDescription:
         return found
 
     @property
+    def notes(self) -> list[str]:
+        """What a reader of its results must know, a sentence each."""
+        found = []
+        if (name := _UNUSUAL.get(str(self.dtype))) is not None:
+            found.append(f"The base's weights are stored in {name}: its size, and every ratio, is against that.")
+        if unread := self.unread:
+            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            found.append(f"{unread[0]}{more} of the base's files are not loaded and in no checkpoint.")
+        return found
+
+    @property
     def irregular(self) -> list[str]:
         """Tensors that a block lacks while others have them beside the same ones.
 
@@ -148,6 +162,13 @@ class ModelDescription:
     def _num_in_second_table(self) -> int:
         tables = self.tables
         return num_elements(self.infos[tables[0]]) if self.ties_head and len(tables) == 2 else 0
+
+    def _is_transposed(self, layer: str) -> bool:
+        """Whether a weight has a bias for each column: stored as (inputs, outputs)."""
+        weight, bias = self.infos.get(f"{layer}.weight"), self.infos.get(f"{layer}.bias")
+        if weight is None or bias is None or len(weight.shape) != 2:
+            return False
+        return bias.shape == weight.shape[1:] != weight.shape[:1]
 
     def _size(self, meaning: str) -> int | None:
         places = [self.text, *(part for part in [self.text.get("attn_config")] if isinstance(part, dict))]

@@ -267,6 +267,17 @@ def test_memory_of_a_local_model_needs_no_shape_and_is_not_known_where_its_confi
     assert planned_memory({"model_type": "llama", "tie_word_embeddings": False}) is None
 
 
+@pytest.mark.dear
+def test_what_is_unusual_about_a_local_model_is_noted_beside_its_results(tmp_path: Path) -> None:
+    cli = ["suite=none", "+task@tasks.game=mathador", "recipe=bf16", "engine.max_model_len=256", "model.shape=null"]
+    source = local(tmp_path)
+    write_model(tmp_path / "local", dtype="F32")
+    (trial,) = planned(tmp_path, *cli, source, "model.note=Mine.").trials.values()
+    assert trial.trial.config.model.note == (
+        "Mine. The base's weights are stored in FP32: its size, and every ratio, is against that."
+    )
+
+
 def run_python(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     return done.stdout

@@ -8,6 +8,7 @@ import pytest
 from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.shape import ModelShape
 from stages.checkpoints.sizes import ModelSizes
+from stages.quantize import Algorithm, RecipeConfig, check_fits
 from tests.stages.checkpoints.written import LLAMA, TENSORS, write_model
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "tie_word_embeddings": True}
@@ -114,3 +115,21 @@ def test_blocks_of_different_kinds_are_no_damage(tmp_path: Path) -> None:
     dense = {name: shape for name, shape in TENSORS.items() if "layers.1.mlp" not in name}
     experts = {f"model.layers.1.mlp.experts.{index}.up_proj.weight": (32, 64) for index in range(2)}
     assert describe(write_model(tmp_path, LLAMA, dense | experts)).irregular == []
+
+
+def test_what_is_unusual_about_the_files_is_a_note(tmp_path: Path) -> None:
+    assert describe(write_model(tmp_path)).notes == []
+    (wide,) = describe(write_model(tmp_path, dtype="F32")).notes
+    assert wide == "The base's weights are stored in FP32: its size, and every ratio, is against that."
+    unread = {f"model.layers.{index}.self_attn.rotary_emb.inv_freq": (16,) for index in range(2)}
+    (more,) = describe(write_model(tmp_path, LLAMA, TENSORS | unread)).notes
+    assert more.startswith("model.layers.0.self_attn.rotary_emb.inv_freq and 1 more of the base's files are not loaded")
+
+
+def test_layers_that_are_stored_the_other_way_round_are_none_that_a_recipe_can_quantize(tmp_path: Path) -> None:
+    tensors = {"wte.weight": (384, 64), "h.0.attn.c_attn.weight": (64, 192), "h.0.attn.c_attn.bias": (192,)}
+    sizes = describe(write_model(tmp_path, GPT2, tensors)).sizes
+    assert sizes.linears == {} and sizes.num_parameters == 384 * 64 + 64 * 192 + 192
+    with pytest.raises(ValueError, match="recipe r: no layer of the model's blocks is a linear one"):
+        check_fits(RecipeConfig(name="r", algorithm=Algorithm.rtn, scheme="FP8_DYNAMIC"), sizes)
+    check_fits(RecipeConfig(name="r"), sizes)
