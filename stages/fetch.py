@@ -128,6 +128,7 @@ def fetch_tokenizer(config: ModelSource, inputs: Mapping[str, Path], out: Path) 
         weights.unlink()
     with _named(out, _owner(config)):
         check_model_path(out, has_weights=False)
+    (out / ADAPTER).unlink(missing_ok=True)
     return {"num_files": sum(1 for _ in _files(out))}
 
 

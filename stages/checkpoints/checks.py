@@ -38,10 +38,8 @@ def check_model_path(path: Path, has_weights: bool = True) -> ModelDescription:
     """
     if not path.is_dir():
         raise DataError(f"model path {path} is not a directory")
-    _check_is_whole(path)
-    if has_weights and not any(path.glob("*.safetensors")):
-        raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
     if has_weights:
+        _check_is_whole(path)
         _check_findable(path)
     if not (path / CONFIG).is_file():
         raise DataError(f"model path {path} holds no config.json")
@@ -73,8 +71,10 @@ def _check_is_whole(path: Path) -> None:
 
 
 def _check_findable(path: Path) -> None:
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if not others:
+        raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
     if not (path / WHOLE).is_file() and not (path / INDEX).is_file():
-        others = sorted(file.name for file in path.glob("*.safetensors"))
         raise CheckpointError(
             f"model path {path} holds {first_of(others)}, but neither {WHOLE} nor {INDEX}, by which loaders find the "
             "weights; add the index, or save the model again with save_pretrained"

@@ -217,7 +217,9 @@ def test_of_a_model_that_a_server_has_everything_comes_but_its_weights(hub_cache
         (model_dir / "model.safetensors").unlink()
     source = ModelSource(path=str(model_dir), digest=digest_tree(model_dir))
     if place == "hub":
-        shutil.copytree(model_dir, hub_cache / "models--org--name" / "snapshots" / SHA)
+        snapshot = shutil.copytree(model_dir, hub_cache / "models--org--name" / "snapshots" / SHA)
+        (snapshot / "adapter_config.json").write_text("{}")  # of one that lies beside the model
+        (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {}}')
         source = ModelSource(repo_id="org/name", revision=SHA)
     assert fetch_tokenizer(source, {}, out) == {"num_files": len(expected)}
     assert {file.name for file in out.iterdir()} == expected >= {"config.json", "tokenizer.json"}
