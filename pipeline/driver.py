@@ -137,7 +137,8 @@ def _run_tracked(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...], 
     confidence = sweep.config.compare.confidence
     asked = {step.ref.short for step in steps}
     terminal.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
-    terminal.where(sweep.console, sweep.store.path(report.ref), review_line(sweep.config.tracking, sweep.store.local))
+    review = review_line(sweep.config.tracking, sweep.store.local, tracker.page)
+    terminal.where(sweep.console, sweep.store.path(report.ref), review)
     return _exit_code(sweep, steps, outcomes)
 
 
@@ -227,6 +228,7 @@ class _Tracker:
         self._sweep = sweep
         self._next_s = time.monotonic() + MIRROR_EVERY_S
         self._has_written = False
+        self.page: str | None = None  # of what was written, in MLflow
 
     def batch_done(self) -> None:
         """Mirror if that was a while ago."""
@@ -240,7 +242,7 @@ class _Tracker:
             return
         self._has_written = True
         try:
-            mirror_of(self._sweep).write(self._sweep.store.path(report.ref) if report else None, state)
+            self.page = mirror_of(self._sweep).write(self._sweep.store.path(report.ref) if report else None, state)
         except Exception as error:  # whatever a tracking server does must not stop a sweep
             said = f"warning: MLflow was not written ({one_line(error, limit=1000)}); mode=mirror catches up later"
             say(self._sweep.console, said)

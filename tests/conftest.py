@@ -302,11 +302,16 @@ def write_evaluation(tmp_path_factory):
         doc_ids = docs if doc_ids is None else doc_ids
         prompts = [f"prompt {doc}" for doc in docs] if prompts is None else prompts
         columns = {
-            "leaf": pa.array([task] * num_documents),
+            "leaf": pa.array([task] * num_documents, pa.string()),
             "doc_id": pa.array(doc_ids, pa.int32()),
             "doc_digest": pa.array([digest(f"{'' if is_shared else task} {doc}") for doc in docs], pa.string()),
             "prompt_digest": pa.array([digest(prompt) for prompt in prompts], pa.string()),
-            "responses": pa.array([["an answer"]] * num_documents),
+            "question": pa.array([f"question {doc}" for doc in docs], pa.string()),
+            "choices": pa.nulls(num_documents, pa.list_(pa.string())),
+            "target": pa.array([f"target {doc}" for doc in docs], pa.string()),
+            "responses": pa.array([["an answer"]] * num_documents, pa.list_(pa.string())),
+            "filtered": pa.nulls(num_documents, pa.string()),
+            "loglikelihoods": pa.nulls(num_documents, pa.list_(pa.float64())),
             "truncated": pa.array([None if truncated is None else doc in truncated for doc in docs], pa.bool_()),
             "cut": pa.array([None if cut is None else doc in cut for doc in docs], pa.bool_()),
             "cut_in_thoughts": pa.array([None if cut is None else doc in cut_in_thoughts for doc in docs], pa.bool_()),

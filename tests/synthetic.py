@@ -35,6 +35,7 @@ from stages.fields import execution
 from stages.gate.artifact import write_checks
 
 NUM_SENTENCES = 2048
+QUESTION = "Which of the four answers below is the one that a person who knows it would give? A, B, C or D"
 SENTENCES_A_RESPONSE = 10  # of 100 characters
 SLEEP_VARIABLE = "SYNTHETIC_SLEEP_S"
 DISK_VARIABLE = "SYNTHETIC_NEEDS_DISK"  # set: as much must be free as the real steps need
@@ -143,6 +144,7 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
     answers = pa.concat_tables(tables)
     columns = {name: answers[name] for name in ("leaf", "doc_id", "doc_digest")}
     columns |= {"prompt_digest": answers["doc_digest"], "responses": answers["text"], config.metric: answers["right"]}
+    columns["question"] = pa.array([QUESTION * (number % 8 + 1) for number in range(answers.num_rows)])
     columns |= {"target": pa.array(["A"] * answers.num_rows), "truncated": pa.array([False] * answers.num_rows)}
     kinds = {
         "error": pa.string(),
@@ -150,6 +152,9 @@ def score(config: SyntheticConfig, inputs: Mapping[str, Path], out: Path) -> Map
         "cut_in_thoughts": pa.bool_(),
         "thinking": pa.bool_(),
         "stopped_by": pa.list_(pa.string()),
+        "choices": pa.list_(pa.string()),
+        "filtered": pa.string(),
+        "loglikelihoods": pa.list_(pa.float64()),
     }
     columns |= {name: pa.nulls(answers.num_rows, kind) for name, kind in kinds.items()}
     pq.write_table(pa.table(columns), out / SAMPLES, compression="zstd")

@@ -5,10 +5,10 @@ twice changes nothing, and mirroring after the server was away catches up.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.config.execution import TrackingConfig
@@ -24,16 +24,18 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
+from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_review
+from pipeline.results.mlflow_review_writing import write_experiment, write_review
+from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
+from pipeline.results.mlflow_view import address
 from pipeline.running.capture import log_path
-from pipeline.steps.fingerprint import fingerprint
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
 from stages.errors import redacted
-from stages.report.artifact import read_suites
+from stages.report.artifact import Summary, read_document, read_verdicts_text
 
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
-SUITE_PREFIX = "suite/"
-CONTENT_TAG, SUITES_TAG = "content", "suites"  # digests of what a run shows: nothing is written twice
+CONTENT_TAG = "content"  # a digest of what a run shows: nothing is written twice
 STORE_TAG = "store"
 MAX_PARAMS_A_CALL, MAX_RUNS = 100, 10_000
 
@@ -46,20 +48,29 @@ class Mirror:
     store: Store
     settings: TrackingConfig
 
-    def write(self, report: Path | None = None, status: str = "RUNNING") -> None:
-        """Bring MLflow up to date with the store; raises what the MLflow client raises."""
+    def write(self, report: Path | None = None, status: str = "RUNNING") -> str:
+        """Bring MLflow up to date with the store; returns the address of its runs, behind the host.
+
+        Raises what the MLflow client raises.
+        """
         client, experiment_id = self._connect()
         self._close_predecessors(client, experiment_id)
         tags = {STORE_TAG: self._owner}
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
-        suites = read_suites(report).to_pylist() if report is not None else []
+        document = None if report is None else read_document(report)
+        parent_id = parent.info.run_id
         for trial in self.plan.trials.values():
-            run = self._write_trial(client, experiment_id, parent.info.run_id, trial, status)
-            if report is not None:
-                _write_suites(client, run, [row for row in suites if row["trial"] == trial.trial.name])
-        if report is not None:
-            self._write_report(client, parent, report)
+            run = self._write_trial(client, experiment_id, parent_id, trial, status)
+            if document is None:
+                continue
+            review = trial_review(document, trial.trial.name, experiment_id, parent_id, run.info.run_id)
+            if review is not None:
+                write_review(client, run, review)
+        if report is not None and document is not None:
+            self._write_report(client, parent, report, document)
+            write_experiment(client, parent, document)
         _set_status(client, parent, status)
+        return address(experiment_id)
 
     def end(self, status: str) -> None:
         """Say of this plan's run how it ended, if MLflow shows it as running; nothing else is written."""
@@ -126,11 +137,12 @@ class Mirror:
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
         values = trial_metrics(self.store, self.plan, trial)
-        gone = {key for key in run.data.metrics if not key.startswith(SUITE_PREFIX)} - values.keys()
+        gone = {key for key in run.data.metrics if not key.startswith(REVIEWED)} - values.keys()
         _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
+        self._log_table(client, run.info.run_id, trial)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
         return run
 
@@ -149,6 +161,12 @@ class Mirror:
         if inputs:
             client.log_inputs(run_id, datasets=inputs)
 
+    def _log_table(self, client: Any, run_id: str, trial: TrialPlan) -> None:
+        with TemporaryDirectory(prefix="mlflow_table_") as directory:
+            if (table := write_table(self.store, self.plan, trial, Path(directory))) is not None:
+                client.log_artifact(run_id, str(table))
+                client.set_tag(run_id, TABLES_TAG, TAGGED)
+
     def _artifacts(self, trial: TrialPlan) -> Iterator[tuple[Path, str]]:
         """Local files and the artifact folder each goes to; weights stay in the store."""
         for ref, folder, pattern in small_files(self.plan, trial):
@@ -159,10 +177,12 @@ class Mirror:
             if log is not None:
                 yield log, f"logs/{ref.stage}"
 
-    def _write_report(self, client: Any, parent: Any, report: Path) -> None:
+    def _write_report(self, client: Any, parent: Any, report: Path, document: Summary) -> None:
+        experiment_id, run_id = parent.info.experiment_id, parent.info.run_id
         if parent.data.tags.get(CONTENT_TAG) != report.name:
-            client.log_artifacts(parent.info.run_id, str(report), "report")
-            client.set_tag(parent.info.run_id, CONTENT_TAG, report.name)
+            client.log_artifacts(run_id, str(report), "report")
+            client.set_tag(run_id, CONTENT_TAG, report.name)
+        write_review(client, parent, parent_review(document, read_verdicts_text(report), experiment_id, run_id))
 
 
 def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
@@ -172,18 +192,6 @@ def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float
     if values:
         metrics = [Metric(key, value, int(at_s * 1000), 0) for key, value in values.items()]
         client.log_batch(run.info.run_id, metrics=metrics)
-
-
-def _write_suites(client: Any, run: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The report's means of a trial's suites, which can be put together anew while the trial stays what it is."""
-    places = {f"{SUITE_PREFIX}{row['suite']}/{name}": row[name] for row in rows for name in ("mean", "recovery")}
-    values = {place: float(value) for place, value in places.items() if value is not None}
-    content = fingerprint(values)
-    if run.data.tags.get(SUITES_TAG, fingerprint({})) == content:
-        return
-    gone = {key for key in run.data.metrics if key.startswith(SUITE_PREFIX)} - values.keys()
-    _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, time.time())  # MLflow removes no metric
-    client.set_tag(run.info.run_id, SUITES_TAG, content)
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:

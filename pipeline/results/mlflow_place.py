@@ -14,6 +14,7 @@ from stages.errors import redacted
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ARTIFACTS = "mlartifacts"
+LOCAL = "http://127.0.0.1:5000"  # where ``mlflow ui`` listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,11 @@ def named_by(settings: TrackingConfig) -> str:
     return VARIABLE if settings.uri is None and os.environ.get(VARIABLE) else "tracking.uri"
 
 
-def review_line(settings: TrackingConfig, beside: Path) -> str | None:
-    """How to open MLflow on the results; None for a server that the config names, which is open, and where none is."""
+def review_line(settings: TrackingConfig, beside: Path, page: str | None = None) -> str | None:
+    """How to open MLflow on the results; None for a server that the config names, which is open, and where none is.
+
+    ``page`` is the address of what is to be seen there, behind the host.
+    """
     if settings.uri is not None or not settings.enabled:
         return None
     place = place_of(settings, beside)
@@ -46,7 +50,8 @@ def review_line(settings: TrackingConfig, beside: Path) -> str | None:
         return f"{place.uri} ({VARIABLE})"
     database = place.artifacts.with_name("mlflow.db")
     shown = database.relative_to(Path.cwd()) if database.is_relative_to(Path.cwd()) else database
-    return f"mlflow ui --backend-store-uri {shlex.quote(_sqlite(shown))}"
+    where = "" if page is None else f", then {LOCAL}/{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(_sqlite(shown))}{where}"
 
 
 def _sqlite(database: Path) -> str:

@@ -20,7 +20,7 @@ from pipeline.results.record import TrialRecord
 from pipeline.steps.roles import slots, under
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
-from stages.compare.artifact import read_rows
+from stages.compare.artifact import read_flips, read_rows
 from stages.evaluate.artifact import read_samples
 from stages.report.artifact import read_serving, read_suites, read_summary
 
@@ -64,6 +64,12 @@ class Results:
         comparisons = under(_named(self.trials, "trial", trial).steps, "compare")
         found = self.store.find(_named(comparisons, "task", task))
         return None if found is None else read_rows(found)
+
+    def flips(self, trial: str, task: str) -> pa.Table | None:
+        """Every document that the trial answers otherwise than its base, whole; None while the step has no result."""
+        comparisons = under(_named(self.trials, "trial", trial).steps, "compare")
+        found = self.store.find(_named(comparisons, "task", task))
+        return None if found is None else read_flips(found)[0]
 
     def samples(self, trial: str, task: str) -> pa.Table:
         """One row per document of each ``leaf``; an empty table before the task is scored."""

@@ -6,13 +6,13 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.errors import FailureClass
 from pipeline.planning.plan import Plan
 from pipeline.results.console import add_row, new_table, say
 from pipeline.results.expectation_shown import expectation_lines, stage_cost_cells
 from pipeline.results.failures_shown import Told, say_briefly, say_fully
+from pipeline.results.final_tables import NOTHING, tables_of
 from pipeline.results.plan_summary import PlanSummary, TrialSummary
 from pipeline.results.power_shown import say_power
 from pipeline.running.outcome import Outcome, Status
@@ -20,12 +20,10 @@ from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
-from stages.compare.artifact import verdict_shown
-from stages.report.artifact import HTML, read_serving, read_suites, read_summary
+from stages.report.artifact import HTML, read_document, read_serving
 from stages.report.config import FailureRow
 from stages.units import GIB
 
-NOTHING = "–"
 MAX_FAILURES_SHOWN = 10  # kinds of them
 
 
@@ -143,23 +141,15 @@ def finished(
     failures: Mapping[StepRef, Failure],
     asked: set[str],
 ) -> None:
-    """The final table, and whatever was asked for, has no number and why."""
-    rows = read_summary(store.path(report.ref)).to_pylist()
-    interval = f"{100 * confidence:g} % interval"
-    table = new_table(
-        "trial", "task", "n", "score", interval, "recovery", "difference", interval, "lost/won", "verdict", "GiB"
-    )
-    for row in rows:
-        add_row(table, _summary_cells(row))
-    if rows:
+    """What to ship, the final tables, and whatever was asked for, has no number and why."""
+    document = read_document(store.path(report.ref))
+    for model, sentence in document.sentences.items():
+        say(console, sentence if len(document.sentences) == 1 else f"{model}: {sentence}")
+    for table in tables_of(document, read_serving(store.path(report.ref)), confidence):
         console.print(table)
-    if suites := read_suites(store.path(report.ref)).to_pylist():
-        console.print(_suites_table(suites, interval))
-    if (points := read_serving(store.path(report.ref))) is not None:
-        console.print(_serving_table(points.to_pylist()))
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
         say(console, f"note: {note}")
-    for row in rows:
+    for row in document.rows:
         if row["note"]:
             say(console, f"note: {row['trial']} {row['task']}: {row['note']}")
     for trial in report.config.trials:
@@ -195,62 +185,6 @@ def where(console: Console, report_dir: Path, review: str | None) -> None:
     say(console, f"report: {report_dir / HTML}")
     if review is not None:
         say(console, f"review: {review}")
-
-
-def _suites_table(suites: Sequence[Mapping[str, object]], interval: str) -> Table:
-    table = new_table("trial", "suite", "mean", "of", "recovery", interval)
-    for suite in suites:
-        cells = [
-            *(str(suite[name]) for name in ("trial", "suite")),
-            _number(suite["mean"], "{:.2f}" if suite["normalized"] else "{:.4f}"),
-            "normalized scores, up to 100" if suite["normalized"] else "scores",
-            _number(suite["recovery"], "{:.2%}"),
-            _interval(suite["recovery_low"], suite["recovery_high"], "{:.2%}"),
-        ]
-        add_row(table, cells)
-    return table
-
-
-def _serving_table(points: Sequence[Mapping[str, object]]) -> Table:
-    table = new_table("trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "valid")
-    for point in points:
-        cells = [
-            *(str(point[name]) for name in ("trial", "workload", "mode")),
-            *(_number(point[name], "{:.3g}") for name in ("requests_per_s", "latency_s_median", "ttft_ms_median")),
-            _number(point["queries_per_usd"], "{:,.0f}"),
-            "yes" if point["is_valid"] else "no: the report says why",
-        ]
-        add_row(table, cells)
-    return table
-
-
-def _summary_cells(row: Mapping[str, object]) -> list[str]:
-    return [
-        str(row["trial"]),
-        str(row["task"]),
-        _number(row["n"], "{:d}") + _number(row["num_clusters"], " in {:d}", nothing=""),
-        _number(row["score"], "{:.4f}"),
-        _interval(row["score_low"], row["score_high"], "{:.4f}"),
-        _number(row["recovery"], "{:.2%}"),
-        _number(row["difference"], "{:+.4f}"),
-        _interval(row["difference_low"], row["difference_high"], "{:+.4f}"),
-        _flips(row),
-        verdict_shown(row) or NOTHING,
-        _number(row["size_gib"], "{:.3f}"),
-    ]
-
-
-def _flips(row: Mapping[str, object]) -> str:
-    lost, won = row["num_base_only_right"], row["num_trial_only_right"]
-    return NOTHING if lost is None or won is None else f"{lost}/{won}"
-
-
-def _number(value: object, pattern: str, nothing: str = NOTHING) -> str:
-    return nothing if value is None else pattern.format(value)
-
-
-def _interval(low: object, high: object, pattern: str) -> str:
-    return NOTHING if low is None or high is None else f"[{pattern.format(low)}, {pattern.format(high)}]"
 
 
 def _trial_cells(trial: TrialSummary) -> list[str]:

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
 
-TABLE, FACTS, INFLUENCES = "comparison.parquet", "comparison.json", "influences.parquet"
+TABLE, FACTS, FLIPS, INFLUENCES = "comparison.parquet", "comparison.json", "flips.parquet", "influences.parquet"
+LOST, WON = "lost", "won"  # of a document that the trial answers otherwise than its base
+_FLIPS_AT_ONCE = 200  # the first are read without the rest
 # Of a document of the whole task: the beginnings of its digest and of that of its declared cluster (null: it stands for
 # itself), and what it adds to the difference and to the base's score.
 INFLUENCE_COLUMNS = ("document", "cluster", "difference", "base", "normalized_difference", "normalized_base")
@@ -126,6 +128,23 @@ class Numbers:
 NORMALIZED: Mapping[str, str] = {each.name: each.metadata["raw"] for each in fields(Numbers) if each.metadata}
 SCHEMA = pa.schema(plain_columns(Labels) | plain_columns(Numbers))
 NUMBERS = [each.name for each in SCHEMA if each.type in (pa.int64(), pa.float64())]
+FLIPS_SCHEMA = pa.schema(
+    {
+        "leaf": pa.string(),
+        "doc_id": pa.int64(),
+        "metric": pa.string(),
+        "change": pa.string(),
+        "base_score": pa.float64(),
+        "trial_score": pa.float64(),
+        "question": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "target": pa.string(),
+        "base_answers": pa.list_(pa.string()),
+        "trial_answers": pa.list_(pa.string()),
+        "base_extracted": pa.string(),  # what the metric's filter made of the answers, where that is another text
+        "trial_extracted": pa.string(),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,3 +247,22 @@ def read_influences(directory: Path) -> pa.Table | None:
 def read_rows(directory: Path) -> pa.Table:
     """A row for each leaf and metric, and those of the whole task, as SCHEMA says."""
     return read_table(directory / TABLE)
+
+
+def write_flips(out: Path, flips: pa.Table) -> None:
+    """Rows of FLIPS_SCHEMA, those first that a reader shall see first."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(flips, out / FLIPS, compression="zstd", row_group_size=_FLIPS_AT_ONCE)
+
+
+def read_flips(directory: Path, most: int | None = None) -> tuple[pa.Table, int]:
+    """The first of the documents that a trial answers otherwise, or all of them, and how many there are."""
+    import pyarrow.parquet as pq
+
+    if not (directory / FLIPS).exists():  # a comparison from before there were any
+        return FLIPS_SCHEMA.empty_table(), 0
+    with pq.ParquetFile(directory / FLIPS) as file:
+        total = file.metadata.num_rows
+        num_groups = -(-min(total if most is None else most, total) // _FLIPS_AT_ONCE)
+        return file.read_row_groups(list(range(num_groups)), use_threads=False).slice(0, most), total

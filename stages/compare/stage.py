@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from stages.compare.aggregation import aggregation_label
-from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison
+from stages.compare.artifact import NUMBERS, ComparisonFacts, Errors, LeafFacts, Numbers, write_comparison, write_flips
 from stages.compare.asked import Ask, asked_of, runs_of
 from stages.compare.config import CompareConfig
 from stages.compare.evidence import Evidence, make_scorer, pairs_of_leaf, read_values, side_of_leaf
+from stages.compare.flips import flips_of
 from stages.compare.influences import influence_table
 from stages.compare.reruns import Rerun, changes_between_runs, excess_of_changes, read_reruns
 from stages.compare.rows import error_of, rows
@@ -50,8 +51,9 @@ class _Comparison:
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task) and ``comparison.json`` (with
-    the errors of the whole task's numbers, from which a suite gets its interval).
+    """Write ``comparison.parquet`` (a row per leaf and metric, and for the whole task), ``comparison.json`` (with
+    the errors of the whole task's numbers, from which a suite gets its interval) and ``flips.parquet`` (the documents
+    that the trial answers otherwise).
 
     ``inputs`` are scores, ``trial/<part>`` and ``base/<part>``, and of what was evaluated again
     ``trial_rerun/<number>/<part>`` and ``base_rerun/<number>/<part>``; a base trial has none of the base.  A leaf
@@ -67,7 +69,14 @@ def compare(config: CompareConfig, inputs: Mapping[str, Path], out: Path) -> Map
     lines.sort(key=lambda line: positions[line.row["leaf"]])
     headline = next(line for line in lines if line.row["leaf"] is None and line.row["primary"])
     write_comparison(out, [line.row for line in lines], _facts(comparison, headline), headline.influences)
+    _write_flips(comparison, inputs, out)
     return {name: headline.row.get(name) for name in NUMBERS}
+
+
+def _write_flips(comparison: _Comparison, inputs: Mapping[str, Path], out: Path) -> None:
+    metric, leaves = comparison.primary, (comparison.trial, comparison.base)
+    lower_is_better = metric is not None and comparison.metrics[metric].higher_is_better is False
+    write_flips(out, flips_of(metric, lower_is_better, *leaves, comparison.pairings, inputs))
 
 
 def _read(config: CompareConfig, inputs: Mapping[str, Path]) -> _Comparison:

@@ -21,6 +21,8 @@ _COLUMNS = {
     "doc_id": pa.int32(),
     "doc_digest": pa.string(),
     "prompt_digest": pa.string(),
+    "question": pa.string(),
+    "choices": pa.list_(pa.string()),
     "target": pa.string(),
     "responses": pa.list_(pa.string()),
     "thoughts": pa.list_(pa.string()),
@@ -45,6 +47,8 @@ _LAST_COLUMNS = {
 class Sample:
     """One document; ``metrics`` by ``<metric>,<filter>``, empty where ``error`` says why.
 
+    ``question`` is the document as its task puts it, without examples and template, and ``choices`` what it may be
+    answered with, None where anything may.
     ``cut``: an answer ended at the limit of its tokens, None where nothing is written; ``stopped_by``: the stop
     strings that answers ended at; ``thinking``: an answer has thoughts, None where none are looked for;
     ``truncated``: its prompt was cut on the left. Tokens and cuts are None where nobody tells.
@@ -54,6 +58,8 @@ class Sample:
     doc_digest: str
     prompt_digest: str
     target: str
+    question: str = ""
+    choices: list[str] | None = None
     responses: list[str] = field(default_factory=list)
     thoughts: list[str | None] | None = None
     filtered: str = "{}"

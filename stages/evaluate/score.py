@@ -23,7 +23,7 @@ from stages.evaluate.scoring import score_documents
 from stages.evaluate.task_identity import check_unchanged, identities
 from stages.evaluate.task_index import task_roots
 
-VERSION = 2
+VERSION = 3
 
 
 def score(config: ScoreConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

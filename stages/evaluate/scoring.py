@@ -71,6 +71,8 @@ def _page(task: Any, docs: Any, answered: Answered, reasoning: Reasoning | None)
         doc_id=answered.doc_id,
         doc_digest=answered.doc_digest,
         prompt_digest=answered.prompt_digest,
+        question=_question(task, doc),
+        choices=_choices(task, doc),
         target=_target(task, doc),
         error=answered.error,
     )
@@ -188,6 +190,24 @@ def _loglikelihoods(first: Sequence[Any]) -> list[float] | None:
     if any(isinstance(response, str) for response in first):
         return None
     return [response[0] if isinstance(response, tuple) else response for response in first]
+
+
+def _question(task: Any, doc: Any) -> str:
+    """Where a document is several beginnings of one text, which are its choices then, what they share."""
+    try:
+        found = task.doc_to_text(doc)
+        return found if isinstance(found, str) else _text(task.doc_to_target(doc))
+    except Exception:
+        return ""
+
+
+def _choices(task: Any, doc: Any) -> list[str] | None:
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    try:
+        return [_text(choice) for choice in task.doc_to_choice(doc)]
+    except Exception:
+        return None
 
 
 def _target(task: Any, doc: Any) -> str:

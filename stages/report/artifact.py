@@ -11,7 +11,10 @@ from stages.compare.artifact import Numbers
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
 
 MARKDOWN, HTML = "report.md", "report.html"
+VERDICTS = "verdicts.md"  # its beginning: the sentences and the table of verdicts, a line for each trial
 SUMMARY, SUMMARY_DOCUMENT, SERVING = "summary.parquet", "summary.json", "serving.parquet"
+
+MOST_FLIPS, FEWEST_FLIPS, MOST_FLIPS_IN_ALL = 200, 20, 30_000  # documents answered otherwise; some 1.5 kB each
 
 Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
 
@@ -53,6 +56,9 @@ class SuiteMean:
     reason: str | None = None
 
 
+DECISIONS = ("ship", "do not ship", "not decided")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialVerdict:
     """Whether a trial may be shipped, and what speaks against it or is missing to say so, a line each.
@@ -64,7 +70,7 @@ class TrialVerdict:
     model: str
     recipe: str
     is_base: bool
-    decision: str | None = None  # ship, do not ship, not decided
+    decision: str | None = None  # one of DECISIONS
     reasons: list[str] = field(default_factory=list)
     p: float | None = None  # that some part of what is asked of a format that is shipped does not hold
     adjusted_p: float | None = None  # among the trials of which one is chosen
@@ -139,7 +145,22 @@ def read_suites(directory: Path) -> pa.Table:
 
 def read_verdicts(directory: Path) -> list[TrialVerdict]:
     """Of each trial, in the report's order; empty in a report from before there were any."""
-    return read_json(directory / SUMMARY_DOCUMENT, Summary).trials
+    return read_document(directory).trials
+
+
+def read_document(directory: Path) -> Summary:
+    """All of the summary; lists are empty in a report from before there were any."""
+    return read_json(directory / SUMMARY_DOCUMENT, Summary)
+
+
+def read_verdicts_text(directory: Path) -> str:
+    """The report's beginning, in Markdown; links are to its files."""
+    return (directory / VERDICTS).read_text(encoding="utf-8")
+
+
+def most_flips(num_cells: int) -> int:
+    """How many documents of a trial and task are shown: a large sweep shows fewer of each."""
+    return max(min(MOST_FLIPS, MOST_FLIPS_IN_ALL // max(num_cells, 1)), FEWEST_FLIPS)
 
 
 def write_serving(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

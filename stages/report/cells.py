@@ -12,8 +12,11 @@ class Heading(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A text, what stands small beside it, and its look: score, better, worse, same, absent."""
+    """A text, what stands small beside it, its look (score, better, worse, same, open, absent, or a decision's), and a
+    file that it leads to.
+    """
 
     text: str
     note: str = ""
     look: str = ""
+    href: str = ""

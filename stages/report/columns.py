@@ -37,7 +37,7 @@ def _score_with_interval(row: Row, places: Places) -> Cell:
 def _recovery_with_mark(row: Row, places: Places) -> Cell:
     recovery = "base" if _is_known_base(row) else percent(row["recovery"], places.recovery)
     look = "absent" if row["score"] is None else _look(row)
-    return Cell(f"{recovery} {MARKS.get(row['verdict'], '')}".strip(), look=look)
+    return Cell(f"{recovery} {_mark(row)}".strip(), look=look)
 
 
 def _score(row: Row, places: Places) -> Cell:
@@ -68,8 +68,18 @@ def _difference_interval(row: Row, places: Places) -> Cell:
     return Cell(interval(row["difference_low"], row["difference_high"], places.difference, signed=True))
 
 
+def _mark(row: Row) -> str:
+    """With a question mark where the whole grid does not confirm it."""
+    return MARKS.get(row["verdict"], "") + ("?" if row["is_confirmed"] is False else "")
+
+
 def _look(row: Row) -> str:
-    return LOOKS.get(row["verdict"], "")
+    return "open" if row["is_confirmed"] is False else LOOKS.get(row["verdict"], "")
+
+
+def _verdict(row: Row, places: Places) -> Cell:
+    unconfirmed = ", not confirmed" if row["is_confirmed"] is False else ""
+    return Cell(f"{verdict_shown(row) or MISSING}{unconfirmed}", look=_look(row))
 
 
 def _again(prefix: str) -> Callable[[Row, Places], Cell]:
@@ -136,7 +146,8 @@ COLUMNS = (
     Column("excess flips", _excess_flips),
     Column("margin", _of_verdict("margin")),
     Column("sees", _of_verdict("detectable_difference")),
-    Column("verdict", lambda row, _: Cell(verdict_shown(row) or MISSING, look=_look(row)), is_left=True),
+    Column("grid p", lambda row, _: Cell(p_value(row["adjusted_p"]))),
+    Column("verdict", _verdict, is_left=True),
 )
 NORMALIZED_COLUMNS = (
     Column("normalized", _score),

@@ -4,25 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.compare.verdict import LEGEND, LOOKS
-from stages.report.artifact import HTML, MARKDOWN, Row, SuiteMean, Summary, write_serving, write_summary
-from stages.report.chart import recovery_chart
+from stages.compare.verdict import LEGEND
+from stages.report.artifact import HTML, MARKDOWN, VERDICTS, Row, Summary, write_serving, write_summary
+from stages.report.chart import forest_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
+from stages.report.flips import write_flip_pages
 from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
 from stages.report.numbers import MISSING
+from stages.report.rendering import render
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
+from stages.report.sentence import sentences
+from stages.report.serving.relative import relative_costs
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.steadiness import held_open
 from stages.report.suites import confidence_of, suite_means, suite_notes
-from stages.report.tables import model_sections, overview
+from stages.report.tables import model_sections
+from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
 VERSION = 10
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write ``report.md``, ``report.html`` (self-contained), ``summary.parquet`` and ``summary.json``.
+    """Write ``report.md`` with its beginning ``verdicts.md``, ``report.html`` (self-contained but for the pages of
+    ``flips/`` that it leads to), ``summary.parquet`` and ``summary.json``.
 
     ``inputs`` are compare artifacts ``compare/<trial>/<task>``, gate artifacts ``gate/<trial>``, drift artifacts
     ``drift/<trial>`` and profile artifacts ``profile/<trial>/<workload>/<mode>``, which add ``serving.parquet`` and
@@ -35,12 +41,24 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
-    trials = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
-    write_summary(out, Summary(title=config.title, rows=rows, suites=suites, trials=trials))
-    view = _view(config, inputs, comparisons, rows, suites) | {"serving": _serving(config, inputs, rows, out)}
+    verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
+    relative = relative_costs(config.trials, config.serving, inputs)
+    summary = Summary(
+        title=config.title,
+        rows=rows,
+        suites=suites,
+        trials=verdicts,
+        sentences=sentences(config.trials, verdicts, rows, suites, relative),
+    )
+    write_summary(out, summary)
+    pages = write_flip_pages(config, comparisons, out)
+    view = _view(config, inputs, comparisons, summary) | {
+        "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
+        "serving": _serving(config, inputs, rows, out),
+    }
     view["notes"] = list(dict.fromkeys([*view["notes"], *suite_notes(found)]))
-    for name in (MARKDOWN, HTML):
-        (out / name).write_text(_render(f"{name}.j2", view), encoding="utf-8")
+    for name in (MARKDOWN, HTML, VERDICTS):
+        (out / name).write_text(render(f"{name}.j2", view), encoding="utf-8")
     num_scored = sum(row["score"] is not None for row in rows)
     return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
 
@@ -55,7 +73,7 @@ def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], 
     for section in view["sections"]:
         for picture in section["charts"]:
             picture["file"] = f"{section['name']}-{picture['name']}.svg"
-            text = _render("report_serving.svg.j2", {"chart": picture["chart"]})
+            text = render("report_serving.svg.j2", {"chart": picture["chart"]})
             (out / picture["file"]).write_text(text, encoding="utf-8")
             picture["svg"] = Markup(text)
     write_serving(out, serving_points(config.trials, config.serving, inputs))
@@ -63,22 +81,17 @@ def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], 
 
 
 def _view(
-    config: ReportConfig,
-    inputs: Mapping[str, Path],
-    comparisons: Comparisons,
-    rows: list[Row],
-    suites: list[SuiteMean],
+    config: ReportConfig, inputs: Mapping[str, Path], comparisons: Comparisons, summary: Summary
 ) -> dict[str, Any]:
     """Everything the templates show, as text."""
-    sections = model_sections(config.trials, config.tasks, config.suites, rows, suites)
+    rows = summary.rows
+    sections = model_sections(config.trials, config.tasks, config.suites, rows, summary.suites)
     for section in sections:
-        recipes = [trial.recipe for trial in config.trials if trial.model == section["model"]]
-        of_model = [row for row in rows if row["model"] == section["model"]]
-        section["chart"] = recovery_chart(config.tasks, recipes, of_model)
+        own = [trial for trial in config.trials if trial.model == section["model"]]
+        section["chart"] = forest_chart(config.tasks, own, rows)
     return {
         "title": config.title,
-        "suites": config.suites,
-        "overview": overview(config.trials, rows, suites),
+        "sentences": summary.sentences,
         "sections": sections,
         "failures": config.failures,
         "gates": gates(config.trials, inputs),
@@ -91,26 +104,4 @@ def _view(
         "costs": costs_view(config.costs),
         "missing": MISSING,
         "legend": LEGEND,
-        "looks": LOOKS,
     }
-
-
-def _render(name: str, view: Mapping[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=name.endswith((".html.j2", ".svg.j2")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = _markdown_cell
-    return environment.get_template(name).render(view)
-
-
-def _markdown_cell(text: object) -> str:
-    """One cell of a Markdown table: no line break, no column break, no emphasis."""
-    escaped = "".join(f"\\{character}" if character in "\\|*`<>" else character for character in str(text))
-    return " ".join(escaped.split())

@@ -1,10 +1,9 @@
-"""The tables of a report, as text: an overview, a table for each model and suite, and every number in detail."""
+"""The tables of a report's models, as text: one for each suite, and every number in detail."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from stages.compare.artifact import NORMALIZED
-from stages.compare.verdict import MARKS
 from stages.report.artifact import Row, SuiteMean
 from stages.report.cells import Cell, Heading
 from stages.report.columns import COLUMNS, MEASURES, NORMALIZED_COLUMNS, places_of
@@ -18,30 +17,9 @@ from stages.report.numbers import (
     percent_interval,
 )
 
+MOST_OPEN = 20  # trials of a model whose tables a page shows before somebody asks for them
 # Of a suite's mean, which has no interval, raw and normalized (a number of up to 100), and of its recovery in per cent.
 _MEAN_DECIMALS, _NORMALIZED_MEAN_DECIMALS, _RECOVERY_DECIMALS = 4, 2, 2
-
-
-def overview(trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]) -> list[dict[str, Any]]:
-    """A line for each trial: size, recovery of each suite, and how many tasks have which verdict."""
-    base_sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
-    lines = []
-    for trial in trials:
-        own = [row for row in rows if row["trial"] == trial.name]
-        base_size = base_sizes.get(trial.model)
-        lines.append(
-            {
-                "model": trial.model,
-                "recipe": trial.recipe,
-                "is_base": trial.is_base,
-                "size": gib(trial.size_gib),
-                "share": percent(trial.size_gib / base_size if trial.size_gib and base_size else None, 0),
-                "suites": [_suite_cell(mean, trial) for mean in suite_means if mean.trial == trial.name],
-                "verdicts": [_num_verdicts(own, trial, verdict) for verdict in MARKS],
-                "measured": f"{sum(row['status'] == 'measured' for row in own)} of {len(own)}",
-            }
-        )
-    return lines
 
 
 def model_sections(
@@ -64,6 +42,7 @@ def model_sections(
                 "notes": list(dict.fromkeys(trial.notes for trial in own if trial.notes)),
                 "tables": [_table(group, own, of_model, suite_means) for group in groups if group.tasks],
                 "details": _details(of_model, tasks),
+                "is_large": len(own) > MOST_OPEN,
             }
         )
     return sections
@@ -136,12 +115,6 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, Any]:
             lines.append({"task": task, "cells": cells})
     columns = (*COLUMNS, *(NORMALIZED_COLUMNS if has_normalized else ()))
     return {"headings": [Heading(each.name, is_left=each.is_left) for each in columns], "rows": lines}
-
-
-def _num_verdicts(rows: Sequence[Row], trial: TrialRow, verdict: str) -> str:
-    if trial.is_base or not any(row["verdict"] for row in rows):
-        return MISSING
-    return count(sum(row["verdict"] == verdict for row in rows))
 
 
 def _suite_cell(mean: SuiteMean, trial: TrialRow) -> dict[str, str]:

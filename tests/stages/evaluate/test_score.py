@@ -51,6 +51,24 @@ metric_list:
 - {metric: whole, aggregation: mean, higher_is_better: true}
 - {metric: part, aggregation: mean, higher_is_better: true}
 """
+PICKS = """
+task: picks
+dataset_path: own/sums
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["{{answer}}", "none"]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0}
+"""
+BEGINNINGS = """
+include: picks.yaml
+task: beginnings
+doc_to_text: "{{ 1 }}"
+doc_to_choice: "{{[question + ' No,', question + ' Yes,']}}"
+doc_to_target: "it is."
+"""
 CODE = """
 def process_results(doc, results):
     right = results[0] == doc["answer"]
@@ -68,6 +86,8 @@ def place(tmp_path_factory):
         (folder / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name))
     (folder / "tasks" / "votes.yaml").write_text(VOTES)
     (folder / "tasks" / "own.yaml").write_text(OWN)
+    (folder / "tasks" / "picks.yaml").write_text(PICKS)
+    (folder / "tasks" / "beginnings.yaml").write_text(BEGINNINGS)
     (folder / "tasks" / "own.py").write_text(CODE)
     (folder / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
@@ -130,6 +150,24 @@ def test_shards_and_leaves_become_rows_in_their_order(run, shard):
     assert [row["target"] for row in rows[:2]] == ["1", "2"] and rows[0]["responses"] == ["It is 1."]
     assert metrics == {"num_documents": 5, "num_missing": 0}
     assert list(facts) == ["sums", "others"] and facts["sums"].comparable == FACTS.comparable
+
+
+def test_a_document_is_kept_as_its_task_puts_it_with_what_it_may_be_answered_with(run, shard):
+    """Without examples and template; beginnings of one text are its choices, what they share is the question."""
+    facts = replace(FACTS, output_type="multiple_choice")
+    worths = [Answer(logprob=worth, is_greedy=False) for worth in (-1.0, -2.0)]
+    found = {}
+    for task in ("picks", "beginnings"):
+        out = shard({3: []}, task, facts=replace(facts, task=task))
+        answered = Answered(doc_id=3, doc_digest=digest(ROWS[3]), prompt_digest="p", num_requests=2, answers=worths)
+        write_answers(out, [answered], replace(facts, task=task))
+        found[task] = run({f"{task}/0000": out}, (task,))[1][0]
+    assert (found["picks"]["question"], found["picks"]["target"]) == ("What is 3 and 1?", "0")
+    assert found["beginnings"]["question"] == "it is."
+    assert found["beginnings"]["choices"] == ["What is 3 and 1? No,", "What is 3 and 1? Yes,"]
+    assert found["beginnings"]["loglikelihoods"] == [-1.0, -2.0]
+    written = run({"sums/0000": shard({0: ["1"]})})[1][0]
+    assert (written["question"], written["choices"]) == ("What is 0 and 1?", None)
 
 
 def test_repeats_have_the_mean_and_what_is_asked_of_them(run, shard):

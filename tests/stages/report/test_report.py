@@ -90,7 +90,7 @@ def write(tmp_path_factory):
             summary=json.loads((out / "summary.json").read_text()),
             html=(out / "report.html").read_text(),
             markdown=(out / "report.md").read_text(),
-            files={path.name: path.read_bytes() for path in sorted(out.iterdir())},
+            files={path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()},
         )
 
     return write
@@ -238,7 +238,7 @@ def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(wr
     assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
     detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
     assert as_numbers(detail[8])[0] == pytest.approx(2 / 3, abs=0.01)
-    assert as_numbers(detail[26])[0] == pytest.approx(500 / 9, abs=0.5)
+    assert as_numbers(detail[27])[0] == pytest.approx(500 / 9, abs=0.5)
 
 
 @pytest.mark.parametrize("suite", ["leaderboard_v1", "leaderboard_v2"])
@@ -272,15 +272,59 @@ def test_a_suite_s_recovery_is_of_the_documents_that_both_were_scored_on():
     assert (mean.mean, mean.base_mean, mean.recovery) == (50 / 60, 0.5, 1.0)
 
 
+def test_the_table_of_verdicts_says_of_each_trial_whether_to_ship_it_and_why(written):
+    header, *lines = Tables(written.html).tables["Verdicts"]
+    names = [text.split()[0] for text in header]
+    table = [dict(zip(names, line, strict=True)) for line in lines]
+    assert [line["format"].split()[0] for line in table] == ["w8a8", "w4a16", "bf16"]
+    shipped = [line["ship"] for line in table]
+    assert shipped == ["✘ do not ship 3 of 3 tasks", "✘ do not ship 2 of 3 tasks", "base 3 of 3 tasks"]
+    decided = {verdict["trial"]: verdict for verdict in written.summary["trials"]}
+    for line, name in zip(table[:2], ("m/w8a8", "m/w4a16"), strict=True):
+        assert line["why"].startswith(decided[name]["reasons"][0])
+    four = table[1]
+    assert [four[mark] for mark in "▼▲=?"] == ["1", "1", "0", "0"]  # confirmed in the whole grid
+    assert four["worst"].split() == ["arc", "36.4", "%"]
+
+
+def test_the_page_begins_with_the_sentence_that_the_summary_has(written):
+    (sentence,) = written.summary["sentences"].values()
+    assert sentence.startswith("Ship none of these formats: w8a8 (0.55 of the size of bf16; degraded on gsm8k and arc)")
+    assert written.html.index(sentence.replace("'", "&#39;")) < written.html.index("<table")
+    assert written.markdown.splitlines()[2] == f"**{sentence}**"
+    assert written.files["verdicts.md"].decode().startswith(f"**{sentence}**")
+
+
 def test_a_lower_score_is_better_where_the_metric_says_so(written):
-    lines = {line[0]: line for line in Tables(written.html).tables["Overview"][1:]}
     verdicts = {row["task"]: row["verdict"] for row in written.rows if row["recipe"] == "w4a16"}
     assert verdicts == {"gsm8k": None, "arc": "degraded", "ppl": "improved"}
-    header = Tables(written.html).tables["Overview"][0]
-    assert [text.strip() for text in header[-5:-1]] == [
-        f"tasks {verdict}" for verdict in ("equivalent", "degraded", "improved", "inconclusive")
-    ]
-    assert [text.strip() for text in lines["w4a16 m"][-5:]] == ["0", "1", "1", "0", "2 of 3"]
+    titles = re.findall(r"<title>(\w+), (\w+): ([+−]?[\d.]+) \[.*?\] (\w+)", written.html)
+    assert {(task, verdict) for task, recipe, _, verdict in titles if recipe == "w4a16"} == {
+        ("arc", "degraded"),
+        ("ppl", "improved"),
+    }
+    gains = {task: gain for task, recipe, gain, _ in titles if recipe == "w4a16"}
+    assert gains["arc"].startswith("−") and gains["ppl"].startswith("+")  # right is better in all of the chart
+
+
+def test_what_the_grid_does_not_confirm_is_counted_apart_and_marked(write, write_evaluation, tmp_path):
+    found = {}
+    scores = {"base": [1.0] * 100, "worse": [1.0] * 92 + [0.0] * 8}
+    for name in scores:
+        place = tmp_path / name
+        place.mkdir()
+        pair = {"trial/arc": write_evaluation("arc", scores[name])}
+        pair |= {} if name == "base" else {"base/arc": write_evaluation("arc", scores["base"])}
+        compare(CompareConfig(task="arc", leaves=["arc"]), pair, place)
+        found[f"compare/m/{name}/arc"] = place
+    trials = [TrialRow(name=f"m/{name}", model="m", recipe=name, is_base=name == "base") for name in ("base", "worse")]
+    lacking = [FailureRow(step=f"s{each}", trial="m/worse", task=f"t{each}", status="failed") for each in range(20)]
+    tasks = ["arc", *(failure.task for failure in lacking)]
+    page = write(found, trials=trials, tasks=tasks, suites=[], failures=lacking)
+    line = Tables(page.html).tables["Verdicts"][1]
+    assert line[3:5] == ["0 + 1?", "0"]
+    detail = Tables(page.html).tables["Every number of m"]
+    assert next(each for each in detail if each[:2] == ["arc", "worse"])[-1].endswith(", not confirmed")
 
 
 def test_failures_and_what_they_skipped_are_listed_with_their_reason(written):
@@ -313,7 +357,7 @@ def test_the_page_says_how_the_numbers_were_obtained(written):
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(written):
-    assert not re.search(r"(src|href)=\"(?!#)|url\(|@import|<script", written.html)
+    assert not re.search(r"(src|href)=\"(?!#|flips/)|url\(|@import|<script", written.html)
     assert "a &lt;sweep&gt;" in written.html and "<sweep>" not in written.html
 
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+from stages.compare.config import CompareConfig
+from stages.compare.stage import compare
 from stages.report.config import ReportConfig, ServingConfig, SloConfig, TrialRow
 from stages.report.stage import report
 from tests.published import GPUS, TABLES, WORKLOADS, recipes, row
@@ -146,6 +148,27 @@ def test_the_tables_are_the_study_s(write, points):
     assert written.tables[ASYNC]["w4a16_int"][2].split()[0] == "1.07"  # printed 1.08, 1.071 from the printed cells
     assert written.tables[SYNC]["bf16"][3] == "24.5 (184)"  # printed 183: their latency had more digits
     assert written.tables[ASYNC]["bf16"][7].startswith("11.8 (53,100)")
+
+
+def test_the_sentence_joins_what_was_measured_of_answers_and_of_serving(write, points, write_evaluation, tmp_path):
+    inputs = {}
+    base = write_evaluation("arc", [1.0, 0.0] * 2000)
+    for recipe, scores in {"w8a8_int": [1.0, 0.0] * 2000, "w4a16_int": [1.0, 0.0, 0.0, 0.0] * 1000}.items():
+        place = tmp_path / f"compared-{recipe}"
+        place.mkdir()
+        pair = {"trial/arc": write_evaluation("arc", scores), "base/arc": base}
+        compare(CompareConfig(task="arc", leaves=["arc"]), pair, place)
+        inputs[f"compare/{MODEL}/{recipe}/arc"] = place
+    written = write(points, tasks=["arc"], inputs=inputs)
+    sentence = re.search(r'<p class="advice">(.*?)</p>', written.html)[1]
+    assert re.fullmatch(
+        r"Ship w8a8_int: equivalent on 1 of 1 tasks; 1\.38 \[1\.\d\d, 1\.\d\d\] times the queries per dollar of bf16 "
+        r"at saturation, 1\.54 \[1\.\d\d, 1\.\d\d\] one at a time \(1 × NVIDIA RTX A6000 at 0\.8 \$/h\)\.",
+        sentence,
+    )
+    prices = {name: line[-1].split()[0] for name, line in written.tables["Verdicts"].items()}
+    label = {name.split()[0]: price for name, price in prices.items()}
+    assert (label["w8a8_int"], label["w4a16_int"], label["bf16"]) == ("1.38", "1.07", "base")
 
 
 def test_a_point_that_is_not_valid_is_shown_and_counts_nowhere(write, points):

@@ -1,0 +1,208 @@
+"""What a reviewer meets in tracking: descriptions, metrics and tags of the verdicts, a view of the runs, and tables."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config.execution import TrackingConfig
+from pipeline.planning.plan import Plan
+from pipeline.results.mlflow_mirror import Mirror
+from pipeline.results.mlflow_review import MAX_NOTE, NOTE, parent_review, shortened, trial_review
+from pipeline.results.mlflow_view import VIEW_TAG, address, view_of
+from pipeline.store.store import Store
+from stages.compare.artifact import FLIPS_SCHEMA, write_flips
+from stages.report.artifact import SuiteMean, Summary, TrialVerdict, read_document, read_verdicts_text, write_summary
+from tests.pipeline.planning.test_plan import planned
+
+TRIALS = ("smollm2_135m/bf16", "smollm2_135m/w8a8_int", "smollm2_135m/w4a16_int")
+NUMBERS = {
+    "num_cells": 2, "num_equivalent": 1, "num_inconclusive": 0, "num_degraded": 1, "num_confirmed_degraded": 1,
+    "num_improved": 0, "num_confirmed_improved": 0, "worst_recovery": 0.75, "worst_task": "tabular",
+}  # fmt: skip
+SAID = "Ship w8a8_int: equivalent on 2 of 2 tasks."
+
+
+def verdict(name: str, decision: str | None = None, *reasons: str, **numbers: Any) -> TrialVerdict:
+    model, recipe = name.split("/")
+    return TrialVerdict(
+        trial=name,
+        model=model,
+        recipe=recipe,
+        is_base=decision is None,
+        decision=decision,
+        reasons=list(reasons),
+        **numbers,
+    )
+
+
+DOCUMENT = Summary(
+    title="smoke",
+    rows=[
+        {
+            "trial": name,
+            "task": task,
+            "status": "measured",
+            "n": 20,
+            "score": 0.3,
+            "base_score": 0.4,
+            "recovery": 0.75,
+            "difference": -0.1,
+            "difference_low": -0.2,
+            "difference_high": -0.01,
+            "verdict": "degraded" if name == TRIALS[2] else "equivalent",
+            "is_confirmed": task == "tabular" if name == TRIALS[2] else None,
+        }
+        for name in TRIALS[1:]
+        for task in ("mathador", "tabular")
+    ],
+    suites=[SuiteMean(trial=TRIALS[1], suite="both", mean=0.3, recovery=0.75, difference=-0.1)],
+    trials=[
+        verdict(TRIALS[0]),
+        verdict(TRIALS[1], "ship", **NUMBERS),
+        verdict(TRIALS[2], "do not ship", "tabular: lost | <b>", **NUMBERS | {"worst_recovery": 0.5}),
+    ],
+    sentences={"smollm2_135m": SAID},
+)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return planned(tmp_path_factory.mktemp("plan"), "+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int,w4a16_int]")
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    return written(tmp_path / "smoke-0123456789ab", DOCUMENT)
+
+
+def written(place: Path, document: Summary) -> Path:
+    place.mkdir()
+    write_summary(place, replace(document, rows=[]))
+    (place / "summary.json").write_text(
+        json.dumps(json.loads((place / "summary.json").read_text()) | {"rows": document.rows})
+    )
+    lines = [f"| [r{index}](<flips/r{index}.html>) | ✔ ship |" for index in range(3)]
+    (place / "verdicts.md").write_text("\n".join([f"**{SAID}**", "", "| format | ship it? |", "|---|---|", *lines]))
+    (place / "report.html").write_text("<html></html>")
+    return place
+
+
+def test_a_plan_s_run_shows_the_table_with_links_into_itself_and_counts_the_verdicts(report: Path) -> None:
+    review = parent_review(read_document(report), read_verdicts_text(report), "7", "abc")
+    note = review.tags[NOTE]
+    assert note.startswith(f"**{SAID}**")
+    assert "[r1](#/experiments/7/runs/abc/artifacts/report/flips/r1.html)" in note
+    assert "[Report](#/experiments/7/runs/abc/artifacts/report/report.html)" in note and address("7") in note
+    assert {
+        name: review.metrics[f"verdict/{name}"] for name in ("ship", "do_not_ship", "not_decided", "worst_recovery")
+    } == {
+        "ship": 1,
+        "do_not_ship": 1,
+        "not_decided": 0,
+        "worst_recovery": 0.5,
+    }
+    assert (review.metrics["verdict/degraded_confirmed"], review.metrics["verdict/cells"]) == (2, 4)
+
+
+def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_side(report: Path) -> None:
+    base, eight, four = (trial_review(read_document(report), name, "7", "abc", "def") for name in TRIALS)
+    assert base and eight and four
+    assert (eight.tags["decision"], "why" in eight.tags) == ("ship", False)
+    assert (four.tags["decision"], four.tags["why"]) == ("do not ship", "tabular: lost | <b>")
+    assert four.tags["verdict.tabular"] == "degraded, confirmed"
+    assert four.tags["verdict.mathador"] == "degraded, not confirmed"
+    assert eight.metrics["recovery/tabular"] == eight.metrics["suite/both/recovery"] == 0.75
+    assert four.metrics["verdict/worst_recovery"] == 0.5
+    note = four.tags[NOTE]
+    assert note.startswith("**Do not ship**\n\n- tabular: lost \\| \\<b\\>\n")
+    assert "| tabular | 20 | 0.3000 | 0.4000 | -0.1000 [-0.2000, -0.0100] | degraded, confirmed |" in note
+    assert "[what it answers otherwise](#/experiments/7/runs/def/artifacts/flips.json)" in note
+    assert trial_review(replace(DOCUMENT, trials=[]), TRIALS[1], "7", "abc", "def") is None
+    assert base.tags["decision"] == "base" and not base.metrics
+
+
+def test_what_does_not_fit_a_description_is_counted() -> None:
+    table = ["| a |", "|---|", *(f"| {'x' * 100} {number} |" for number in range(200))]
+    note = shortened(["said", "links"], table, MAX_NOTE)
+    assert len(note) <= MAX_NOTE and note.startswith("said\n\nlinks\n\n| a |\n|---|\n")
+    left_out = int(note.rsplit("\n\n", 1)[1].split()[0])
+    assert left_out == 202 - sum(line.startswith("|") for line in note.splitlines()) > 100
+    assert shortened(["said"], table[:3], MAX_NOTE) == "\n\n".join(["said", "\n".join(table[:3])])
+
+
+def test_a_view_names_columns_and_charts_and_fits_a_tag() -> None:
+    state = json.loads(view_of(["v1"], ["arc", "gsm8k"]))
+    assert state["selectedColumns"][:4] == [
+        "tags.`recipe`",
+        "tags.`decision`",
+        "tags.`why`",
+        "metrics.`verdict/worst_recovery`",
+    ]
+    assert {"metrics.`suite/v1/difference`", "metrics.`recovery/gsm8k`"} <= set(state["selectedColumns"])
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    assert len(view_of([f"suite {n}" for n in range(50)], [f"task {n}" for n in range(1000)])) < 20_000
+
+
+@pytest.fixture
+def store(plan: Plan, tmp_path: Path) -> Store:
+    """Every step of the plan made; of each comparison three documents answered otherwise."""
+    store = Store(tmp_path / "results" / "store")
+    row = {"leaf": "t", "change": "lost", "base_answers": ["<b>4</b>"], "trial_answers": ["5"], "question": "2 + 2?"}
+    for step in plan.steps.values():
+        with store.draft(step) as draft:
+            if step.ref.stage == "compare":
+                write_flips(draft.path, pa.Table.from_pylist([{**row, "doc_id": n} for n in range(3)], FLIPS_SCHEMA))
+            draft.publish({"score": 0.5}, {"started": 1.0, "ended": 3.0})
+    return store
+
+
+@pytest.mark.dear
+def test_the_mirror_writes_it_once_and_leaves_what_people_write(
+    plan: Plan, store: Store, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    mirror = Mirror(plan, store, TrackingConfig())
+    page = mirror.write(report, "FINISHED")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(plan.name)
+
+    def runs() -> dict[str, Any]:
+        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+    assert page == address(experiment.experiment_id)
+    experiment = client.get_experiment_by_name(plan.name)
+    assert SAID in experiment.tags[NOTE] and VIEW_TAG in experiment.tags
+    first = runs()
+    assert first[TRIALS[1]].data.tags["decision"] == "ship"
+    assert first[plan.name].data.metrics["verdict/ship"] == 1
+    table = json.loads(Path(client.download_artifacts(first[TRIALS[1]].info.run_id, "flips.json")).read_text())
+    assert [dict(zip(table["columns"], row, strict=True))["task"] for row in table["data"]] == ["mathador"] * 3 + [
+        "tabular"
+    ] * 3
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["base_answer"] == "<b>4</b>"
+    assert "flips.json" in first[TRIALS[1]].data.tags["mlflow.loggedArtifacts"]
+
+    with monkeypatch.context() as patch:  # nothing is written twice
+        for name in ("log_batch", "set_tag", "log_artifact", "log_artifacts", "set_experiment_tag", "delete_tag"):
+            patch.setattr(mlflow.MlflowClient, name, lambda *args, **kwargs: pytest.fail("written again"))
+        mirror.write(report, "FINISHED")
+
+    client.set_tag(first[plan.name].info.run_id, NOTE, "I have seen it.")
+    client.set_experiment_tag(experiment.experiment_id, NOTE, "Ours.")
+    other = replace(
+        DOCUMENT, trials=[DOCUMENT.trials[0], verdict(TRIALS[1], "not decided", "few", **NUMBERS)], sentences={}
+    )
+    mirror.write(written(tmp_path / "smoke-ba9876543210", other), "FINISHED")
+    after = runs()
+    assert after[plan.name].data.tags[NOTE] == "I have seen it."
+    assert client.get_experiment(experiment.experiment_id).tags[NOTE] == "Ours."
+    assert (after[TRIALS[1]].data.tags["decision"], after[TRIALS[1]].data.tags["why"]) == ("not decided", "few")
+    assert after[TRIALS[1]].data.tags[NOTE].startswith("**Not decided**")
+    mirror.write(report, "FINISHED")
+    assert "why" not in runs()[TRIALS[1]].data.tags
