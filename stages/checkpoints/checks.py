@@ -167,7 +167,8 @@ def _check_tables(path: Path, model: ModelDescription) -> None:
             f"model path {path}: {missing} is missing and the model does not tie it to {model.tables[0]} "
             "(tie_word_embeddings is false); fetch or save the whole model again"
         )
-    if model.ties_head and len(tables) == 2 and not _are_equal(*tables):
+    stores_head = any(re.search("head|output|embed_out", name) for name in model.tables)
+    if model.ties_head and stores_head and len(tables) == 2 and not _are_equal(*tables):
         raise CheckpointError(
             f"model path {path}: config.json ties the output head to the embeddings, but {' and '.join(model.tables)} "
             "differ and a loader would drop one; set tie_word_embeddings to false, or take out the wrong one"

@@ -69,9 +69,9 @@ class ModelDescription:
     @property
     def ties_head(self) -> bool | None:
         """Whether its output head is its table of embeddings; None where neither config nor weights say it."""
-        said = self.config.get("tie_word_embeddings", self.text.get("tie_word_embeddings"))
-        if isinstance(said, bool):
-            return said
+        said = {part.get("tie_word_embeddings") for part in (self.config, self.text)} & {True, False}
+        if len(said) == 1:
+            return bool(said.pop())
         return len(self.tables) == 1 if self.infos else None
 
     @property

@@ -133,3 +133,21 @@ def test_layers_that_are_stored_the_other_way_round_are_none_that_a_recipe_can_q
     with pytest.raises(ValueError, match="recipe r: no layer of the model's blocks is a linear one"):
         check_fits(RecipeConfig(name="r", algorithm=Algorithm.rtn, scheme="FP8_DYNAMIC"), sizes)
     check_fits(RecipeConfig(name="r"), sizes)
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "num_tables", "ties"),
+    [
+        ({"tie_word_embeddings": True}, {}, 2, True),
+        ({}, {"tie_word_embeddings": False}, 1, False),
+        ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}, 1, True),  # they disagree: the weights say it
+        ({}, {}, 1, True),
+        ({}, {}, 2, False),
+    ],
+)
+def test_a_head_is_tied_where_the_config_or_else_the_weights_say_it(
+    tmp_path: Path, whole: dict[str, object], text: dict[str, object], num_tables: int, ties: bool
+) -> None:
+    tables = dict.fromkeys(["language_model.model.embed_tokens.weight", "lm_head.weight"][:num_tables], (384, 64))
+    config = {"model_type": "gemma3", **whole, "text_config": text}
+    assert describe(write_model(tmp_path, config, tables)).ties_head is ties
