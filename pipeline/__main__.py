@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipeline.config.bad_input import check_nothing_is_blank, describe
 from pipeline.config.command_line import Command, parse
-from pipeline.config.composition import composition
+from pipeline.config.composition import composition, with_own_model
 from pipeline.config.schema import Config, register
 from pipeline.config.sweep import expand, shared_config
 from pipeline.context import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR, PlannedSweep
@@ -70,6 +70,7 @@ def main() -> int:
         command = parse(with_overrides_of_file(sys.argv[1:]))
         if command.shown:
             return _shown_by_hydra(command)
+        command = with_own_model(command)
         with composition(command) as composed:
             return execute(shared_config(composed, command.overrides), command.overrides)
     except KeyboardInterrupt:

@@ -132,12 +132,12 @@ def _run_tracked(sweep: PlannedSweep, choose: Choose, changes: tuple[str, ...], 
         terminal.disk_full(sweep.console, sweep.store, outcomes)
         return FAILURE
     report = publish_report(sweep, is_recorded=True)
-    tracker.write(report, _final_state(sweep, outcomes))
+    is_tracked = tracker.write(report, _final_state(sweep, outcomes))
     num_run = sum(outcome.status is Status.succeeded for outcome in outcomes.values())
     confidence = sweep.config.compare.confidence
     asked = {step.ref.short for step in steps}
     terminal.finished(sweep.console, sweep.store, report, confidence, num_run, _failures(sweep, outcomes), asked)
-    review = review_line(sweep.config.tracking, sweep.store.local, tracker.page)
+    review = review_line(sweep.config.tracking, sweep.store.local, tracker.page) if is_tracked else None
     terminal.where(sweep.console, sweep.store.path(report.ref), review)
     return _exit_code(sweep, steps, outcomes)
 
@@ -236,16 +236,21 @@ class _Tracker:
             self.write(None, "RUNNING")
             self._next_s = time.monotonic() + MIRROR_EVERY_S
 
-    def write(self, report: Step | None, state: str) -> None:
-        """Mirror what there is; a server that is away costs a warning, ``mode=mirror`` catches up."""
+    def write(self, report: Step | None, state: str) -> bool:
+        """Mirror what there is, and say whether it is there now.
+
+        A server that is away costs a warning, ``mode=mirror`` catches up.
+        """
         if not self._sweep.config.tracking.enabled:
-            return
+            return False
         self._has_written = True
         try:
             self.page = mirror_of(self._sweep).write(self._sweep.store.path(report.ref) if report else None, state)
         except Exception as error:  # whatever a tracking server does must not stop a sweep
             said = f"warning: MLflow was not written ({one_line(error, limit=1000)}); mode=mirror catches up later"
             say(self._sweep.console, said)
+            return False
+        return True
 
     def broke_off(self, state: str) -> None:
         """Let no run that was shown as running be shown so for ever."""

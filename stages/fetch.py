@@ -54,8 +54,13 @@ class ModelSource:
     rescale_seed: int | None = identity(None, neutral=None)  # same function, weights off the file's grid; None: as is
 
     def __post_init__(self) -> None:
-        if sum(place is not None for place in (self.repo_id, self.path, self.package)) != 1:
-            raise ValueError("model source: give exactly one of repo_id, path, package")
+        given = [f"{place}={value}" for place in ("repo_id", "path", "package") if (value := getattr(self, place))]
+        if len(given) != 1:
+            both = f"{' and '.join(given)} are given; " if given else ""
+            raise ValueError(
+                f"model source: {both}give exactly one of repo_id, path, package: in a model's file, or with "
+                "model.source.package=null where one is too many"
+            )
         if self.repo_id is not None and self.revision is None:
             raise ValueError(f"model {self.repo_id}: a hub repository needs revision, the full 40-hex commit sha")
         if self.package is not None and (self.package_version is None or self.file is None):

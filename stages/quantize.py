@@ -5,8 +5,9 @@ per-token activations, INT4 in groups of 128 by GPTQ with scales that minimise t
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,15 +18,21 @@ import yaml
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.description import describe
+from stages.checkpoints.finite import check_finite
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
+from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
+from stages.checkpoints.layer_names import loaded_layers
+from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.sizes import ModelSizes, alike
+from stages.checkpoints.smoothing import check_smoothing
 from stages.checkpoints.text_part import make_plain, outside_text
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.imports import no_collection
+from stages.layer_patterns import check_matches, check_patterns, matches
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -73,10 +80,19 @@ class RecipeConfig:
             raise ValueError(f"{owner}: {self.scheme} scales {scaled} and takes no group_size")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"{owner}: group_size must be at least 1; got {self.group_size}")
+        check_patterns(f"{owner}: targets", self.targets)
+        check_patterns(f"{owner}: ignore", self.ignore)
         if self.observer not in ("minmax", "mse"):
             raise ValueError(f"{owner}: observer must be minmax or mse; got {self.observer!r}")
         if self.actorder not in (None, "static"):
             raise ValueError(f"{owner}: actorder must be static or null; got {self.actorder!r}")
+        if not 0 <= self.dampening_frac < math.inf:
+            raise ValueError(
+                f"{owner}: dampening_frac is a share of the second moments' mean and must be 0 or more; got "
+                f"{self.dampening_frac}"
+            )
+        if self.block_size < 1:
+            raise ValueError(f"{owner}: block_size must be at least 1; got {self.block_size}")
         if self.smoothing_strength is not None and not 0 <= self.smoothing_strength <= 1:
             raise ValueError(f"{owner}: smoothing_strength must lie in [0, 1]; got {self.smoothing_strength}")
 
@@ -113,7 +129,7 @@ def needs_calibration(recipe: RecipeConfig) -> bool:
 
 def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> bool:
     """Whether llm-compressor quantizes the linear layer ``name``; ``re:`` starts a regular expression."""
-    return _matches(name, targets) and not _matches(name, ignore)
+    return matches(name, targets) and not matches(name, ignore)
 
 
 def check_fits(recipe: RecipeConfig, sizes: ModelSizes) -> None:
@@ -150,6 +166,14 @@ def check_group_size(recipe: RecipeConfig, sizes: ModelSizes) -> None:
         raise ValueError(f"recipe {recipe.name}: group_size {group_size} does not divide {named}; {advice}")
 
 
+def check_layers(recipe: RecipeConfig, layers: Collection[str]) -> None:
+    """Raise ValueError, naming what may have been meant, where the recipe means layers that the model has not."""
+    check_matches(f"recipe {recipe.name}: targets", recipe.targets, layers)
+    check_matches(f"recipe {recipe.name}: ignore", recipe.ignore, layers)
+    if not any(is_targeted(layer, recipe.targets, recipe.ignore) for layer in layers):
+        raise ValueError(f"recipe {recipe.name}: ignore leaves none of the layers that targets names: take some out")
+
+
 def prepare(config: QuantizeConfig) -> None:
     """Import what takes longest, while somebody else has the GPU."""
     with no_collection():
@@ -158,42 +182,75 @@ def prepare(config: QuantizeConfig) -> None:
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes).
+    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes),
+    ``num_gptq_layers`` and ``num_rounded_layers`` (those of them that GPTQ rounded to nearest; None without GPTQ).
 
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
-    Raises ConfigError for a group size that does not fit.
+    Raises ConfigError for a recipe that does not fit the model, and where most layers are rounded to nearest;
+    CheckpointError for weights that are no numbers.
     """
     with no_collection():
         from llmcompressor import oneshot
         from llmcompressor.core import reset_session
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
-    _refuse_misfit(recipe, model_dir)
+    with _as_config_error():
+        check_fits(recipe, describe(model_dir).sizes)
+    check_finite(model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
     make_plain(model)
-    with fast_bf16_linear(), tensor_core_hessians():
+    make_saveable(model)
+    with _as_config_error():
+        check_layers(recipe, loaded_layers(model))
+    modifiers = _build_modifiers(recipe, outside_text(model))
+    if recipe.smoothing_strength is not None:
+        check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
+    with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(model_dir),
-            recipe=_build_modifiers(recipe, outside_text(model)),
+            recipe=modifiers,
             dataset=_load_calibration(inputs["calibration"]) if needs_calibration(recipe) else None,
         )
-    # A published one may be refused here; the base's own file is copied as it is.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
+    _refuse_rounding(recipe, rounded)
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
-    return {"size_gib": num_bytes / GIB, "compression_ratio": num_base_bytes / num_bytes}
+    return {
+        "size_gib": num_bytes / GIB,
+        "compression_ratio": num_base_bytes / num_bytes,
+        **_gptq_metrics(recipe, rounded),
+    }
 
 
-def _refuse_misfit(recipe: RecipeConfig, model_dir: Path) -> None:
+def _gptq_metrics(recipe: RecipeConfig, rounded: Rounded) -> dict[str, float | None]:
+    is_gptq = recipe.algorithm is Algorithm.gptq
+    return {
+        "num_gptq_layers": rounded.num_layers if is_gptq else None,
+        "num_rounded_layers": rounded.num_rounded if is_gptq else None,
+    }
+
+
+def _refuse_rounding(recipe: RecipeConfig, rounded: Rounded) -> None:
+    """A checkpoint most of which GPTQ has not made is none of its."""
+    if rounded.num_rounded > rounded.num_layers / 2:
+        raise ConfigError(
+            f"recipe {recipe.name}: GPTQ rounded {rounded.num_rounded} of {rounded.num_layers} layers to nearest, as "
+            "the second moments of their inputs have no inverse: raise recipe.dampening_frac (it is "
+            f"{recipe.dampening_frac:g}), calibrate on more tokens, or ask for algorithm=rtn"
+        )
+
+
+@contextmanager
+def _as_config_error() -> Iterator[None]:
+    """What a recipe cannot be is told as such, whoever finds it."""
     try:
-        check_fits(recipe, describe(model_dir).sizes)
+        yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -240,12 +297,3 @@ def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
     rows = read_sequences(calibration_dir)
     samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
     return DataLoader(samples, batch_size=None)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(
-        re.match(pattern.removeprefix("re:"), name) is not None
-        if pattern.startswith("re:")
-        else pattern in (name, "Linear")
-        for pattern in patterns
-    )

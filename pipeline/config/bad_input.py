@@ -45,6 +45,8 @@ def _blank_keys(value: Any, key: str) -> Iterator[str]:
 
 def describe(error: BaseException) -> str | None:
     """One line for a config error or a file that cannot be what it is; None for an error that is not the user's."""
+    if option := _misread_option(error):
+        return option
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _line(_innermost(error))
     if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)) and error.filename:
@@ -63,12 +65,28 @@ def describe(error: BaseException) -> str | None:
     return None
 
 
+def _misread_option(error: BaseException) -> str | None:
+    """Of a file whose defaults name an option without quotes that YAML takes for another thing, such as off."""
+    if "Unsupported item value in defaults" not in str(error):
+        return None
+    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    seen = {name: value for names in frames for name, value in names.items()}
+    group = getattr(seen.get("keywords"), "group", "") or "a group"
+    return (
+        f"{seen.get('config_path', 'a config file')}: YAML reads the option of {group} in its defaults as "
+        f'{seen.get("config_value")!r}; write its name in quotes, as in - override /tracking: "off"'
+    )
+
+
 def _line(error: BaseException) -> str:
     text = str(error)
     if unknown := re.search(r"'(\w+)' object has no attribute '(\w+)'", text):
         return _unknown_key(unknown[2], f" in {unknown[1]}: check its spelling against conf/")
     if odd := re.search(r"Config group override must be a string or a list. Got (\w+)", text):
-        return f"a group (model=, sweep=, an axis over one) takes the names of files; got {odd[1]}"
+        return (
+            f"a group (model=, sweep=, an axis over one) takes the names of files; got {odd[1]}: a name that looks "
+            "like one is quoted, model='\"405\"'"
+        )
     if "@sweep." in text and "Could not override" in text:
         return f"a sweep's file must begin with {_GLOBAL!r}"
     if "Could not override 'sweep'" in text:

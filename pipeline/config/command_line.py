@@ -75,8 +75,18 @@ def check(overrides: Sequence[str]) -> None:
 
 def text_of(override: str) -> str:
     """The value of an override that sets a text; raises UserError for one that cannot be read."""
+    return str(value_of(override))
+
+
+def value_of(override: str) -> Any:
+    """The value of an override; raises UserError for one that cannot be read."""
     check([override])
-    return str(_grammar().parse_override(override).value())
+    return _grammar().parse_override(override).value()
+
+
+def key_of(override: str) -> str:
+    """What an override sets, or chooses."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def is_about_hydra(key_or_group: str, package: str | None) -> bool:
@@ -88,6 +98,13 @@ def quoted(value: str) -> str:
     """A text as Hydra's grammar reads it back, whatever is in it."""
     # Of backslashes only those before a quote, or at the end, have a meaning.
     return '"' + re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), value) + '"'
+
+
+def as_text(value: str) -> str:
+    """A text as an override has it: in quotes where Hydra would take it for another thing, a number for instance."""
+    read = _parsed(f"key={value}")
+    is_itself = read is not None and not read.is_sweep_override() and read.value() == value
+    return value if is_itself else quoted(value)
 
 
 def shown(key: str, value: str) -> str:

@@ -1,7 +1,8 @@
 """Composition: from a command to a config.  Hydra composes, and nothing else of it acts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,10 +13,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.config.command_line import Command
+from pipeline.config.command_line import Command, as_text, key_of, value_of
 from pipeline.config.schema import register
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import differences
+from stages.fetch import ModelSource
 
 
 class _OwnConfigs(SearchPathPlugin):
@@ -29,8 +31,10 @@ class _OwnConfigs(SearchPathPlugin):
 
 
 @contextmanager
-def composition(command: Command) -> Iterator[DictConfig]:
+def composition(command: Command, has_choices: bool = False) -> Iterator[DictConfig]:
     """The config that a command composes to; more can be composed from the same files until the block ends.
+
+    ``has_choices``: Hydra's own settings, which say what file each group is of, are left in it.
 
     Raises UserError for a file that would not be read, and for one that sets something of Hydra's: with it a config
     could run code of its choice.
@@ -45,11 +49,45 @@ def composition(command: Command) -> Iterator[DictConfig]:
             composed = compose("config", overrides=command.overrides, return_hydra_config=True)
             if command.config_dir is not None:
                 _check_hydra(composed, command.config_dir)
-            with open_dict(composed):
-                del composed["hydra"]
+            if not has_choices:
+                with open_dict(composed):
+                    del composed["hydra"]
             yield composed
     finally:
         _OwnConfigs.directory = None
+
+
+def with_own_model(command: Command) -> Command:
+    """``command`` where a model's path, or its hub repository, given alone takes the place of the default model.
+
+    One that the command line or a sweep's file chooses stays, and two places for its bytes are refused.
+    """
+    source = _own_source(command.overrides)
+    places = [place for place in ("repo_id", "path", "package") if place in source]
+    if len(places) != 1 or any(key_of(text) == "model" for text in command.overrides):
+        return command
+    with composition(command, has_choices=True) as composed:
+        default = compose("config", return_hydra_config=True).hydra.runtime.choices.model
+        if composed.hydra.runtime.choices.model != default or "model" in composed.sweep.axes:
+            return command
+    name = str(source[places[0]]).rstrip("/")
+    others = [f"model.source.{each.name}=null" for each in fields(ModelSource) if each.name not in source]
+    if not any(key_of(text).startswith("model.shape") for text in command.overrides):
+        others.append("model.shape=null")
+    shown = Path(name).expanduser().resolve().name if places[0] == "path" else name.split("/")[-1]
+    return replace(command, overrides=[*others, "model.note=null", f"model.name={as_text(shown)}", *command.overrides])
+
+
+def _own_source(overrides: Sequence[str]) -> dict[str, Any]:
+    """What a command line says of a model's source, key by key or all at once."""
+    found: dict[str, Any] = {}
+    for text in overrides:
+        section, _, name = key_of(text).rpartition(".")
+        if section == "model.source":
+            found[name] = value_of(text)
+        elif key_of(text) == "model.source" and isinstance(value := value_of(text), dict):
+            found |= {str(key): each for key, each in value.items()}
+    return found
 
 
 def _check_names(config_dir: Path) -> None:

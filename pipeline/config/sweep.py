@@ -12,7 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.command_line import check, quoted, reaching_in
+from pipeline.config.command_line import as_text, check, key_of, reaching_in
 from pipeline.config.schema import AdjustmentConfig, Config, SweepConfig, TaskConfig
 from pipeline.errors import UserError
 from pipeline.steps.fingerprint import canonical_json
@@ -126,7 +126,7 @@ class _Expansion:
         cli = self._cli if cli is None else cli
         rules = [rule for rule in self._sweep.adjust if _applies(rule, point)]
         adjusted = [reaching_in(override) for rule in rules for override in rule.set]
-        chosen = [reaching_in(f"{axis}={_text(value)}") for axis, value in sorted(point.items())]
+        chosen = [reaching_in(_chosen(axis, value)) for axis, value in sorted(point.items())]
         overrides = [*chosen, *adjusted, *_reaching(cli, [*chosen, *adjusted], self._sweep)]
         key = "\n".join(overrides)
         if key not in self._trials:
@@ -137,7 +137,7 @@ class _Expansion:
     def _config(self, point: Mapping[str, Any], overrides: Sequence[str]) -> Config:
         """Composed once for all points that differ in plain values only: composing takes Hydra 0.3 s."""
         plain = {axis: value for axis, value in point.items() if self._is_plain(axis, overrides)}
-        grouped = [text for text in overrides if _key(text) not in plain]
+        grouped = [text for text in overrides if key_of(text) not in plain]
         key = "\n".join(grouped)
         if key not in self._composed:
             self._composed[key] = self._compose(grouped)
@@ -149,7 +149,7 @@ class _Expansion:
 
     def _is_plain(self, axis: str, overrides: Sequence[str]) -> bool:
         """Whether an axis sets a value that nothing else of the point touches, rather than choosing a group's file."""
-        others = [_key(text) for text in overrides if _key(text) != axis]
+        others = [key_of(text) for text in overrides if key_of(text) != axis]
         is_alone = len(others) == len(overrides) - 1 and not any(key.startswith(f"{axis}.") for key in others)
         return is_alone and ("." in axis or isinstance(getattr(self._shared, axis, None), (int, float, str)))
 
@@ -167,11 +167,11 @@ def _trial_name(config: Config, point: Mapping[str, Any]) -> str:
 
 
 def _is_about_recipes(override: str) -> bool:
-    return _key(override).split(".")[0] in ("recipe", "calibration")
+    return key_of(override).split(".")[0] in ("recipe", "calibration")
 
 
 def _is_about_tasks(override: str) -> bool:
-    return _key(override).lstrip("/").split(".")[0].split("@")[0] in ("suite", "suites", "task", "tasks")
+    return key_of(override).lstrip("/").split(".")[0].split("@")[0] in ("suite", "suites", "task", "tasks")
 
 
 def _applies(rule: AdjustmentConfig, point: Mapping[str, Any]) -> bool:
@@ -191,19 +191,19 @@ def _reaching(cli: Sequence[str], overrides: Sequence[str], sweep: SweepConfig) 
 
 
 def _is_of_axis(override: str, axes: Container[str]) -> bool:
-    group, _, field = _key(override).partition(".")
+    group, _, field = key_of(override).partition(".")
     return bool(field) and group in axes
 
 
 def _reaches(override: str, here: list[str], others: list[str], sweep: SweepConfig) -> bool:
-    key = _key(override)
+    key = key_of(override)
     group = key.split(".")[0]
     composed = compose("config", overrides=here)
     if group == "recipe" and composed.recipe.algorithm is Algorithm.none:
         return False
     if OmegaConf.select(composed, key) is not None:
         return True
-    options = (compose("config", overrides=[*others, f"{group}={option}"]) for option in sweep.axes[group])
+    options = (compose("config", overrides=[*others, _chosen(group, option)]) for option in sweep.axes[group])
     return all(OmegaConf.select(option, key) is None for option in options)
 
 
@@ -213,21 +213,24 @@ def _as_config(composed: DictConfig) -> Config:
     return config
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
+def _chosen(axis: str, value: Any) -> str:
+    """A point's value as an override has it; a file may be called what elsewhere is a number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and _options(axis):
+        value = str(value)
+    return f"{axis}={as_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
-def _text(value: Any) -> str:
-    """A value as an override has it."""
-    if not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return value if re.fullmatch(r"[A-Za-z0-9_.\-]+", value) else quoted(value)
+def _options(axis: str) -> list[str]:
+    """The files of the group that an axis is over; none where it is over values."""
+    group = axis.partition("@")[0]
+    return GlobalHydra.instance().config_loader().get_group_options(group) if "." not in group else []
 
 
 def _refuse_overridden_axes(cli: Sequence[str], sweep: SweepConfig) -> None:
     for override in cli:
-        if _key(override) in sweep.axes:
-            axis = _key(override)
+        if key_of(override) in sweep.axes:
+            axis = key_of(override)
             raise UserError(
                 f"{axis} is an axis of sweep {sweep.name!r}: override the axis itself, 'sweep.axes.{axis}=[...]'"
             )
@@ -249,8 +252,8 @@ def _check_grid(sweep: SweepConfig) -> None:
                     f"sweep {sweep.name!r} adjusts where {axis} is {value!r}, but that is no axis; its axes are {axes}"
                 )
             # A value that the command line took out of the axis is no mistake; one that never was an option is.
-            options = GlobalHydra.instance().config_loader().get_group_options(axis) if "." not in axis else []
-            if options and value not in options and value not in sweep.axes[axis]:
+            options = _options(axis)
+            if options and str(value) not in options and value not in sweep.axes[axis]:
                 raise UserError(
                     f"sweep {sweep.name!r} adjusts where {axis} is {value!r}, but conf/{axis}/ has no such file; there "
                     f"are {', '.join(name for name in options if not name.endswith('_schema'))}"

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
 from pipeline.planning.local_models import check_positions, describe_local, sizes_of
+from pipeline.planning.recipe_layers import check_recipe_layers
 from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
@@ -62,6 +63,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         described = {name: describe_local(model, cache_dir, name in loaded) for name, model in named.items()}
         check_positions(configs, described)
         models = {name: _model(model, cache_dir, described[name]) for name, model in named.items()}
+        check_recipe_layers(configs)
         datasets = _texts(configs, sources)
         for task in tasks.values():
             for repo_id, revision in task.datasets.items():

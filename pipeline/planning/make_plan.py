@@ -173,7 +173,7 @@ class _Builder:
         observed = self._add("observed", OBSERVE, looked_for, config.model.name, {"model": model})
         self._add("gate", GATE, config.gate, label, {**pair, "observed": observed})
         if config.drift.text is not None:
-            text = self._add_tokens("drift_text", config.drift.text, model)
+            text = self._add_tokens("drift_text", replace(config.drift.text, teaches=False), model)
             settings = DriftConfig(
                 confidence=config.compare.confidence,
                 num_resamples=config.drift.num_resamples,

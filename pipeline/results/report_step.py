@@ -1,6 +1,6 @@
 """The report step: what the store holds of a sweep, and what it does not and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from pipeline.config.schema import Config, Weights
@@ -73,7 +73,7 @@ def _serving(plan: Plan, config: Config) -> ServingConfig | None:
 
 
 def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
-    manifest = store.manifest(trial.checkpoint) or {}
+    metrics = (store.manifest(trial.checkpoint) or {}).get("metrics", {})
     config = trial.trial.config
     return TrialRow(
         name=trial.trial.name,
@@ -83,7 +83,17 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         base=trial.trial.base,
         notes=_notes(config),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
-        size_gib=manifest.get("metrics", {}).get("size_gib"),
+        rounded=_rounded(metrics),
+        size_gib=metrics.get("size_gib"),
+    )
+
+
+def _rounded(metrics: Mapping[str, float | None]) -> str | None:
+    if not (num_rounded := metrics.get("num_rounded_layers")):
+        return None
+    return (
+        f"GPTQ could not invert the second moments of {num_rounded:g} of {metrics['num_gptq_layers']:g} layers and "
+        "rounded these to nearest: raise recipe.dampening_frac or calibrate on more tokens"
     )
 
 

@@ -153,8 +153,8 @@ def finished(
         if row["note"]:
             say(console, f"note: {row['trial']} {row['task']}: {row['note']}")
     for trial in report.config.trials:
-        if trial.mixed:
-            say(console, f"note: {trial.name}: {trial.mixed}")
+        for caution in trial.cautions:
+            say(console, f"note: {trial.name}: {caution}")
     _say_what_is_missing(console, report.config.failures, failures, asked)
     say(console, f"{num_run} steps run")
 

@@ -83,7 +83,13 @@ class TrialRow:
     base: str | None = identity(None, neutral=None)  # the trial that it is compared with
     notes: str | None = identity(None)  # what a reader must know of the model
     mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
+    rounded: str | None = identity(None, neutral=None)  # how many of its layers GPTQ only rounded to nearest
     size_gib: float | None = identity(None)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader must know of this trial alone."""
+        return [each for each in (self.mixed, self.rounded) if each]
 
     @property
     def label(self) -> str:

@@ -49,7 +49,7 @@ def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, 
 def notes(trials: Sequence[TrialRow], comparisons: Comparisons, rows: Sequence[Row]) -> list[str]:
     """What the models' configs and the comparisons ask a reader to know."""
     of_models = [f"{trial.model}: {trial.notes}" for trial in trials if trial.notes]
-    of_models += [f"{trial.name}: {trial.mixed}" for trial in trials if trial.mixed]
+    of_models += [f"{trial.name}: {caution}" for trial in trials for caution in trial.cautions]
     of_comparisons = [
         f"{trial}, {note}" for (trial, _), comparison in comparisons.items() for note in comparison.facts.notes
     ]

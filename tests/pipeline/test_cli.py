@@ -227,7 +227,11 @@ BAD_INPUT = {
     "a value with a password": (["tracking.uri=http://me:sesame@x#y"], r"^error: 'tracking.uri=http://\*\*\*@x#y'"),
     "an interpolation of nothing": (["store.root=${x}"], r"store.root: \$\{x\} stands for a key that there is not"),
     "no file of a group": (["model=null"], r"a group .* takes the names of files; got NoneType"),
-    "an axis of numbers over files": (["+sweep=smoke", "sweep.axes.recipe=[1]"], r"takes the names of files; got int"),
+    "an axis of numbers over files": (
+        ["+sweep=smoke", "sweep.axes.recipe=[1]"],
+        r"unknown option 'recipe/1'; there are: bf16",
+    ),
+    "a file that is called like a number": (["recipe=405"], r"takes the names of files; got int: .*model='\"405\"'"),
     "no key": (["+@x=y"], r"'\+@x=y' is no KEY=VALUE"),
     "an adjustment that is none": (
         ["+sweep=smoke", "sweep.adjust=[{when: {recipe: bf16}, set: [nope]}]"],
@@ -420,6 +424,49 @@ def test_bad_input(run, arguments: list[str], expected: str) -> None:  # type: i
     assert len(err.strip().splitlines()) == 1
     assert re.search(expected, err), err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(("written", "read"), [("off", "False"), ("405", "405"), ("1e3", "1000")])
+def test_an_option_that_yaml_takes_for_another_thing_is_named(run, tmp_path: Path, written: str, read: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "sweep").mkdir()
+    text = f"# @package _global_\ndefaults:\n  - override /tracking: {written}\nsweep: {{name: mine}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    code, out, err = run(f"--config-dir={tmp_path}", "+sweep=mine", "mode=plan")
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in out
+    assert re.match(rf"error: sweep/mine: YAML reads the option of /tracking in its defaults as {read}.*in quotes", err)
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize(
+    "given", ["model.source.path={path}", "model.source={{path: {path}}}", "model.source.repo_id=me/mine"]
+)
+def test_a_model_s_place_given_alone_takes_that_of_the_default_model(run, tmp_path: Path, given: str) -> None:  # type: ignore[no-untyped-def]
+    """Its name becomes the model's; neither the default's package nor its shape are left."""
+    path = model_dir(tmp_path / "mine")
+    (path / "config.json").write_text(json.dumps(LLAMA))
+    header = b'{"model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": [1, 1], "data_offsets": [0, 2]}}'
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    more = ["+sweep=smoke", "mode=plan", "gpu=h100", f"model.source.revision='{'a' * 40}'"]
+    code, out, err = run(given.format(path=path), *more[: 4 if "repo_id" in given else 3])
+    assert code == 0, err
+    assert "mine/w8a8_fp" in out and "smollm2" not in out.partition("measured")[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=smollm2_135m", "model.source.path=MINE"],
+        ["model=llama31_8b", "model.source.path=MINE"],
+        ["model.source.path=MINE", "model.source.repo_id=a/b", f"model.source.revision='{'a' * 40}'"],
+        ["+sweep=llama31", "sweep.axes.model=[llama31_8b]", "+sweep.axes.model.source.path=[MINE]"],
+    ],
+)
+def test_two_places_of_a_model_are_refused_with_both(run, tmp_path: Path, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    path = model_dir(tmp_path / "mine")
+    code, _, err = run(*(text.replace("MINE", str(path)) for text in arguments), "mode=plan")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    if "sweep" not in arguments[0]:
+        assert re.search(rf"path={path} .*are given; give exactly one of repo_id, path, package", err), err
 
 
 @pytest.mark.dear

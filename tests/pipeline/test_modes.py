@@ -1,6 +1,8 @@
 """What modes leave behind: those that only look leave no record, and in an empty directory nothing at all."""
 
 import functools
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,20 @@ def test_a_report_that_fails_leaves_the_sweep_the_one_it_has(tmp_path: Path, mon
     found = record.read(sweep.store, sweep.plan.name)
     assert found is not None
     assert found.report == last
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_review_is_offered_only_of_what_was_written(
+    is_away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        if is_away:
+            raise ConnectionError("nobody answers")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(Mirror, "write", write)
+    monkeypatch.setattr(driver, "_make", lambda *_: {})
+    sweep, printed = sweep_in(tmp_path), io.StringIO()
+    MODES["run"](replace(sweep, console=Console(file=printed, width=200)))
+    assert "report: " in printed.getvalue()
+    assert ("review: " in printed.getvalue()) is not is_away

@@ -1,6 +1,7 @@
 """Calibration sequences: seeded, without special tokens when random, rendered as chats when read from a data set."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,8 @@ def run(tiny_model, tmp_path_factory):
         inputs = {"model": tiny_model} if data_dir is None else {"model": tiny_model, "data": data_dir}
         metrics = calibrate(config, inputs, out)
         samples = read_sequences(out)
-        assert metrics == {"num_samples": len(samples), "num_tokens": sum(map(len, samples))}
+        assert metrics["num_samples"] == len(samples) and metrics["num_tokens"] == sum(map(len, samples))
+        assert metrics["num_distinct"] == len(set(map(tuple, samples)))
         return samples, (out / SEQUENCES).read_bytes()
 
     return calibrate_once
@@ -50,7 +52,12 @@ def random_tokens(**changes):
 
 
 def from_chats(**changes):
-    fields = {"prompt_field": "question", "response_field": "answer", "num_calibration_samples": 5}
+    fields = {
+        "prompt_field": "question",
+        "response_field": "answer",
+        "num_calibration_samples": 5,
+        "max_seq_length": 512,
+    }
     return CalibrationConfig(method=CalibrationMethod.dataset, dataset=SOURCE, **fields | changes)
 
 
@@ -81,15 +88,15 @@ def test_rows_are_shuffled_by_the_seed(run, chats):
 
 def test_long_rows_are_truncated(run, chats):
     whole, _ = run(from_chats(), chats)
-    cut, _ = run(from_chats(max_seq_length=7), chats)
-    assert cut == [sample[:7] for sample in whole]
+    cut, _ = run(from_chats(max_seq_length=20), chats)
+    assert cut == [sample[:20] for sample in whole]
 
 
 def test_ready_messages_and_plain_text(run, tmp_path, tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     messages = [{"role": "user", "content": "A map?"}, {"role": "assistant", "content": "A road."}]
     data = write_dataset(tmp_path / "mixed", {"messages": [messages], "text": ["rain on the roof"]})
-    one = {"prompt_field": None, "response_field": None, "num_calibration_samples": 1}
+    one = {"prompt_field": None, "response_field": None, "num_calibration_samples": 1, "teaches": False}
     chat, _ = run(from_chats(messages_field="messages", **one), data)
     assert tokenizer.decode(chat[0]) == render_chat(tokenizer, messages, add_generation_prompt=False)
     text, _ = run(from_chats(text_field="text", **one), data)
@@ -100,6 +107,83 @@ def test_too_few_rows_are_counted_in_the_refusal(run, chats):
     with pytest.raises(DataError, match="12 usable rows, fewer than num_calibration_samples=13") as refusal:
         run(from_chats(num_calibration_samples=13), chats)
     assert "\n" not in str(refusal.value)
+
+
+def from_texts(**changes):
+    return from_chats(text_field="text", prompt_field=None, response_field=None, **changes)
+
+
+def test_a_row_that_repeats_another_is_taken_once(run, tmp_path, tiny_model):
+    texts = [f"{letter} is the first of many letters in a long and a winding row" for letter in "ABCDEF"]
+    data = write_dataset(tmp_path / "rows", {"text": [*texts, *texts, "", texts[0]]})
+    samples, _ = run(from_texts(num_calibration_samples=6), data)
+    assert sorted(AutoTokenizer.from_pretrained(tiny_model).batch_decode(samples)) == texts
+    with pytest.raises(
+        DataError, match=r"6 usable rows \(7 repeat others, 1 are empty\), fewer than num_cal.*at most 6$"
+    ):
+        run(from_texts(num_calibration_samples=7), data)
+
+
+def test_fewer_tokens_than_a_layer_has_inputs_are_refused_with_both_numbers(run, tmp_path):
+    data = write_dataset(tmp_path / "rows", {"text": list("abcdefghijklmnop")})
+    with pytest.raises(
+        DataError, match=r"16 rows of .* hold 16 tokens, fewer than the 64 inputs of a layer: ask for more"
+    ):
+        run(from_texts(num_calibration_samples=16, max_seq_length=16), data)
+    assert len(run(from_texts(num_calibration_samples=16, max_seq_length=16, teaches=False), data)[0]) == 16
+
+
+def test_rows_that_repeat_one_of_a_token_are_refused_by_rows_and_tokens(run, tmp_path):
+    data = write_dataset(tmp_path / "rows", {"text": ["a"] * 16})
+    with pytest.raises(
+        DataError, match=r"1 usable rows \(15 repeat others.*samples=16; they hold 1 tokens, fewer than the 64"
+    ):
+        run(from_texts(num_calibration_samples=16), data)
+
+
+def test_a_small_share_of_the_tokens_that_were_asked_for_is_refused_with_both_numbers(run, chats):
+    whole, _ = run(from_chats(num_calibration_samples=12), chats)
+    num_tokens = sum(map(len, whole))
+    with pytest.raises(
+        DataError, match=rf"hold {num_tokens} tokens, fewer than 1% of the 1200000 .* lower max_seq_length"
+    ):
+        run(from_chats(num_calibration_samples=12, max_seq_length=100_000), chats)
+
+
+GOOD = [{"role": "user", "content": "A map?"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "bad", "found"),
+    [
+        ({"text_field": "a"}, "some text that is long enough", None, "None and no text in column a"),
+        ({"text_field": "a"}, 1.5, 2.5, "1.5 and no text in column a"),
+        ({"prompt_field": "a"}, "What is it?", None, "None and no text in column a"),
+        ({"prompt_field": "b", "response_field": "a"}, "An answer.", None, "None and no text in column a"),
+        ({"messages_field": "a"}, GOOD, None, "None and no messages with role and content in column a"),
+        ({"messages_field": "a"}, GOOD, [], r"\[\] and no messages with role and content"),
+        ({"messages_field": "a"}, GOOD, [{"role": None, "content": "x"}], "and no messages with role and content"),
+        ({"messages_field": "a"}, GOOD, [{"role": "user", "content": None}], "and no messages with role and content"),
+    ],
+)
+def test_the_first_row_that_cannot_be_read_is_named_with_what_is_in_it(run, tmp_path, fields, good, bad, found):
+    data = write_dataset(tmp_path / "rows", {"a": [good, good, bad, good, bad], "b": list("vwxyz")})
+    none = dict.fromkeys(("text_field", "prompt_field", "response_field", "messages_field"))
+    row = 2 if good not in (1.5,) else 0
+    with pytest.raises(
+        DataError, match=rf"org/chats/default split train: row {row} \(from 0\) has .*{found}"
+    ) as refusal:
+        run(from_chats(**none | fields), data)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tiny_model, tmp_path):
+    data = write_dataset(tmp_path / "rows", {"messages": [[{"role": "system", "content": "Be brief."}]] * 3})
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    config = from_chats(prompt_field=None, response_field=None, messages_field="messages")
+    with pytest.raises(DataError, match=r"the model's chat template takes no row \d .*no system role"):
+        calibrate(config, {"model": model, "data": data}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +205,7 @@ def test_changed_files_are_read_anew_and_no_global_cache_is_written(run, chats, 
 
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "global_cache")
     before, _ = run(from_chats(), chats)
-    write_dataset(chats, {"question": ["Which letter?"] * 12, "answer": ["B"] * 12})
+    write_dataset(chats, {"question": [f"Which letter, {n}?" for n in range(12)], "answer": ["B"] * 12})
     after, _ = run(from_chats(), chats)
     assert before != after
     assert not (tmp_path / "global_cache").exists()

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from stages.calibrate import CalibrationConfig, calibrate
 from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
 from stages.checkpoints.sizes import ModelSizes
-from stages.errors import ConfigError
+from stages.errors import CheckpointError, ConfigError, DataError
 from stages.fetch import digest_tree
 from stages.quantize import (
     Algorithm,
@@ -166,6 +167,35 @@ def test_gptq_is_never_worse_than_rounding_on_what_it_saw(
         assert gptq_error < nearest_error, name
 
 
+@pytest.fixture
+def eight_tokens(tiny_model, tmp_path):
+    """A calibration set that gives second moments of 64 inputs no inverse without dampening."""
+    calibrate(CalibrationConfig(num_calibration_samples=1, max_seq_length=8), {"model": tiny_model}, tmp_path)
+    return {"model": tiny_model, "calibration": tmp_path}
+
+
+def test_gptq_that_rounded_every_layer_is_refused_by_its_number(eight_tokens, tmp_path):
+    recipe = RecipeConfig(name="undamped", **INT8, dampening_frac=0.0)
+    with pytest.raises(ConfigError, match="recipe undamped: GPTQ rounded 14 of 14 layers to nearest") as refusal:
+        quantize(QuantizeConfig(recipe=recipe), eight_tokens, tmp_path)
+    assert "dampening_frac (it is 0)" in str(refusal.value) and "more tokens" in str(refusal.value)
+
+
+def test_layers_that_gptq_gave_up_on_are_counted(eight_tokens, tmp_path, monkeypatch):
+    from llmcompressor.modifiers.gptq import gptq_quantize
+
+    plain = gptq_quantize.factorize_hessian
+
+    def factorize(weight, hessian, dampening, is_rounded):
+        if weight.shape[-1] == 128:  # down_proj alone has so many inputs
+            is_rounded[:] = True
+        return plain(weight, hessian, dampening, is_rounded)
+
+    monkeypatch.setattr(gptq_quantize, "factorize_hessian", factorize)
+    metrics = quantize(QuantizeConfig(recipe=RecipeConfig(name="r", **INT8)), eight_tokens, tmp_path)
+    assert (metrics["num_gptq_layers"], metrics["num_rounded_layers"]) == (14, 2)
+
+
 def test_smoothing_moves_scale_from_activations_to_weights_and_keeps_the_product(tiny_model, quantize_tiny):
     plain, smoothed = load_file(tiny_model / "model.safetensors"), quantize_tiny(**INT8, smoothing_strength=0.8)
     norm = "model.layers.0.input_layernorm.weight"
@@ -202,6 +232,27 @@ def test_a_published_generation_config_that_transformers_refuses_is_kept_as_it_i
         out,
     )
     assert (out / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
+
+
+def test_a_config_with_a_padding_token_that_there_is_not_can_be_quantized(tiny_model, tmp_path):
+    """As many an older one has it, for no padding; transformers loads that and writes no generation config with it."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    (model / "generation_config.json").unlink()
+    (out := tmp_path / "out").mkdir()
+    quantize(QuantizeConfig(recipe=RecipeConfig(name="t", **FP8)), {"model": model}, out)
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
+
+
+def test_what_cannot_be_saved_is_refused_before_the_model_is_worked_on(tiny_model, tmp_path, monkeypatch):
+    def refuse(self, directory):
+        raise ValueError("some parameters are set")
+
+    monkeypatch.setattr("transformers.PreTrainedConfig.save_pretrained", refuse)
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    with pytest.raises(DataError, match=r"config\.json cannot be written again .*some parameters are set"):
+        quantize(QuantizeConfig(recipe=RecipeConfig(name="t", **FP8)), {"model": tiny_model}, tmp_path)
 
 
 def test_ignored_layers_stay_in_sixteen_bits(quantize_tiny):
@@ -269,6 +320,9 @@ def test_calibration_is_needed_by_whatever_looks_at_activations(recipe, needed):
         (INT4 | {"group_size": 0}, "at least 1"),
         (INT4 | {"observer": "best"}, "minmax or mse"),
         (INT4 | {"actorder": "group"}, "static or null"),
+        (INT8 | {"dampening_frac": -1}, "dampening_frac .* must be 0 or more; got -1"),
+        (INT8 | {"dampening_frac": float("nan")}, "dampening_frac .* must be 0 or more; got nan"),
+        (INT8 | {"block_size": 0}, "block_size must be at least 1; got 0"),
         (INT8 | {"smoothing_strength": 1.5}, r"in \[0, 1\]"),
     ],
 )
@@ -332,6 +386,44 @@ def test_a_tied_head_must_stay_as_it_is():
         check_fits(recipe, ModelSizes.of_shape(SMOLLM2))
     check_fits(recipe, ModelSizes.of_shape(dataclasses.replace(SMOLLM2, tie_word_embeddings=False)))
     check_fits(RecipeConfig(name="r"), ModelSizes.of_shape(SMOLLM2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.layers.1.mlp.down_proj.weight", float("nan")), ("model.norm.weight", float("inf"))],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_that_are_no_numbers_are_named_before_the_model_is_worked_on(
+    tiny_model, tmp_path, monkeypatch, name, value, dtype
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors[name] = tensors[name].to(dtype)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    with pytest.raises(CheckpointError, match=f"the source's weights hold NaN or infinity .{name}, 1 of "):
+        quantize(QuantizeConfig(recipe=RecipeConfig(name="r", **FP8)), {"model": model}, tmp_path)
+
+
+def test_a_pattern_that_matches_no_layer_is_refused_before_the_model_is_worked_on(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    config = QuantizeConfig(recipe=RecipeConfig(name="r", **FP8, ignore=["lm_head", "down_proj"]))
+    with pytest.raises(
+        ConfigError, match=r"recipe r: ignore: 'down_proj' matches no layer; .* write 're:\.\*down_proj'"
+    ):
+        quantize(config, {"model": tiny_model}, tmp_path)
+
+
+def test_smoothing_that_changes_the_model_is_refused_before_it_is_worked_on(eight_tokens, tmp_path, monkeypatch):
+    from llmcompressor.modifiers.transform.smoothquant import utils
+
+    wrong = [utils.LayerMap(["re:.*gate_proj", "re:.*up_proj"], "re:.*input_layernorm")]
+    monkeypatch.setitem(utils.MAPPINGS_REGISTRY, "LlamaForCausalLM", wrong)
+    monkeypatch.setattr("llmcompressor.oneshot", lambda **_: pytest.fail("the work had begun"))
+    recipe = RecipeConfig(name="smooth", **INT8 | {"algorithm": Algorithm.rtn}, smoothing_strength=0.5)
+    with pytest.raises(ConfigError, match=r"recipe smooth: .* not right for LlamaForCausalLM"):
+        quantize(QuantizeConfig(recipe=recipe), eight_tokens, tmp_path)
 
 
 def test_misfit_is_refused_before_any_weight_is_read(tiny_model, tmp_path):

@@ -1,5 +1,6 @@
 """A display name identifies nothing: where one name would stand for two things, the sweep is refused."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -78,6 +79,22 @@ def test_two_things_of_one_name_are_refused_with_both_points(tmp_path: Path, axe
 def test_other_names_are_other_things(tmp_path: Path, axes: str, names: list[str]) -> None:
     with own(tmp_path, axes) as trials:
         assert [trial.name for trial in trials] == names
+
+
+@pytest.mark.parametrize("name", ["nan", "405", "1.5", "true", "null", "off", "a,b"])
+def test_a_file_may_be_called_what_yaml_or_hydra_take_for_another_thing(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "own"
+    (directory / "recipe").mkdir(parents=True)
+    (directory / "sweep").mkdir()
+    text = "defaults: [recipe_schema, _self_]\nname: odd\nalgorithm: rtn\nscheme: W8A8\n"
+    (directory / "recipe" / f"{name}.yaml").write_text(text)
+    bare = name in ("405", "1.5")  # read as numbers, which are named by their digits
+    axes = f"{{recipe: [{name if bare else json.dumps(name)}]}}"
+    (directory / "sweep" / "mine.yaml").write_text(f"# @package _global_\nsweep: {{name: mine, axes: {axes}}}\n")
+    command = Command(["+sweep=mine", "suite=none", "serving=smoke"], directory)
+    with composition(command) as composed:
+        trials = expand(command.overrides, shared_config(composed, command.overrides))
+    assert [trial.name for trial in trials if not trial.is_base] == ["smollm2_135m/odd"]
 
 
 def test_a_file_that_hides_behind_one_of_the_project_s_is_refused(tmp_path: Path) -> None:

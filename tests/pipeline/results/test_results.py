@@ -20,6 +20,7 @@ from pipeline.store.ledger import Failure
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
 from stages.report.config import SuiteRow
+from stages.report.methods import notes
 from tests.pipeline.fakes import note
 from tests.pipeline.planning.test_plan import planned, trials_of
 
@@ -69,6 +70,19 @@ def test_a_report_knows_which_data_sets_each_task_reads(tmp_path: Path) -> None:
     data = report_step(plan, trials_of(*overrides)[0].config, Store(tmp_path)).config.data
     assert data["mmlu"] == data["mmlu_cot"] == ["cais/mmlu"]
     assert set(data) == {"mmlu", "mmlu_cot", "arc_challenge", "gsm8k", "hellaswag", "winogrande", "truthfulqa"}
+
+
+@pytest.mark.dear
+def test_a_report_says_how_many_layers_gptq_only_rounded(tmp_path: Path) -> None:
+    overrides = ("+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_int,w4a16_int]")
+    plan, store = planned(tmp_path, *overrides), Store(tmp_path)
+    for recipe, num_rounded in (("w8a8_int", 0), ("w4a16_int", 3)):
+        with store.draft(plan.steps[plan.trials[f"smollm2_135m/{recipe}"].checkpoint]) as draft:
+            draft.publish({"num_gptq_layers": 14, "num_rounded_layers": num_rounded}, {})
+    trials = report_step(plan, trials_of(*overrides)[0].config, store).config.trials
+    (note,) = notes(trials, {}, [])
+    assert note.startswith("smollm2_135m/w4a16_int: GPTQ could not invert the second moments of 3 of 14 layers")
+    assert "recipe.dampening_frac" in note and "more tokens" in note
 
 
 def _plan(*steps: Step, name: str = "test") -> Plan:
