@@ -11,10 +11,11 @@ from typing import Any
 
 from stages.checkpoints.formats import Format
 from stages.checkpoints.shape import ModelShape, weight_gib
+from stages.checkpoints.sizes import ModelSizes
 from stages.documents import write_json
 from stages.errors import ConfigError
 from stages.fields import identity
-from stages.quantize import Algorithm, RecipeConfig, check_group_size, weight_format
+from stages.quantize import Algorithm, RecipeConfig, check_fits, weight_format
 
 VERSION = 1
 _CONTROL_TOKENS = ["<|begin|>", "<|end|>", "<|unknown|>"]
@@ -36,7 +37,7 @@ def dummy(config: DummyConfig, inputs: Mapping[str, Path], out: Path) -> Mapping
     """
     shape = ModelShape(**config.shape)
     try:
-        check_group_size(config.recipe, shape)
+        check_fits(config.recipe, ModelSizes.of_shape(shape))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     model = _llama(shape, config.max_position_embeddings)

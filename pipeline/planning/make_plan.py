@@ -47,7 +47,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_group_size, family, needs_calibration, weight_format
+from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration, weight_format
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -82,7 +82,7 @@ class _Builder:
         engine = facts.engine(trial.config.engine)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts, self._num_reruns = plan, facts, num_reruns
-        self._planned = TrialPlan(replace(trial, config=self._config))
+        self._planned = TrialPlan(replace(trial, config=self._config), facts.sizes.get(trial.config.model.name))
         self._steps = self._planned.steps
 
     @property
@@ -264,13 +264,12 @@ class _Builder:
             self._add(f"profile/{point.name}", PROFILE, point.config, label, inputs, self._after_gate)
 
     def _check_recipe(self) -> None:
-        model = self._config.model
-        if model.shape is None:
+        if self._planned.sizes is None:
             return
         try:
-            check_group_size(self._config.recipe, model.shape)
+            check_fits(self._config.recipe, self._planned.sizes)
         except ValueError as error:
-            raise UserError(f"model {model.name}: {error}") from None
+            raise UserError(f"model {self._config.model.name}: {error}") from None
 
 
 def _scores_of(side: str, slot: str, steps: Roles) -> dict[str, StepRef]:

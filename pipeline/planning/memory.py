@@ -1,14 +1,13 @@
-"""How much GPU memory and disk a trial needs, from its model's shape, before a byte of it is fetched."""
+"""How much GPU memory and disk a trial needs, from its model's sizes, before a byte of it is fetched."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.config.schema import Config, Weights
+from pipeline.config.schema import Weights
 from pipeline.errors import UserError
-from pipeline.planning.plan import Plan
+from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.steps.stages import FETCH_TOKENIZER
 from pipeline.steps.step import Step, StepRef
-from stages.checkpoints.shape import kv_cache_gib, weight_gib
 from stages.quantize import weight_format
 from stages.units import GIB
 
@@ -26,19 +25,19 @@ class GpuMemory:
         return (self.weights_gib + self.context_gib) / self.num_ranks
 
 
-def gpu_memory(config: Config) -> GpuMemory | None:
-    """The floor for a trial's engine; None when the model's shape is not known, or nothing is loaded here."""
-    shape, engine, recipe = config.model.shape, config.engine, config.recipe
-    if shape is None or engine.is_elsewhere:
+def gpu_memory(planned: TrialPlan) -> GpuMemory | None:
+    """The floor for a trial's engine; None when the model's sizes are not known, or nothing is loaded here."""
+    sizes, engine, recipe = planned.sizes, planned.trial.config.engine, planned.trial.config.recipe
+    if sizes is None or engine.is_elsewhere or (context_gib := sizes.kv_cache_gib(engine.max_model_len)) is None:
         return None
-    weights_gib = weight_gib(shape, weight_format(recipe))
-    return GpuMemory(weights_gib, kv_cache_gib(shape, num_tokens=engine.max_model_len), engine.num_ranks)
+    return GpuMemory(sizes.weight_gib(weight_format(recipe)), context_gib, engine.num_ranks)
 
 
 def check_gpu_memory(plan: Plan) -> None:
     """Raise UserError for a trial that cannot fit the GPUs that ``engine.gpu_memory_gib`` describes."""
-    for trial in (each.trial for each in plan.trials.values()):
-        engine, memory = trial.config.engine, gpu_memory(trial.config)
+    for planned in plan.trials.values():
+        trial, memory = planned.trial, gpu_memory(planned)
+        engine = trial.config.engine
         if not engine.on_gpu or engine.gpu_memory_gib is None or memory is None:
             continue
         needed_gib, usable_gib = memory.per_gpu_gib, engine.gpu_memory_gib * engine.memory_share
@@ -64,10 +63,10 @@ def bytes_to_write(plan: Plan, missing: Iterable[Step]) -> int:
     needed: dict[StepRef, float] = {}
     for trial in plan.trials.values():
         config = trial.trial.config
-        if (shape := config.model.shape) is None or config.model.weights is Weights.dummy:
+        if (sizes := trial.sizes) is None or config.model.weights is Weights.dummy:
             continue
         if trial.model.stage != FETCH_TOKENIZER.name:
-            needed[trial.model] = weight_gib(shape)
+            needed[trial.model] = sizes.weight_gib()
         if trial.checkpoint != trial.model:
-            needed[trial.checkpoint] = weight_gib(shape, weight_format(config.recipe))
+            needed[trial.checkpoint] = sizes.weight_gib(weight_format(config.recipe))
     return int(sum(gib * GIB for ref, gib in needed.items() if ref in absent))

@@ -7,13 +7,18 @@ from pipeline.planning.task_facts import TaskFacts
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
+from stages.checkpoints.sizes import ModelSizes
 
 
 @dataclass(slots=True)
 class TrialPlan:
-    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot."""
+    """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot.
+
+    ``sizes`` of its model's layers are None where they are not known.
+    """
 
     trial: Trial
+    sizes: ModelSizes | None = None
     steps: dict[str, StepRef] = field(default_factory=dict)
     tasks: dict[str, TaskFacts] = field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from stages.fetch import DatasetSource
 
 @dataclass(frozen=True, slots=True)
 class TrialSummary:
-    """One trial; ``base`` is None where it is its own, ``memory`` where the model's shape is not known."""
+    """One trial; ``base`` is None where it is its own, ``memory`` where the model's sizes are not known."""
 
     name: str
     base: str | None
@@ -88,7 +88,7 @@ def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary
         name=trial.name,
         base=None if trial.is_base else trial.base,
         num_gpus=trial.config.engine.num_gpus_held,
-        memory=gpu_memory(trial.config),
+        memory=gpu_memory(planned),
         num_evaluations=_num_documents(plan, shards),
         num_to_run=_num_documents(plan, to_run.intersection(shards)),
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pipeline.planning.plan import Plan
 from pipeline.running.batches import Batch, needs
 from pipeline.steps.step import Resources
-from stages.checkpoints.shape import weight_gib
 
 Seconds = Callable[[Batch], float]  # what a batch is expected to take; only how batches compare matters here
 
@@ -48,8 +47,8 @@ def by_size(plan: Plan) -> Seconds:
 
 
 def _weights_gib(plan: Plan, trial: str) -> float:
-    shape = plan.trials[trial].trial.config.model.shape
-    return 1.0 if shape is None else weight_gib(shape)
+    sizes = plan.trials[trial].sizes
+    return 1.0 if sizes is None else sizes.weight_gib()
 
 
 class Ready:

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.checkpoints.files import INDEX, weight_files, weight_map
 from stages.errors import CheckpointError
 
-_INDEX = "model.safetensors.index.json"
 _CHUNK_BYTES = 2**24
 
 
@@ -24,11 +24,8 @@ class TensorInfo(NamedTuple):
 
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint by name, sorted; CheckpointError for a damaged, missing or duplicate part."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{path} holds no *.safetensors")
     infos: dict[str, TensorInfo] = {}
-    for file in files:
+    for file in weight_files(path):
         header = _read_header(file)
         if twice := infos.keys() & header.keys():
             raise CheckpointError(f"{path}: {min(twice)} is stored in two files")
@@ -76,13 +73,10 @@ def _tensor_info(file: Path, entry: dict[str, Any], num_bytes_before: int) -> Te
 
 
 def _check_index(path: Path, infos: dict[str, TensorInfo]) -> None:
-    if not (path / _INDEX).is_file():
+    if not (path / INDEX).is_file():
         return
-    try:
-        weight_map = dict[str, str](json.loads((path / _INDEX).read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / _INDEX} is damaged; fetch it again") from error
-    missing = sorted(name for name, file in weight_map.items() if name not in infos or infos[name].file.name != file)
+    named = weight_map(path / INDEX)
+    missing = sorted(name for name, file in named.items() if name not in infos or infos[name].file.name != file)
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} tensors of the index are missing, first {missing[0]}")
 

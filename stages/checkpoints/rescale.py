@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from stages.checkpoints.files import weight_files
 from stages.checkpoints.headers import TensorInfo, read_tensor_infos
 from stages.checkpoints.shape import ModelShape
 from stages.errors import DataError
@@ -38,7 +39,7 @@ def rescale(model_dir: Path, seed: int) -> None:
 
     factors = _factors(_plain_llama_shape(model_dir), seed)
     _check_tensors(model_dir, factors, read_tensor_infos(model_dir))
-    for file in sorted(model_dir.glob("*.safetensors")):
+    for file in weight_files(model_dir):
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata()
         weights = load_file(file)
@@ -52,7 +53,10 @@ def _plain_llama_shape(model_dir: Path) -> ModelShape:
     kind = "a quantized one" if "quantization_config" in config else repr(config.get("model_type"))
     if kind != "'llama'":
         raise DataError(f"model source: rescale_seed needs a plain Llama decoder and this is {kind}; leave it out")
-    return ModelShape.from_config(model_dir / "config.json")
+    shape = ModelShape.from_config(model_dir / "config.json")
+    if shape is None:
+        raise DataError("model source: rescale_seed needs a plain Llama decoder and config.json says not its sizes")
+    return shape
 
 
 def _check_tensors(model_dir: Path, factors: dict[str, Factors], infos: dict[str, TensorInfo]) -> None:

@@ -12,6 +12,8 @@ from stages.units import GIB
 
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
 
 @dataclass(kw_only=True, slots=True)
 class ModelShape:
@@ -32,12 +34,14 @@ class ModelShape:
                 raise ValueError(f"model.shape.{each.name} must be at least 1; got {getattr(self, each.name)}")
 
     @classmethod
-    def from_config(cls, config_path: Path) -> Self:
-        """Read a Hugging Face ``config.json``.
+    def from_config(cls, config_path: Path) -> Self | None:
+        """Read a Hugging Face ``config.json``; None for a model that is no dense decoder like Llama.
 
-        Raises KeyError for a model that is not a Llama-like decoder, DataError for a file that is damaged.
+        Raises DataError for a file that is damaged.
         """
         config = read_description(config_path)
+        if any(name not in config for name in _SIZES) or any(name in config for name in _EXPERTS):
+            return None
         sizes = {name: config[name] for name in _SIZES} | {
             name: config[name] for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None
         }
@@ -61,6 +65,9 @@ def read_description(path: Path) -> dict[str, Any]:
     """What a JSON file beside a checkpoint's weights says; raises DataError for one that is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path} cannot be read, it is no JSON ({where}: {error.msg}): fetch it again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): fetch it again") from error
     if not isinstance(found, dict):
@@ -88,12 +95,12 @@ def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int]]:
 
 def num_parameters(shape: ModelShape) -> int:
     """Parameters of the whole model: blocks, embeddings, norms and an untied output head."""
-    return _num_linear(shape) + _num_unquantized(shape)
+    return _num_linear(shape) + num_unquantized(shape)
 
 
 def weight_gib(shape: ModelShape, quantized: Format | None = None) -> float:
     """Memory of the weights: block linears as ``quantized`` stores them, the rest, or all of it, in 16 bits."""
-    return (_num_linear_bytes(shape, quantized) + 2 * _num_unquantized(shape)) / GIB
+    return (_num_linear_bytes(shape, quantized) + 2 * num_unquantized(shape)) / GIB
 
 
 def kv_cache_gib(shape: ModelShape, *, num_tokens: int, num_bits: int = 16) -> float:
@@ -112,7 +119,8 @@ def _num_linear(shape: ModelShape) -> int:
     return shape.num_layers * sum(rows * columns for rows, columns in linear_layers(shape).values())
 
 
-def _num_unquantized(shape: ModelShape) -> int:
+def num_unquantized(shape: ModelShape) -> int:
+    """Parameters beside the blocks' linear layers."""
     num_tables = 1 if shape.tie_word_embeddings else 2
     norms = (2 * shape.num_layers + 1) * shape.hidden_size
     return num_tables * shape.vocab_size * shape.hidden_size + norms

@@ -184,7 +184,8 @@ def _read_held_out(model: Any, tokenizer: Any) -> "tuple[Tensor, float]":
 
     text = _HELD_OUT_PATH.read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
-    windows = ids.split(min(_MAX_WINDOW_TOKENS, model.config.max_position_embeddings))
+    num_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    windows = ids.split(min(_MAX_WINDOW_TOKENS, num_positions or _MAX_WINDOW_TOKENS))
     logits = [next_token_logits(model, window) for window in windows]
     pairs = zip(logits, windows, strict=True)
     loss = torch.cat([surprises(log_probs_of(known), window) for known, window in pairs]).mean()

@@ -32,10 +32,12 @@ class Work:
 def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work | None:
     """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``.
 
-    None where the format is not known, or is not one: then nothing says what serving must cost at least.
+    None where shape or format is not known, or is not one: then nothing says what serving must cost at least.
     """
     config = json.loads((checkpoint / "config.json").read_text())
     shape = ModelShape.from_config(checkpoint / "config.json")
+    if shape is None:
+        return None
     is_wide = dtype == "float32"
     try:
         quantized = format_of(config)

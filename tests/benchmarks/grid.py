@@ -128,7 +128,7 @@ def planned(root: Path, seeds: int) -> Any:
     config.store.root, config.cluster.num_cpus = str(store.local), 2
     plan = synthetic(plan, Resources())
     for trial in plan.trials.values():  # its weights would not fit this disk, and are not written
-        trial.trial.config.model.shape = None
+        trial.sizes = None
     console = Console(file=sys.stderr, width=200)
     return PlannedSweep(lambda: plan, config, store, console, overrides), plan_s
 

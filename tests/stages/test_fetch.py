@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.checkpoints.checks import check_model_path
 from stages.errors import CheckpointError, ConfigError, DataError
 from stages.fetch import (
     DatasetSource,
     ModelSource,
-    check_model_path,
     digest_tree,
     fetch_dataset,
     fetch_model,
@@ -107,11 +107,76 @@ def test_directory_without_safetensors_is_refused(model_dir):
     assert "\n" not in str(refusal.value)
 
 
-def test_remote_code_is_refused(model_dir):
+def test_a_tensor_that_is_missing_is_named_before_anything_is_evaluated(model_dir, out):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model_dir / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, model_dir / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"^model path {model_dir}: model.layers.1.mlp.up_proj.weight is mis"):
+        fetch_model(ModelSource(path=str(model_dir)), {}, out)
+
+
+def test_names_that_the_model_does_not_know_are_refused(model_dir, out):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model_dir / "model.safetensors")
+    save_file({f"own.{name}": tensor for name, tensor in tensors.items()}, model_dir / "model.safetensors")
+    with pytest.raises(CheckpointError, match="none of its tensors has a name that the model knows"):
+        fetch_model(ModelSource(path=str(model_dir)), {}, out)
+
+
+def test_a_tensor_of_another_shape_than_the_config_says_is_refused(model_dir, out):
     config = json.loads((model_dir / "config.json").read_text())
-    (model_dir / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "custom.Model"}}))
-    with pytest.raises(DataError, match="remote code"):
-        check_model_path(model_dir)
+    (model_dir / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}))
+    with pytest.raises(CheckpointError, match=r"of another shape than config\.json says"):
+        fetch_model(ModelSource(path=str(model_dir)), {}, out)
+
+
+def test_what_is_not_loaded_is_said_once_and_is_no_reason_to_refuse(model_dir, out, capsys):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model_dir / "model.safetensors")
+    unread = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": tensors["model.norm.weight"].clone(),
+        "model.layers.2.mlp.up_proj.weight": tensors["model.layers.1.mlp.up_proj.weight"].clone(),
+    }
+    save_file(tensors | unread, model_dir / "model.safetensors")
+    fetch_model(ModelSource(path=str(model_dir)), {}, out)
+    said = capsys.readouterr().out
+    assert said.count("not loaded and will not be in a checkpoint (2 tensors)") == 1
+    assert all(name in said for name in unread)
+
+
+def test_of_a_repository_comes_what_is_the_model_and_nothing_else(hub_cache, model_dir, out):
+    snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
+    shutil.copytree(model_dir, snapshot)
+    wanted = {file.name for file in snapshot.iterdir()} | {"processor_config.json", "tekken.json"}
+    (snapshot / "original").mkdir()
+    for name in ("original/model.safetensors", "consolidated.safetensors", "model.fp16.safetensors"):
+        shutil.copy(model_dir / "model.safetensors", snapshot / name)
+    for name in ("processor_config.json", "tekken.json", "original/params.json", "params.json", "adapter_config.json"):
+        (snapshot / name).write_text("{}")
+    (snapshot / "tokenization_own.py").write_text("raise SystemExit")
+    metrics = fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
+    assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == wanted
+    assert metrics["num_parameters"] * 2 == metrics["size_gib"] * 2**30
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "config.json"])
+def test_a_repository_that_is_no_model_is_named_and_not_a_directory_of_ours(hub_cache, model_dir, out, name):
+    snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
+    shutil.copytree(model_dir, snapshot)
+    if name == "config.json":
+        (snapshot / name).write_text(
+            json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "awq"}})
+        )
+    else:
+        (snapshot / "model.safetensors").rename(snapshot / name)
+        (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    message = "quantized already .awq." if name == "config.json" else "an adapter for org/base"
+    with pytest.raises(CheckpointError, match=f"^model org/name@0123456789ab is {message}"):
+        fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:6], lambda raw: b"\xff" * 8 + raw[8:]])
@@ -125,7 +190,7 @@ def test_damaged_weights_are_refused(model_dir, out, damage):
 def test_missing_shard_is_refused(model_dir, out):
     index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
     (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="1 tensors of the index are missing"):
+    with pytest.raises(CheckpointError, match=rf"^{model_dir}: model-00001-of-00002.safetensors, which .* is missing"):
         fetch_model(ModelSource(path=str(model_dir)), {}, out)
 
 
@@ -152,7 +217,9 @@ def test_of_a_model_that_a_server_has_everything_comes_but_its_weights(hub_cache
         (model_dir / "model.safetensors").unlink()
     source = ModelSource(path=str(model_dir), digest=digest_tree(model_dir))
     if place == "hub":
-        shutil.copytree(model_dir, hub_cache / "models--org--name" / "snapshots" / SHA)
+        snapshot = shutil.copytree(model_dir, hub_cache / "models--org--name" / "snapshots" / SHA)
+        (snapshot / "adapter_config.json").write_text("{}")  # of one that lies beside the model
+        (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {}}')
         source = ModelSource(repo_id="org/name", revision=SHA)
     assert fetch_tokenizer(source, {}, out) == {"num_files": len(expected)}
     assert {file.name for file in out.iterdir()} == expected >= {"config.json", "tokenizer.json"}

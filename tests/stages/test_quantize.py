@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM
 from stages.calibrate import CalibrationConfig, calibrate
 from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
+from stages.checkpoints.sizes import ModelSizes
 from stages.errors import CheckpointError, ConfigError, DataError
 from stages.fetch import digest_tree
 from stages.quantize import (
     Algorithm,
     QuantizeConfig,
     RecipeConfig,
+    check_fits,
     check_group_size,
     needs_calibration,
     quantize,
@@ -331,7 +333,7 @@ def test_contradictory_recipe_is_refused_by_name(fields, message):
 
 def test_misfit_names_layers_and_sizes_that_fit():
     with pytest.raises(ValueError, match="group_size 128 does not divide") as refusal:
-        check_group_size(RecipeConfig(name="w4a16_int", **INT4 | {"group_size": None}), SMOLLM2)
+        check_group_size(RecipeConfig(name="w4a16_int", **INT4 | {"group_size": None}), ModelSizes.of_shape(SMOLLM2))
     message = str(refusal.value)
     assert message.startswith("recipe w4a16_int: ") and "\n" not in message
     assert "self_attn.q_proj (576 inputs)" in message and "down_proj" not in message
@@ -347,12 +349,14 @@ def test_a_format_with_groups_of_its_own_takes_no_other(monkeypatch):
     with pytest.raises(
         ValueError, match=r"group_size 32 does not divide self_attn.q_proj .* add these layers to ignore"
     ):
-        check_group_size(RecipeConfig(name="r", **fields), odd)
+        check_group_size(RecipeConfig(name="r", **fields), ModelSizes.of_shape(odd))
 
 
 def test_ignored_layers_need_not_fit():
     attention = ["lm_head", "re:.*self_attn.*", "re:.*mlp\\.(gate|up)_proj"]
-    check_group_size(RecipeConfig(name="r", **INT4 | {"group_size": 128, "ignore": attention}), SMOLLM2)
+    check_group_size(
+        RecipeConfig(name="r", **INT4 | {"group_size": 128, "ignore": attention}), ModelSizes.of_shape(SMOLLM2)
+    )
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.sampled_from([16, 32, 64, 128]))
@@ -370,10 +374,18 @@ def test_group_size_is_accepted_exactly_when_it_divides_every_input(hidden, inte
     fits = all(width % group_size == 0 for width in (16 * hidden, 16 * intermediate, 16 * heads))
     recipe = RecipeConfig(name="r", **INT4 | {"group_size": group_size})
     if fits:
-        check_group_size(recipe, shape)
+        check_group_size(recipe, ModelSizes.of_shape(shape))
     else:
         with pytest.raises(ValueError, match="does not divide"):
-            check_group_size(recipe, shape)
+            check_group_size(recipe, ModelSizes.of_shape(shape))
+
+
+def test_a_tied_head_must_stay_as_it_is():
+    recipe = RecipeConfig(name="r", **FP8, ignore=[])
+    with pytest.raises(ValueError, match="recipe r: keep lm_head in ignore, this model ties it to its embeddings"):
+        check_fits(recipe, ModelSizes.of_shape(SMOLLM2))
+    check_fits(recipe, ModelSizes.of_shape(dataclasses.replace(SMOLLM2, tie_word_embeddings=False)))
+    check_fits(RecipeConfig(name="r"), ModelSizes.of_shape(SMOLLM2))
 
 
 @pytest.mark.parametrize(
@@ -415,7 +427,8 @@ def test_smoothing_that_changes_the_model_is_refused_before_it_is_worked_on(eigh
 
 
 def test_misfit_is_refused_before_any_weight_is_read(tiny_model, tmp_path):
-    shutil.copy(tiny_model / "config.json", tmp_path)  # no weights here: reading them would fail otherwise
+    for name in ("config.json", "model.safetensors"):  # no tokenizer here: going on would fail otherwise
+        shutil.copy(tiny_model / name, tmp_path)
     config = QuantizeConfig(recipe=RecipeConfig(name="r", **INT4 | {"group_size": 48}))
     with pytest.raises(ConfigError, match="group_size 48 does not divide"):
         quantize(config, {"model": tmp_path}, tmp_path)

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.files import companions
 from stages.checkpoints.headers import TensorInfo, digest_of, read_tensor_infos
 from stages.errors import CheckpointError
-from stages.fetch import companions
 from stages.gpu import read_gpus
 
 _NOTES = ("_name_or_path", "transformers_version")  # of config.json, who wrote it

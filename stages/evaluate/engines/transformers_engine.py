@@ -264,6 +264,6 @@ def _rounded_input(args: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _check_window(max_model_len: int, config: Any) -> None:
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max_model_len > limit:
         raise ConfigError(f"engine.max_model_len={max_model_len} is more than the model's {limit} positions; lower it")

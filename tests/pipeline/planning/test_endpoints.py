@@ -46,7 +46,7 @@ def test_a_base_that_a_server_has_needs_its_tokenizer_alone_and_no_gpu(tmp_path:
     assert {step.resources.num_cpus for step in plan.steps.values()} == {1}
     assert bytes_to_write(plan, plan.steps.values()) == 0
     (trial,) = plan.trials.values()
-    assert gpu_memory(trial.trial.config) is None
+    assert gpu_memory(trial) is None
     assert set(environment(plan)["weights"]) == {"smollm2_135m (tokenizer)"}
 
 

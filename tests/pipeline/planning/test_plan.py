@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import functools
+import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from pipeline.config.sweep import Trial, expand
 from pipeline.errors import UserError
 from pipeline.planning.facts import resolve
 from pipeline.planning.make_plan import make_plan
-from pipeline.planning.memory import check_gpu_memory
+from pipeline.planning.memory import GpuMemory, check_gpu_memory, gpu_memory
 from pipeline.planning.plan import Plan
 from pipeline.planning.shards import ranges
 from pipeline.steps.step import Step
+from tests.stages.checkpoints.written import LLAMA, TENSORS, write_model
 
 
 def trials_of(*cli: str) -> list[Trial]:
@@ -182,20 +184,98 @@ def test_comparisons_pair_a_trial_with_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.dear
 def test_a_local_model_is_known_by_its_bytes(tmp_path: Path) -> None:
-    def plan(weights: bytes) -> Plan:
+    def plan(fill: bytes) -> Plan:
         model = tmp_path / "model"
         model.mkdir(exist_ok=True)
-        (model / "model.safetensors").write_bytes(weights)
-        (model / "config.json").write_text(
-            '{"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64,'
-            '"vocab_size": 9}'
-        )
+        header = b'{"model.layers.0.norm.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
+        (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + fill)
+        (model / "tokenizer.json").write_text("{}")
+        (model / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
         source = f"model.source={{path: {model}, package: null, package_version: null, file: null}}"
         return planned(tmp_path, "recipe=bf16", source, "model.shape=null")
 
-    first = plan(b"one")
-    assert plan(b"one").fingerprint == first.fingerprint
-    assert plan(b"two").fingerprint != first.fingerprint
+    first = plan(b"11")
+    assert plan(b"11").fingerprint == first.fingerprint
+    assert plan(b"22").fingerprint != first.fingerprint
+
+
+def local(path: Path, config: Mapping[str, object] = LLAMA, tensors: Mapping[str, tuple[int, ...]] = TENSORS) -> str:
+    """The model of a sweep, as a directory of headers."""
+    found = write_model(path / "local", config, tensors)
+    return f"model.source={{path: {found}, package: null, package_version: null, file: null, rescale_seed: null}}"
+
+
+@pytest.mark.parametrize(
+    ("config", "dropped", "cli", "message"),
+    [
+        ({}, "lm_head.weight", [], "lm_head.weight is missing and the model does not tie it"),
+        pytest.param(
+            {},
+            "model.layers.1.mlp.up_proj.weight",
+            [],
+            "local: model.layers.1.mlp.up_proj.weight is missing",
+            marks=pytest.mark.full,  # a process that imports torch is asked
+        ),
+        ({"model_type": "x_custom"}, "", [], "no class for a language model of model_type 'x_custom'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "", [], "is quantized already .gptq."),
+        ({}, "", ["engine.max_model_len=1024"], "engine.max_model_len=1024 is more than the 512 positions"),
+        (
+            {},
+            "",
+            ["recipe=w8a8_int", "calibration.max_seq_length=1024"],
+            "calibration.max_seq_length=1024 is more than the 512 positions",
+        ),
+        (
+            {"tie_word_embeddings": True},
+            "lm_head.weight",
+            ["recipe=w8a8_fp", "recipe.ignore=[]"],
+            "keep lm_head in ignore, this model ties it to its embeddings",
+        ),
+        (
+            {},
+            "",
+            ["recipe=w4a16_int", "recipe.group_size=128", "calibration.max_seq_length=512"],
+            r"group_size 128 does not divide mlp.gate_proj \(64 inputs\), .*; group sizes that fit: 16, 32, 64",
+        ),
+    ],
+)
+@pytest.mark.dear
+def test_what_a_local_model_cannot_have_is_refused_in_the_plan(
+    tmp_path: Path, config: dict[str, object], dropped: str, cli: list[str], message: str
+) -> None:
+    tensors = {name: shape for name, shape in TENSORS.items() if name != dropped}
+    source = local(tmp_path, LLAMA | config, tensors)
+    fits = ["engine.max_model_len=512", "model.shape=null"]
+    with pytest.raises(UserError, match=message) as refused:
+        planned(tmp_path, "suite=none", "+task@tasks.game=mathador", source, *fits, *cli)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.dear
+def test_memory_of_a_local_model_needs_no_shape_and_is_not_known_where_its_config_does_not_say_it(
+    tmp_path: Path,
+) -> None:
+    def planned_memory(config: Mapping[str, object]) -> GpuMemory | None:
+        cli = ["suite=none", "+task@tasks.game=mathador", "recipe=bf16", "engine.max_model_len=256", "model.shape=null"]
+        (trial,) = planned(tmp_path, *cli, local(tmp_path, config)).trials.values()
+        return gpu_memory(trial)
+
+    known = planned_memory(LLAMA)
+    assert known is not None
+    assert known.weights_gib * 2**30 == 2 * sum(math.prod(shape) for shape in TENSORS.values())
+    assert known.context_gib * 2**30 == 2 * (2 * 2 * 2 * 16) * 256
+    assert planned_memory({"model_type": "llama", "tie_word_embeddings": False}) is None
+
+
+@pytest.mark.dear
+def test_what_is_unusual_about_a_local_model_is_noted_beside_its_results(tmp_path: Path) -> None:
+    cli = ["suite=none", "+task@tasks.game=mathador", "recipe=bf16", "engine.max_model_len=256", "model.shape=null"]
+    source = local(tmp_path)
+    write_model(tmp_path / "local", dtype="F32")
+    (trial,) = planned(tmp_path, *cli, source, "model.note=Mine.").trials.values()
+    assert trial.trial.config.model.note == (
+        "Mine. The base's weights are stored in FP32: its size, and every ratio, is against that."
+    )
 
 
 def run_python(code: str, *arguments: str) -> str:

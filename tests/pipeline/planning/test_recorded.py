@@ -58,7 +58,7 @@ def test_no_weights_are_fetched_or_quantized_and_no_gpu_is_held(tmp_path: Path) 
     assert len(by_stage(plan, "fetch_tokenizer")) == 1
     assert {step.resources.num_gpus for step in plan.steps.values()} == {0}
     assert bytes_to_write(plan, plan.steps.values()) == 0
-    assert {gpu_memory(each.trial.config) for each in plan.trials.values()} == {None}
+    assert {gpu_memory(each) for each in plan.trials.values()} == {None}
     assert set(environment(plan)["weights"]) == {"smollm2_135m (tokenizer)"}
     answers = {step.trial: step.ref for step in by_stage(plan, "answer")}
     assert len(set(answers.values())) == len(answers) == 2

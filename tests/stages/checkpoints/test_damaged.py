@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from stages.checkpoints.checks import check_model_path
 from stages.checkpoints.headers import read_tensor_infos
 from stages.checkpoints.shape import ModelShape
 from stages.errors import CheckpointError, DataError
-from stages.fetch import check_model_path
 
 CONFIG = {
     "num_hidden_layers": 2,
