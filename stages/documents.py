@@ -123,3 +123,8 @@ def _checked(value: Any, kinds: tuple[type, ...]) -> Any:
 def _scalar(hint: Any) -> type:
     (scalar,) = (each for each in get_args(hint) or (hint,) if each is not type(None))
     return cast(type, scalar)
+
+
+def encodable(text: str) -> str:
+    """With halves of characters, which JSON can spell and a file cannot hold, replaced: one costs nothing else."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from stages.documents import encodable
 from stages.evaluate.answers import Answer, Answered, Response, is_any, response_of, total
 from stages.evaluate.artifact import Sample
 from stages.evaluate.config import ScoringConfig
@@ -196,7 +197,7 @@ def _question(task: Any, doc: Any) -> str:
     """Where a document is several beginnings of one text, which are its choices then, what they share."""
     try:
         found = task.doc_to_text(doc)
-        return found if isinstance(found, str) else _text(task.doc_to_target(doc))
+        return encodable(found) if isinstance(found, str) else _text(task.doc_to_target(doc))
     except Exception:
         return ""
 
@@ -218,4 +219,4 @@ def _target(task: Any, doc: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value)
+    return encodable(value if isinstance(value, str) else dumps(value))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.documents import encodable
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.answers import CUT_OFF, FINISHED
 from stages.evaluate.endpoint_config import BEYOND_OPENAI, SERVED
@@ -132,19 +133,14 @@ def _completion(answer: Any) -> Generation | None:
         if not isinstance(text, str) or not isinstance(num_tokens, int):
             return None
         return Generation(
-            text=_encodable(text),
+            text=encodable(text),
             num_tokens=num_tokens,
             finish_reason=choice["finish_reason"],
             token_ids=None if choice.get("token_ids") is None else tuple(map(int, choice["token_ids"])),
-            stopped_by=_encodable(stop) if isinstance(stop, str) else None,  # else the number of an end token
+            stopped_by=encodable(stop) if isinstance(stop, str) else None,  # else the number of an end token
         )
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
-
-
-def _encodable(text: str) -> str:
-    """With halves of characters, which JSON can spell and a file cannot hold, replaced: one costs no shard."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_window(served: Mapping[str, Any], config: "EngineConfig") -> None:
