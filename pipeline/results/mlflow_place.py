@@ -39,12 +39,14 @@ def named_by(settings: TrackingConfig) -> str:
 
 
 def review_line(settings: TrackingConfig, beside: Path, page: str | None = None) -> str | None:
-    """How to open MLflow on the results; None for a server that the config names, which is open, and where none is.
+    """How to open MLflow on the results; None where none is, or the config names a database.
 
     ``page`` is the address of what is to be seen there, behind the host.
     """
-    if settings.uri is not None or not settings.enabled:
+    if not settings.enabled:
         return None
+    if settings.uri is not None:
+        return f"{redacted(settings.uri).rstrip('/')}/{page}" if page and settings.uri.startswith("http") else None
     place = place_of(settings, beside)
     if place.artifacts is None:
         return f"{place.uri} ({VARIABLE})"

@@ -43,6 +43,7 @@ def test_the_config_is_asked_before_mlflow_s_own_variable_and_that_before_sqlite
     assert review_line(DEFAULT, beside) == "http://me:sesame@host (MLFLOW_TRACKING_URI)"
     assert place_of(TrackingConfig(uri="http://other"), beside).uri == "http://other"
     assert review_line(TrackingConfig(uri="http://other"), beside) is None
+    assert review_line(TrackingConfig(uri="http://other/"), beside, "#/experiments/1") == "http://other/#/experiments/1"
     assert review_line(TrackingConfig(enabled=False), beside) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert place_of(DEFAULT, beside).uri == f"sqlite:///{tmp_path}/mlflow.db"
