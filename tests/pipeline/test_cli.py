@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.modes import MODES
+from tests.stages.checkpoints.written import LLAMA, write_model
 
 Capture = pytest.CaptureFixture[str]
 
@@ -37,13 +38,7 @@ def model_dir(path: Path) -> Path:
     return path
 
 
-LLAMA = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 384,
-}
+LONG = LLAMA | {"max_position_embeddings": 8192}
 LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null}}"
 BAD_INPUT = {
     "unknown sweep": (["+sweep=nope"], r"unknown option 'sweep/nope'; there are: .*smoke"),
@@ -442,10 +437,7 @@ def test_an_option_that_yaml_takes_for_another_thing_is_named(run, tmp_path: Pat
 )
 def test_a_model_s_place_given_alone_takes_that_of_the_default_model(run, tmp_path: Path, given: str) -> None:  # type: ignore[no-untyped-def]
     """Its name becomes the model's; neither the default's package nor its shape are left."""
-    path = model_dir(tmp_path / "mine")
-    (path / "config.json").write_text(json.dumps(LLAMA))
-    header = b'{"model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": [1, 1], "data_offsets": [0, 2]}}'
-    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    path = write_model(tmp_path / "mine", LONG)
     more = ["+sweep=smoke", "mode=plan", "gpu=h100", f"model.source.revision='{'a' * 40}'"]
     code, out, err = run(given.format(path=path), *more[: 4 if "repo_id" in given else 3])
     assert code == 0, err
@@ -549,9 +541,7 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mode", ["plan", "why", "status", "gc"])
 def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run, tmp_path: Path, mode: str) -> None:  # type: ignore[no-untyped-def]
-    model = model_dir(tmp_path / "model")
-    (model / "config.json").write_text(json.dumps(LLAMA))
-    (model / "model.safetensors").write_text("")
+    model = write_model(tmp_path / "model", LONG)
     code, _, err = run("recipe=bf16", LOCAL.format(path=model), f"mode={mode}")
     assert (code, err) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -743,7 +733,8 @@ def test_choices_are_not_repeated_and_a_template_on_disk_is_read_before_the_run(
             "the chat template of own reads no 'enable_thinkin'; it reads",
         ),
     ):
-        arguments = ["--config-dir=own", "+sweep=x", slot, f"tasks.choices.{setting}", "mode=plan"]
+        fitting = "engine.max_model_len=512"
+        arguments = ["--config-dir=own", "+sweep=x", slot, f"tasks.choices.{setting}", fitting, "mode=plan"]
         monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
         assert main() == 2
         assert says in capsys.readouterr().err

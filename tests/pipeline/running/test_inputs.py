@@ -15,13 +15,15 @@ from pipeline.store.store import Address, Store
 from stages.errors import CheckpointError
 from stages.fetch import ModelSource, digest_tree
 from tests.pipeline.fakes import serving
-from tests.stages.evaluate.engines.test_family import make
+from tests.stages.checkpoints.written import write_model
 from tests.sweeping import wait_for
+
+pytestmark = pytest.mark.dear  # to fetch a model asks transformers what it will load of it
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Step:
-    path = make(tmp_path / "model")
+    path = write_model(tmp_path / "model")
     step = Step(FETCH_MODEL, ModelSource(path=str(path), digest=digest_tree(path)), "model")
     [batch] = batches([step])
     run_batch(batch, RunContext(Address(tmp_path / "store"), "run", max_attempts=1), [])
