@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compare import stage
+from stages.compare.asked import asked_of
 from stages.compare.config import CompareConfig
 from stages.compare.design import influences
 from stages.compare.evidence import Evidence
@@ -54,7 +54,7 @@ def cpu_s(trials: Sequence[Mapping[str, Task]], suites: Sequence[SuiteConfig]) -
 
 
 def _judged(task: str, config: CompareConfig, evidence: list[Evidence]) -> Member | None:
-    asked = list(stage._asked(config, evidence, config.is_normalized))
+    asked = list(asked_of(config, evidence, config.is_normalized))
     whole: dict[str, Any] = rows(asked, config, lower_is_better=False)[-1]
     error = error_of(asked[-1].raw, whole, "", config.confidence, False)
     if error is None:
