@@ -143,11 +143,6 @@ def read_suites(directory: Path) -> pa.Table:
     return pa.Table.from_pylist([asdict(suite) for suite in suites], schema=SUITES_SCHEMA)
 
 
-def read_verdicts(directory: Path) -> list[TrialVerdict]:
-    """Of each trial, in the report's order; empty in a report from before there were any."""
-    return read_document(directory).trials
-
-
 def read_document(directory: Path) -> Summary:
     """All of the summary; lists are empty in a report from before there were any."""
     return read_json(directory / SUMMARY_DOCUMENT, Summary)

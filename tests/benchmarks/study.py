@@ -173,9 +173,7 @@ def _shard(folder: Path, task: str, scores: Floats) -> Path:
 def trials_table(content: Mapping[str, Any]) -> str:
     """Of every trial the means' differences and verdicts, and what is decided at each share of flips."""
     lines = [
-        "| format | V1, points, at 5 % flips | V2, normalized points | "
-        + " | ".join(f"{100 * float(flips):g} % flips" for flips in content)
-        + " |",
+        f"| format | V1, points, at 5 % flips | V2, normalized points | {_shares(content)} |",
         "|---|--:|--:|" + "---|" * len(content),
     ]
     for trial in content["0.05"]["trials"]:
@@ -183,6 +181,10 @@ def trials_table(content: Mapping[str, Any]) -> str:
         decided = [_decided(at["trials"][trial]) for at in content.values()]
         lines.append(f"| {trial} | {' | '.join([*means, *decided])} |")
     return "\n".join(lines)
+
+
+def _shares(content: Mapping[str, Any]) -> str:
+    return " | ".join(f"{100 * float(flips):g} % flips" for flips in content)
 
 
 def _mean(mean: Mapping[str, Any]) -> str:
@@ -198,12 +200,7 @@ def _decided(trial: Mapping[str, Any]) -> str:
 
 def cells_table(content: Mapping[str, Any]) -> str:
     """What stands of single cells."""
-    lines = [
-        "| format, task | what is printed | "
-        + " | ".join(f"{100 * float(flips):g} % flips" for flips in content)
-        + " |",
-        "|---|---|" + "---|" * len(content),
-    ]
+    lines = [f"| format, task | what is printed | {_shares(content)} |", "|---|---|" + "---|" * len(content)]
     for trial, task, claim in CELLS:
         found = [_verdict(at["cells"][trial][task]) for at in content.values()]
         lines.append(f"| {trial}, {task} | {claim} | {' | '.join(found)} |")

@@ -13,10 +13,10 @@ from stages.report.artifact import (
     SuiteMean,
     Summary,
     TrialVerdict,
+    read_document,
     read_serving,
     read_suites,
     read_summary,
-    read_verdicts,
     write_serving,
     write_summary,
 )
@@ -68,7 +68,7 @@ def test_summary_and_suites_read_back(written):
     }
     (suite,) = read_suites(written).to_pylist()
     assert (suite["suite"], suite["mean"], suite["recovery"]) == ("v1", 0.5, None)
-    assert read_verdicts(written) == [VERDICT]
+    assert read_document(written).trials == [VERDICT]
 
 
 def test_a_report_from_before_suites_had_intervals_reads_back(written):
@@ -76,7 +76,7 @@ def test_a_report_from_before_suites_had_intervals_reads_back(written):
     (written / SUMMARY_DOCUMENT).write_text(json.dumps({"title": "a sweep", "rows": [], "suites": [suite]}))
     (row,) = read_suites(written).to_pylist()
     assert {name: value for name, value in row.items() if value is not None} == suite | {"normalized": False}
-    assert read_verdicts(written) == []
+    assert read_document(written).trials == []
 
 
 def test_serving_reads_back_where_there_is_any(written):

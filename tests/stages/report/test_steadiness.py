@@ -6,7 +6,7 @@ import pytest
 
 from stages.compare.config import CompareConfig
 from stages.compare.stage import compare
-from stages.report.artifact import read_verdicts
+from stages.report.artifact import read_document
 from stages.report.config import ReportConfig, SuiteRow, TrialRow
 from stages.report.stage import report
 
@@ -52,7 +52,7 @@ def reported(tmp_path_factory, write_evaluation):
         report(ReportConfig(title="t", trials=trials, tasks=list(TASKS), suites=suites, failures=[]), inputs, out)
         rows = json.loads((out / "summary.json").read_text())["rows"]
         cells = {(row["recipe"], row["task"]): (row["verdict"], row["reason"]) for row in rows}
-        return cells, {each.recipe: each.decision for each in read_verdicts(out)}
+        return cells, {each.recipe: each.decision for each in read_document(out).trials}
 
     return reported
 

@@ -15,7 +15,7 @@ from stages.compare.config import CompareConfig
 from stages.compare.rows import rows
 from stages.compare.stage import compare
 from stages.compare.whole import RAW, compared
-from stages.report.artifact import read_verdicts
+from stages.report.artifact import read_document
 from stages.report.config import FailureRow, ReportConfig, SuiteRow, TrialRow
 from stages.report.stage import report
 from stages.report.verdicts import confirmed
@@ -77,7 +77,7 @@ def judge(tmp_path_factory, compare_once):
         report(config, inputs, out)
         document = json.loads((out / "summary.json").read_text())
         return SimpleNamespace(
-            trials={each.recipe: each for each in read_verdicts(out)},
+            trials={each.recipe: each for each in read_document(out).trials},
             suites={(each["trial"].removeprefix("m/"), each["suite"]): each for each in document["suites"]},
             cells={(each["recipe"], each["task"]): each for each in document["rows"]},
             page=(out / "report.md").read_text(),
