@@ -1,6 +1,7 @@
 """vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from stages.evaluate.engines.simulated import (
     simulation_facts,
     write_dense_copy,
 )
-from stages.evaluate.engines.vllm_queue import Made, Queue
+from stages.evaluate.engines.vllm_queue import SHARE_OF_STEP, Pending, Queue
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_rows import read_asked_rows_alone
 from stages.evaluate.engines.vllm_scoring import Job, Scoring
@@ -43,7 +44,11 @@ class ReadyScores:
 
     requests: list[ScoreRequest]
     scoring: Scoring
-    made: Sequence[Made]
+    pending: Pending
+
+    @classmethod
+    def of(cls, requests: Sequence[ScoreRequest], scoring: Scoring) -> "ReadyScores":
+        return cls(list(requests), scoring, Pending([(job.prompt, job.params) for job in scoring.jobs]))
 
 
 class VllmEngine:
@@ -56,6 +61,7 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._config = config
+        self._next: Pending | None = None
         self._started: tuple[list[ScoreRequest], Scoring] | None = None
         start = Start.of(checkpoint, config)
         self._process_state = ProcessState(start.cache, start.keeps_plan)
@@ -154,13 +160,23 @@ class VllmEngine:
         return "cpu" if self._is_cpu else "cuda"
 
     def ready(self, requests: Sequence[ScoreRequest]) -> ReadyScores:
-        """Make what ``start`` puts into the engine, also while that is at work in another thread."""
-        return self._ready(list(requests), Scoring.of(requests, self._block_size))
+        """What ``start`` takes; its requests are made behind the steps before that, in this engine's own thread."""
+        ready = ReadyScores.of(requests, Scoring.of(requests, self._block_size))
+        self._next = ready.pending
+        return ready
 
     def start(self, ready: ReadyScores) -> None:
-        """Begin with what ``loglikelihood`` will be asked for next, as if nothing had been asked before."""
+        """Begin with what ``loglikelihood`` will be asked for next, as if nothing had been asked before.
+
+        With its first step, which a GPU is at while something else is done here.
+        """
         self.reset()
-        self._started = ready.requests, self._put(ready)
+        if self._next is ready.pending:
+            self._next = None
+        scoring = self._put(ready)
+        self._started = ready.requests, scoring
+        if not scoring.is_complete:
+            scoring.take(self._step())
 
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Score every request; equal requests are asked once."""
@@ -169,7 +185,7 @@ class VllmEngine:
         hidden = [request for request in scores if scores[request] is None]
         uncached = [Job(each.context, each.continuation, is_span=True, reads_cache=False) for each in hidden]
         again = Scoring([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
-        scores |= self._read(self._put(self._ready(hidden, again)))
+        scores |= self._read(self._put(ReadyScores.of(hidden, again)))
         found = [scores[request] for request in requests]
         if None in found:
             raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
@@ -183,17 +199,11 @@ class VllmEngine:
         if started is not None:
             self._read(started[1])
             self.reset()
-        return self._put(self.ready(requests))
-
-    def _ready(self, requests: list[ScoreRequest], scoring: Scoring) -> ReadyScores:
-        jobs = scoring.jobs
-        with _alive():
-            made = self._queue.made([job.prompt for job in jobs], [job.params for job in jobs])
-        return ReadyScores(requests, scoring, made)
+        return self._put(ReadyScores.of(requests, Scoring.of(requests, self._block_size)))
 
     def _put(self, ready: ReadyScores) -> Scoring:
         with _alive():
-            ready.scoring.named(self._queue.add(ready.made))
+            ready.scoring.named(self._queue.add(ready.pending))
         return ready.scoring
 
     def _read(self, scoring: Scoring) -> dict[ScoreRequest, Score | None]:
@@ -252,15 +262,18 @@ class VllmEngine:
     def _add(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[str]:
         """Put all requests into the engine at once, as ``LLM.generate`` does; their names."""
         with _alive():
-            return self._queue.add(self._queue.made(prompts, params))
+            return self._queue.add(Pending(list(zip(prompts, params, strict=True))))
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine; the outputs that are complete, by their requests' names."""
-        engine = self._llm.llm_engine
+        engine, began = self._llm.llm_engine, time.perf_counter()
         with _alive():
             if not engine.has_unfinished_requests():
                 raise EngineError("vLLM lost a request")
-            return {output.request_id: output for output in engine.step() if output.finished}
+            outputs = engine.step()
+            if self._next is not None:
+                self._queue.make_some(self._next, SHARE_OF_STEP * (time.perf_counter() - began))
+        return {output.request_id: output for output in outputs if output.finished}
 
 
 @contextmanager

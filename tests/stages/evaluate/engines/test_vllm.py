@@ -71,9 +71,10 @@ def score_requests(session):
 def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_requests, monkeypatch):
     asked, outputs, add, step = [], [], session.engine._queue.add, session.engine._step
 
-    def counted(requests):
-        asked.append(len(requests))
-        return add(requests)
+    def counted(pending):
+        names = add(pending)
+        asked.append(len(names))
+        return names
 
     def observed():
         found = step()
@@ -91,6 +92,27 @@ def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_r
     again = session.engine._block_size * len(outputs)  # the block in which the cached part ends
     whole_prompts = sum(len(request.context + request.continuation) for request in score_requests)
     assert computed <= sum(map(len, contexts)) + continuations + again < whole_prompts
+
+
+def test_what_comes_next_is_made_behind_the_steps_before_it(session, score_requests):
+    """And what is wrong with it is its own fault."""
+    engine = session.engine
+    engine.reset()
+    first, second = score_requests[: len(score_requests) // 2], score_requests[len(score_requests) // 2 :]
+    expected = engine.loglikelihood(first)
+    engine.reset()
+    ready, num = engine.ready(second), len(engine._next.left)
+    found = engine.loglikelihood(first)
+    assert len(ready.pending.made) > 0 and len(ready.pending.made) + len(ready.pending.left) == num
+    engine.start(ready)
+    assert not ready.pending.left
+    assert_same_scores(engine.loglikelihood(second), [*engine.loglikelihood(second)])
+    engine.reset()
+    too_long = engine.ready([ScoreRequest(tuple(range(1, 9000)), (5,))])
+    assert_same_scores(engine.loglikelihood(first), expected)
+    assert_same_scores(found, expected)
+    with pytest.raises(EngineError, match=r"maximum|length|longer"):
+        engine.start(too_long)
 
 
 def assert_same_scores(found, expected):
