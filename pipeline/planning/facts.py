@@ -21,8 +21,8 @@ from stages.checkpoints.chat import stored_template, template_variables
 from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.sizes import ModelSizes
 from stages.evaluate.config import EngineConfig
-from stages.fetch import DatasetSource, digest_tree
-from stages.local_files import digest_files
+from stages.fetch import DatasetSource
+from stages.local_files import digest_files, digest_tree
 
 
 @dataclass(frozen=True, slots=True)
