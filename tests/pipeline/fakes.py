@@ -133,17 +133,17 @@ def _take_turn(config: NoteConfig, width: str, total: str, mark: str) -> None:
     turns = Path(config.scratch) / "turns"
     with turns.open("a") as begun:
         begun.write(f"{config.text}\n")
-    place = len(begun_in_turn(turns)) - begun_in_turn(turns)[::-1].index(config.text) - 1
-    _wait_for(lambda: len(begun_in_turn(turns)) >= min(int(total), place + int(width)), f"the turn after {config.text}")
-    if place + int(width) > int(total):
+    last = turn_order(turns).index(config.text) + int(width)
+    _wait_for(lambda: len(turn_order(turns)) >= min(int(total), last), f"the turn after {config.text}")
+    if last > int(total):
         _await(turns.with_name(mark))
     if config.text == "killed" and _first_time(config):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def begun_in_turn(turns: Path) -> list[str]:
-    """Their texts, in the order in which they began."""
-    return turns.read_text().splitlines()
+def turn_order(turns: Path) -> list[str]:
+    """Texts, as they first began."""
+    return list(dict.fromkeys(turns.read_text().splitlines()))
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
