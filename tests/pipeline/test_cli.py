@@ -402,6 +402,15 @@ DEAR = {  # planned first, or asked of Ray
     "a model that does not fit its GPUs",
     "a cache that holds no context",
     "a cache that does not fit its GPU",
+    "a cluster without its port",
+    "a cluster's dashboard",
+    "member that a group lacks",
+    "no such mirror",
+    "a suite that lost a task",
+    "a suite's margin that is no distance",
+    "a task's margin that is wider than the wide one",
+    "a gate of another task",
+    "a normalized suite of a raw task",
 }
 
 
