@@ -50,6 +50,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
     for config in configs:
         _check_has_work(config)
         _check_suites(config)
+        if config.tasks and (unknown := config.engine.unknown_argument) is not None:  # a server alone may take more
+            raise UserError(unknown)
     data = configs[0].data
     _check_data(data)
     tasks = {task_key(task): task for config in configs for task in config.tasks.values()}

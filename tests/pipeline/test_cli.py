@@ -258,6 +258,18 @@ BAD_INPUT = {
         ["engine.vllm_args={max_model_len: 512}"],
         r"engine.vllm_args.max_model_len is engine.max_model_len: set that",
     ),
+    "an argument that vLLM does not know": (
+        ["+sweep=smoke", "engine.vllm_args={block_sise: 32}"],
+        r"engine.vllm_args.block_sise is no engine argument of this vLLM; did you mean block_size\?",
+    ),
+    "a text for what is true or false": (
+        [
+            "+sweep=smoke",
+            "tasks.mathador.apply_chat_template=true",
+            "tasks.mathador.chat_template_kwargs={enable_thinking: 'false'}",
+        ],
+        r"mathador.*chat_template_kwargs.enable_thinking is the text 'false', which counts as true: write false",
+    ),
     "vLLM's argument for another engine": (
         ["engine=transformers", "engine.vllm_args={block_size: 32}"],
         r"engine.vllm_args are vLLM's, and this engine is transformers",
