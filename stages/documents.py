@@ -67,12 +67,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None, artifact: str |
 
 
 def plain_columns(kind: Any) -> dict[str, "pa.DataType"]:
-    """The columns of a table with a row for each ``kind``, a dataclass of scalars that may be None."""
+    """The columns of a table with a row for each ``kind``, a dataclass of lists and of scalars that may be None."""
+    hints = get_type_hints(kind)
+    return {each.name: _column_type(hints[each.name]) for each in fields(kind)}
+
+
+def _column_type(hint: Any) -> "pa.DataType":
     import pyarrow as pa
 
-    types_of = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    hints = get_type_hints(kind)
-    return {each.name: types_of[_scalar(hints[each.name])] for each in fields(kind)}
+    if get_origin(hint) is list:
+        return pa.list_(_column_type(*get_args(hint)))
+    return {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}[_scalar(hint)]
 
 
 def _unreadable(path: Path, artifact: str | None, reason: str) -> DataError:

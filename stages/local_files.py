@@ -1,10 +1,12 @@
-"""Local files that belong to what is asked for: found by the names and patterns that settings give, and digested."""
+"""Local files that belong to what is asked for: found by names and patterns that settings give, copied, digested."""
 
 import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,34 @@ def digest_files(names: Iterable[str], apart: Collection[str] = ()) -> str:
     files = [(file, name) for name in names for file in found(name) if os.path.realpath(file) not in apart]
     rows = [[_place(file, name), _digest(file)] for file, name in files]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def digest_tree(path: Path) -> str:
+    """Sha256 over the sorted (relative path, size, sha256) of every file under ``path``; DataError if there is none."""
+    files = sorted(files_below(path), key=lambda file: -file.stat().st_size)  # the largest decides how long it takes
+    if not files:
+        raise DataError(f"{path} is not a directory with files in it")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        digests = threads.map(_digest, files)
+        rows = [
+            [file.relative_to(path).as_posix(), file.stat().st_size, digest]
+            for file, digest in zip(files, digests, strict=True)
+        ]
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Every one, hidden or not."""
+    for folder, _, names in os.walk(path, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+
+
+def copy_files(source: Path, files: Iterable[Path], out: Path) -> None:
+    """Files of ``source`` to the same places in ``out``."""
+    for file in files:
+        target = out / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from pipeline.config.schema import DataConfig
 from pipeline.errors import UserError
 from stages.errors import DataError
-from stages.fetch import DatasetSource, digest_tree
+from stages.fetch import DatasetSource
+from stages.local_files import digest_tree
 
 
 class Sources:

@@ -21,8 +21,8 @@ from stages.checkpoints.chat import stored_template, template_variables
 from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.sizes import ModelSizes
 from stages.evaluate.config import EngineConfig
-from stages.fetch import DatasetSource, digest_tree
-from stages.local_files import digest_files
+from stages.fetch import DatasetSource
+from stages.local_files import digest_files, digest_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
     for config in configs:
         _check_has_work(config)
         _check_suites(config)
+        if config.tasks and (unknown := config.engine.unknown_argument) is not None:  # a server alone may take more
+            raise UserError(unknown)
     data = configs[0].data
     _check_data(data)
     tasks = {task_key(task): task for config in configs for task in config.tasks.values()}

@@ -22,7 +22,7 @@ from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
 from stages.compare.artifact import read_flips, read_rows
 from stages.evaluate.artifact import read_samples
-from stages.report.artifact import read_serving, read_suites, read_summary
+from stages.report.artifact import read_decisions, read_serving, read_suites, read_summary
 
 Named = TypeVar("Named")
 
@@ -44,6 +44,10 @@ class Results:
     def suites(self) -> pa.Table:
         """One row per trial and suite: its mean and recovery, null where a member is missing."""
         return read_suites(self.report_dir())
+
+    def decisions(self) -> pa.Table:
+        """One row per trial: whether it may be shipped, what speaks against it or is missing, counts of verdicts."""
+        return read_decisions(self.report_dir())
 
     def serving(self) -> pa.Table | None:
         """One row per trial, workload and mode: rates, latencies, costs, validity; None if nothing was served."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,18 @@ class Part:
     def counts(self) -> tuple[int, int]:
         """Of the first column how many are below 0, and above."""
         return int(np.count_nonzero(self.values[:, 0] < 0)), int(np.count_nonzero(self.values[:, 0] > 0))
+
+    @cached_property
+    def base(self) -> "Part":
+        """Without the difference."""
+        return replace(self, values=self.values[:, 1:], scores=self.scores[1:])
+
+
+class _Clusters(NamedTuple):
+    """Of each document, in the order of the parts, the number of its cluster, and how many there are."""
+
+    members: NDArray[np.int64]
+    num: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,36 +93,41 @@ class Estimate:
         return "subsets" if self.few is not None else "student" if self.num_clusters is None else "student, clusters"
 
 
-def estimate(parts: Sequence[Part], weights: Sequence[float], scales: Sequence[float], value: float) -> Estimate:
+def estimate(
+    parts: Sequence[Part],
+    weights: Sequence[float],
+    scales: Sequence[float],
+    value: float,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Of the sum of the parts' means, each times its weight (they add up to 1) and scale; ``value`` is that sum."""
-    shares = np.array(weights) * np.array(scales)
-    sizes = np.array([len(part.values) for part in parts])
-    names, members = np.unique(np.concatenate([part.clusters for part in parts]), return_inverse=True)
-    is_clustered = len(names) < sizes.sum()
-    spread = _between_clusters(parts, shares / sizes, members, len(names)) if is_clustered else None
-    covariance, freedom = (spread, len(names) - 1) if spread is not None else _within_strata(parts, shares, sizes)
+    shares, sizes = _shares(weights, scales), [len(part.values) for part in parts]
+    of_documents = [share / size for share, size in zip(shares, sizes, strict=True)]
+    clusters = _clusters_of(parts)
+    spread = None if clusters is None else _between_clusters(parts, of_documents, clusters)
+    covariance, freedom = _within_strata(parts, shares, sizes) if spread is None else spread
     is_right_or_wrong = all(part.is_right_or_wrong for part in parts)
-    counts, stretch, effect = None, 1.0, None
+    is_one_sample = max(of_documents) - min(of_documents) <= _NOTHING * of_documents[0]  # every document counts alike
+    stretch, effect = 1.0, None
     if is_right_or_wrong:
-        below, above = np.array([part.counts for part in parts]).T
-        counts = int(below.sum()), int(above.sum())
-        stretch = _stretch_of_strata(below, above, sizes, shares)
-    if is_clustered:
-        effect = _design_effect(parts, shares / sizes, members, len(names))
+        stretch = shares[0] / (sizes[0] / sum(sizes)) if is_one_sample else _stretch_of_strata(parts, shares, sizes)
+    if clusters is not None:
+        effect = _design_effect(parts, of_documents, clusters)
         stretch *= math.sqrt(effect) if effect is not None else 1.0
     is_pass = any(part.is_pass for part in parts)
-    is_few = len(parts) == 1 and not is_clustered and not is_pass and sizes[0] < FEW_DOCUMENTS
+    is_few = len(parts) == 1 and clusters is None and not is_pass and sizes[0] < FEW_DOCUMENTS
     return Estimate(
         value=value,
         n=sum(part.n for part in parts),
         covariance=covariance,
-        freedom=None if is_right_or_wrong and not is_clustered and _is_one_sample(shares, sizes) else freedom,
-        num_clusters=len(names) if is_clustered else None,
+        freedom=None if is_right_or_wrong and clusters is None and is_one_sample else freedom,
+        num_clusters=None if clusters is None else clusters.num,
         design_effect=effect,
         num_changed=sum(part.num_changed for part in parts),
-        counts=counts,
+        counts=_counts(parts) if is_right_or_wrong else None,
         stretch=stretch,
         is_pass=is_pass,
+        bounds=bounds,
         few=_around(value, parts[0].values[:, 0] * shares[0]) if is_few and not is_right_or_wrong else None,
     )
 
@@ -118,11 +136,10 @@ def influences(parts: Sequence[Part], weights: Sequence[float], scales: Sequence
     """What each row of the parts' values adds to the estimate: their squares and products, summed within clusters, add
     up to its ``covariance``, but for leaves of a single document.
     """
-    shares = np.array(weights) * np.array(scales)
-    sizes = np.array([len(part.values) for part in parts])
-    num = len(np.unique(np.concatenate([part.clusters for part in parts])))
-    if num < sizes.sum():
-        return _about_the_mean_of_all(parts, shares / sizes) * math.sqrt(num / max(1, num - 1))
+    shares, sizes = _shares(weights, scales), [len(part.values) for part in parts]
+    if (clusters := _clusters_of(parts)) is not None:
+        of_documents = [share / size for share, size in zip(shares, sizes, strict=True)]
+        return _about_the_mean_of_all(parts, of_documents) * math.sqrt(clusters.num / max(1, clusters.num - 1))
     within = [
         share / size * math.sqrt(size / max(1, size - 1)) * (part.values - part.values.mean(axis=0))
         for part, share, size in zip(parts, shares, sizes, strict=True)
@@ -130,29 +147,40 @@ def influences(parts: Sequence[Part], weights: Sequence[float], scales: Sequence
     return np.concatenate(within)
 
 
-def _within_strata(parts: Sequence[Part], shares: Floats, sizes: NDArray[np.int64]) -> tuple[Floats | None, float]:
+def _shares(weights: Sequence[float], scales: Sequence[float]) -> list[float]:
+    return [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+
+
+def _counts(parts: Sequence[Part]) -> tuple[int, int]:
+    return sum(part.counts[0] for part in parts), sum(part.counts[1] for part in parts)
+
+
+def _clusters_of(parts: Sequence[Part]) -> _Clusters | None:
+    """None where each document stands for itself; numbers that rise need no search for equal ones."""
+    numbers = parts[0].clusters if len(parts) == 1 else np.concatenate([part.clusters for part in parts])
+    if (numbers[1:] > numbers[:-1]).all():
+        return None
+    names, members = np.unique(numbers, return_inverse=True)
+    return _Clusters(members, len(names)) if len(names) < len(numbers) else None
+
+
+def _within_strata(parts: Sequence[Part], shares: list[float], sizes: list[int]) -> tuple[Floats | None, float]:
     """Sums of share² · s² / n, with s² over n - 1, and Satterthwaite's degrees of freedom; a single document and its
     neighbour's have one s².
     """
-    if sizes.sum() < 2:
+    if sum(sizes) < 2:
         return None, 0
     total, squares = np.zeros((parts[0].values.shape[1],) * 2), 0.0
     for place, part in enumerate(parts):
         first = last = place
-        while sizes[first : last + 1].sum() < 2:
+        while sum(sizes[first : last + 1]) < 2:
             first, last = (first, last + 1) if last + 1 < len(parts) else (first - 1, last)
         of = part if first == last else _pooled(parts[first : last + 1])
         freedom = len(of.values) - 1
         variance = shares[place] ** 2 * of.scatter / freedom / sizes[place]
         total += variance
         squares += float(variance[0, 0]) ** 2 / freedom
-    return total, float(total[0, 0]) ** 2 / squares if squares else float(max(1, (sizes - 1).sum()))
-
-
-def _is_one_sample(shares: Floats, sizes: NDArray[np.int64]) -> bool:
-    """Whether every document counts alike, so that the leaves' counts are those of one sample."""
-    each = shares / sizes
-    return bool(np.ptp(each) <= _NOTHING * each[0])
+    return total, float(total[0, 0]) ** 2 / squares if squares else float(max(1, sum(sizes) - len(sizes)))
 
 
 def _around(value: float, values: Floats) -> Floats:
@@ -164,29 +192,31 @@ def _pooled(parts: Sequence[Part]) -> Part:
     return Part(n=len(values), scores=(), values=values, clusters=np.arange(len(values)))
 
 
-def _between_clusters(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> Floats | None:
-    """K / (K - 1) · sums of squares and products of what each cluster adds, about the mean of all."""
+def _between_clusters(
+    parts: Sequence[Part], shares: Sequence[float], clusters: _Clusters
+) -> tuple[Floats, float] | None:
+    """K / (K - 1) · sums of squares and products of what each cluster adds, about the mean of all; K - 1 degrees of
+    freedom.
+    """
+    members, num = clusters
     if num < 2:
         return None
-    sums = _cluster_sums(parts, shares, members, num)
-    return np.asarray(num / (num - 1) * np.einsum("gi,gj->ij", sums, sums))
+    sums = np.column_stack([np.bincount(members, column, num) for column in _about_the_mean_of_all(parts, shares).T])
+    return np.asarray(num / (num - 1) * np.einsum("gi,gj->ij", sums, sums)), num - 1
 
 
-def _cluster_sums(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> Floats:
-    return np.column_stack([np.bincount(members, column, num) for column in _about_the_mean_of_all(parts, shares).T])
-
-
-def _about_the_mean_of_all(parts: Sequence[Part], shares: Floats) -> Floats:
+def _about_the_mean_of_all(parts: Sequence[Part], shares: Sequence[float]) -> Floats:
     weights = np.concatenate([np.full(len(part.values), share) for part, share in zip(parts, shares, strict=True)])
     values = np.concatenate([part.values for part in parts])
     return np.asarray(weights[:, None] * (values - np.average(values, axis=0, weights=weights)))
 
 
-def _design_effect(parts: Sequence[Part], shares: Floats, members: NDArray[np.int64], num: int) -> float | None:
+def _design_effect(parts: Sequence[Part], shares: Sequence[float], clusters: _Clusters) -> float | None:
     """How much more the first column varies than if no document belonged to another.
 
     Where it does not vary at all, as much as if all of a cluster were one document; 1 where what varies cancels out.
     """
+    members, num = clusters
     if num < 2:
         return None
     weights = np.concatenate([np.full(len(part.values), share) for part, share in zip(parts, shares, strict=True)])
@@ -201,9 +231,9 @@ def _design_effect(parts: Sequence[Part], shares: Floats, members: NDArray[np.in
     return found if found > _NOTHING else 1.0
 
 
-def _stretch_of_strata(
-    below: NDArray[np.int64], above: NDArray[np.int64], sizes: NDArray[np.int64], shares: Floats
-) -> float:
+def _stretch_of_strata(parts: Sequence[Part], shares: Sequence[float], sizes: Sequence[int]) -> float:
     """From all documents alike to each leaf by its share: the root of the ratio of variances."""
-    variances = smoothed_variances(above, below, sizes) / sizes
-    return math.sqrt(float((shares**2 * variances).sum() / ((sizes / sizes.sum()) ** 2 * variances).sum()))
+    below, above = np.array([part.counts for part in parts]).T
+    n, weights = np.array(sizes), np.array(shares)
+    variances = smoothed_variances(above, below, n) / n
+    return math.sqrt(float((weights**2 * variances).sum() / ((n / n.sum()) ** 2 * variances).sum()))

@@ -27,13 +27,18 @@ FEWEST_PROBLEMS = 60  # of pass@k, whose interval holds too seldom below
 
 
 class Intervals:
-    """Of differences, by the estimates that they are of; none where there is no estimate."""
+    """Of differences, and the p that they are 0, by the estimates that they are of; none where there is no estimate."""
 
     def __init__(self, estimates: Sequence[Estimate], confidence: float) -> None:
         self._found = dict(zip(map(id, estimates), difference_intervals(estimates, confidence), strict=True))
+        self._ps = dict(zip(map(id, estimates), difference_ps(estimates, confidence), strict=True))
 
     def of(self, estimate: Estimate | None) -> Interval:
         return self._found.get(id(estimate), NO_INTERVAL)
+
+    def p(self, estimate: Estimate | None) -> float | None:
+        """The interval leaves 0 out exactly where it is below 1 - confidence."""
+        return self._ps.get(id(estimate))
 
 
 def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> list[Interval]:
@@ -51,38 +56,53 @@ def difference_intervals(estimates: Sequence[Estimate], confidence: float) -> li
     return found
 
 
-def difference_p(each: Estimate, confidence: float) -> float | None:
-    """That the true difference is 0; the interval leaves 0 out exactly where it is below 1 - confidence."""
-    if each.few is not None:
-        return None if len(each.few) < 2 else subset_interval(each.few, confidence)[1]
-    found = _statistic(each, 0.0)
-    return None if found is None else two_sided_p(found, each.freedom)
+def difference_ps(estimates: Sequence[Estimate], confidence: float) -> list[float | None]:
+    """That the true difference is 0, of each."""
+
+    def p(each: Estimate, statistic: float | None) -> float | None:
+        if each.few is not None:
+            return None if len(each.few) < 2 else subset_interval(each.few, confidence)[1]
+        return None if statistic is None else two_sided_p(statistic, each.freedom)
+
+    return list(map(p, estimates, _statistics(estimates, [0.0] * len(estimates))))
 
 
-def loss_p(each: Estimate, loss: float, lower_is_better: bool = False) -> float | None:
-    """That the true loss is ``loss`` or more, one-sided; the interval's worse end is a smaller loss exactly where this
-    is below half of 1 - confidence.
+def loss_ps(estimates: Sequence[Estimate], losses: Sequence[float], lower_is_better: bool) -> list[float | None]:
+    """That the true loss of each is so large or larger, one-sided; the interval's worse end is a smaller loss exactly
+    where this is below half of 1 - confidence.
     """
     sign = -1.0 if lower_is_better else 1.0
-    if each.few is not None:
-        return None if len(each.few) < 2 else few_p(sign * each.few + loss)
-    found = _statistic(each, -sign * loss)
-    return None if found is None else upper_p(sign * found, each.freedom)
+
+    def p(each: Estimate, loss: float, statistic: float | None) -> float | None:
+        if each.few is not None:
+            return None if len(each.few) < 2 else few_p(sign * each.few + loss)
+        return None if statistic is None else upper_p(sign * statistic, each.freedom)
+
+    return list(map(p, estimates, losses, _statistics(estimates, [-sign * loss for loss in losses])))
 
 
-def _statistic(each: Estimate, difference: float) -> float | None:
-    """Of the hypothesis that the true difference is ``difference``, in its own standard errors."""
-    if each.counts is None:
-        if each.covariance is None or each.covariance[0, 0] <= 0:
-            return None
-        return (each.value - difference) / math.sqrt(each.covariance[0, 0])
-    if not _has_error(each):
+def _statistics(estimates: Sequence[Estimate], differences: Sequence[float]) -> list[float | None]:
+    """Of the hypotheses that the true differences are these, in their own standard errors; those that are right or
+    wrong all at once.
+    """
+    found = [_in_errors(*each) for each in zip(estimates, differences, strict=True)]
+    scored = [place for place, each in enumerate(estimates) if each.counts is not None and _has_error(each)]
+    if scored:
+        of = [estimates[place] for place in scored]
+        lost, won = np.array([each.counts for each in of]).T
+        n, value, stretch = np.array([(each.n, each.value, each.stretch) for each in of]).T
+        asked = np.array([differences[place] for place in scored])
+        shifted = np.clip((won - lost) / n + (asked - value) / stretch, -1, 1)
+        shifted = np.where(np.abs(shifted) < 1e-12, 0.0, shifted)
+        for place, statistic in zip(scored, tango_statistic(lost, won, n, shifted), strict=True):
+            found[place] = float(statistic)
+    return found
+
+
+def _in_errors(each: Estimate, difference: float) -> float | None:
+    if each.counts is not None or each.covariance is None or each.covariance[0, 0] <= 0:
         return None
-    lost, won = each.counts
-    shifted = np.clip((won - lost) / each.n + (difference - each.value) / each.stretch, -1, 1)
-    if abs(shifted) < 1e-12:
-        shifted = 0.0
-    return float(tango_statistic(lost, won, each.n, shifted))
+    return (each.value - difference) / math.sqrt(each.covariance[0, 0])
 
 
 def score_interval(each: Estimate, confidence: float) -> Interval:

@@ -1,12 +1,13 @@
 """The verdict of a row, with its margins and what would have been seen."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from stages.compare.asked import Ask
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
-from stages.compare.intervals import Intervals, difference_p, loss_p, why_open
+from stages.compare.intervals import Intervals, loss_ps, why_open
 from stages.compare.verdict import BEYOND, DEGRADED, EQUIVALENT, INCONCLUSIVE, MISSING, NOISE, verdict_of
 from stages.compare.whole import Compared
 from stages.inference import critical_value, detectable_difference, documents_needed
@@ -15,9 +16,11 @@ from stages.statistics import Interval
 Row = dict[str, Any]
 
 
-def judged(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_better: bool) -> Row:
+def judged(
+    ask: Ask, intervals: Intervals, wide_margin_p: float | None, config: CompareConfig, lower_is_better: bool
+) -> Row:
     """The verdict, on the raw scale or, of leaves with unlike baselines, on the normalized one."""
-    each = ask.raw if ask.baseline is not None else ask.normalized
+    each = _judged_side(ask)
     if each is None or each.difference is None or each.pairs is None:
         return {}
     margin, wide = _margins(ask, config, lower_is_better)
@@ -37,8 +40,8 @@ def judged(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_bette
         "wide_margin": wide,
         "detectable_difference": _detectable(found, interval, config.confidence),
         "is_verdict_normalized": ask.baseline is None,
-        "verdict_p": difference_p(found, config.confidence),
-        "wide_margin_p": _wide_margin_p(each, wide, lower_is_better),
+        "verdict_p": intervals.p(found),
+        "wide_margin_p": wide_margin_p,
         "verdict": verdict,
         "reason": reason,
         "num_needed": _needed(found, margin, config) if verdict == INCONCLUSIVE and reason is None else None,
@@ -56,13 +59,32 @@ def error_by(found: Estimate, interval: Interval, confidence: float) -> float | 
     return None if low is None or high is None else (high - low) / 2 / critical_value(confidence, found.freedom)
 
 
-def _wide_margin_p(each: Compared, wide: float, lower_is_better: bool) -> float | None:
-    """The larger one of what was found and, where something is missing, the worst that it may have been."""
-    assert each.difference is not None and each.pairs is not None
-    asked = [each.difference, each.worst] if each.pairs.num_missing else [each.difference]
-    found = [None if one is None else loss_p(one, wide, lower_is_better) for one in asked]
-    known = [p for p in found if p is not None]
-    return max(known) if len(known) == len(found) else None
+def wide_margin_ps(asked: Sequence[Ask], config: CompareConfig, lower_is_better: bool) -> list[float | None]:
+    """That as much was lost as the wide margin of each, or more: the larger p of what was found and, where something is
+    missing, of the worst that it may have been.
+    """
+    tried = [_differences(_judged_side(ask)) for ask in asked]
+    margins = [_margins(ask, config, lower_is_better)[1] for ask in asked]
+    known = [(one, wide) for of, wide in zip(tried, margins, strict=True) for one in of if one is not None]
+    ps = loss_ps([one for one, _ in known], [wide for _, wide in known], lower_is_better)
+    found = {id(one): p for (one, _), p in zip(known, ps, strict=True)}
+    return [_largest([found.get(id(one)) for one in of]) for of in tried]
+
+
+def _judged_side(ask: Ask) -> Compared | None:
+    return ask.raw if ask.baseline is not None else ask.normalized
+
+
+def _differences(each: Compared | None) -> list[Estimate | None]:
+    if each is None or each.pairs is None:
+        return []
+    return [each.difference, each.worst] if each.pairs.num_missing else [each.difference]
+
+
+def _largest(ps: Sequence[float | None]) -> float | None:
+    """None as soon as one is not known."""
+    known = [p for p in ps if p is not None]
+    return max(known) if known and len(known) == len(ps) else None
 
 
 def _noise(ask: Ask, n: int, intervals: Intervals, confidence: float) -> float:

@@ -1,7 +1,6 @@
 """The rows of a comparison: what the evidence on a metric amounts to, as numbers with their intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from stages.compare.artifact import NORMALIZED, Error
@@ -9,8 +8,8 @@ from stages.compare.asked import Ask, Runs
 from stages.compare.config import CompareConfig
 from stages.compare.design import Estimate
 from stages.compare.evidence import Side
-from stages.compare.intervals import Intervals, difference_p, score_interval, why_open
-from stages.compare.judged import Row, error_by, judged
+from stages.compare.intervals import Intervals, score_interval, why_open
+from stages.compare.judged import Row, error_by, judged, wide_margin_ps
 from stages.compare.whole import Compared
 from stages.inference import critical_value, mcnemar_mid_p, ratio_interval
 from stages.statistics import NO_INTERVAL, Interval, mcnemar_p, recovery_of
@@ -21,7 +20,8 @@ LEAST_BASE_POINTS = 5.0  # of a base nearer to guessing there is no share to rec
 def rows(asked: Sequence[Ask], config: CompareConfig, lower_is_better: bool) -> list[Row]:
     """The fields of Numbers from ``n`` on; absent or None is what could not be measured."""
     found = _intervals(asked, config.confidence)
-    return [_row(ask, found, config, lower_is_better) for ask in asked]
+    wide_ps = wide_margin_ps(asked, config, lower_is_better)
+    return [_row(ask, found, p, config, lower_is_better) for ask, p in zip(asked, wide_ps, strict=True)]
 
 
 def error_of(
@@ -58,7 +58,9 @@ def _intervals(asked: Sequence[Ask], confidence: float) -> Intervals:
     return Intervals([each for each in (*of_sides, *of_runs) if each is not None], confidence)
 
 
-def _row(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_better: bool) -> Row:
+def _row(
+    ask: Ask, intervals: Intervals, wide_margin_p: float | None, config: CompareConfig, lower_is_better: bool
+) -> Row:
     raw, scaled = ask.raw, ask.normalized
     found = _columns(raw, intervals, config, lower_is_better)
     on_scale = _columns(scaled, intervals, config, lower_is_better) if scaled is not None else {}
@@ -69,20 +71,20 @@ def _row(ask: Ask, intervals: Intervals, config: CompareConfig, lower_is_better:
         if on_scale.get(name) is not None:
             on_scale[name] = max(on_scale[name], 0.0 if name == "score_low" else on_scale["score"])
     found |= {name: on_scale.get(raw_name) for name, raw_name in NORMALIZED.items()}
-    found |= _run_columns(ask.runs, intervals, config.confidence)
-    return found | judged(ask, intervals, config, lower_is_better)
+    found |= _run_columns(ask.runs, intervals)
+    return found | judged(ask, intervals, wide_margin_p, config, lower_is_better)
 
 
-def _run_columns(runs: Runs, intervals: Intervals, confidence: float) -> Row:
+def _run_columns(runs: Runs, intervals: Intervals) -> Row:
     found: Row = {}
     for prefix, each in (("rerun_", runs.rerun), ("base_rerun_", runs.base_rerun)):
         if each is not None:
             found |= {f"{prefix}n": each.n, f"{prefix}num_changed": each.num_changed}
-            found |= _difference_columns(prefix, each, intervals, confidence)
+            found |= _difference_columns(prefix, each, intervals)
     if (excess := runs.excess) is not None:
         low, high = intervals.of(excess)
         found |= {"excess_flips": excess.value, "excess_flips_low": low, "excess_flips_high": high}
-        found["excess_flips_p"] = difference_p(excess, confidence)
+        found["excess_flips_p"] = intervals.p(excess)
     return found
 
 
@@ -100,7 +102,7 @@ def _side_columns(each: Compared, confidence: float) -> Row:
     return {
         "n": side.n,
         "num_missing": side.num_missing,
-        **asdict(side.ends),
+        **side.ends.columns,
         "score": side.score,
         "score_low": low,
         "score_high": high,
@@ -139,7 +141,7 @@ def _pair_columns(each: Compared, intervals: Intervals, confidence: float, lower
         "recovery": recovery,
         "recovery_low": low,
         "recovery_high": high,
-        **_difference_columns("", found, intervals, confidence),
+        **_difference_columns("", found, intervals),
         "worst_difference_low": intervals.of(each.worst)[1 if lower_is_better else 0],
         "num_changed": found.num_changed,
         "num_clusters": found.num_clusters,
@@ -148,10 +150,10 @@ def _pair_columns(each: Compared, intervals: Intervals, confidence: float, lower
     }
 
 
-def _difference_columns(prefix: str, found: Estimate, intervals: Intervals, confidence: float) -> Row:
+def _difference_columns(prefix: str, found: Estimate, intervals: Intervals) -> Row:
     low, high = intervals.of(found)
     names = ("difference", "difference_low", "difference_high", "difference_p")
-    numbers = (found.value, low, high, difference_p(found, confidence))
+    numbers = (found.value, low, high, intervals.p(found))
     return {f"{prefix}{name}": number for name, number in zip(names, numbers, strict=True)}
 
 

@@ -36,6 +36,11 @@ class Ends:
     num_stopped: int | None = None
     num_thinking: int | None = None
 
+    @property
+    def columns(self) -> dict[str, int | None]:
+        """By their names; ``asdict`` takes eight times as long."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

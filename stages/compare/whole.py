@@ -6,7 +6,7 @@ baseline.  All estimates are on the unfloored scale: only the score that is show
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.compare.design import Estimate, Part, estimate
@@ -62,9 +62,7 @@ def compared(leaves: Sequence[Evidence], weight_by_size: bool, scales: Sequence[
     if len(pairs) < len(leaves):
         return found
     parts = [pair.part for pair in pairs]
-    base_parts = [
-        None if part is None else replace(part, values=part.values[:, 1:], scores=part.scores[1:]) for part in parts
-    ]
+    base_parts = [None if part is None else part.base for part in parts]
     worst = [pair.worst if pair.num_missing else pair.part for pair in pairs]
     return replace(
         found,
@@ -116,13 +114,12 @@ def _estimate(
     units = [scale.unit for scale in scales]
     scores = [part.scores[0] - (scale.origin if is_side else 0) for part, scale in zip(known, scales, strict=True)]
     value = math.fsum(weight * unit * score for weight, unit, score in zip(weights, units, scores, strict=True))
-    found = estimate(known, weights, units, value)
     if not is_side:
-        return found
-    ends = [
+        return estimate(known, weights, units, value)
+    least, most = (
         math.fsum(weight * scale.of(end) for weight, scale in zip(weights, scales, strict=True)) for end in (0.0, 1.0)
-    ]
-    return replace(found, bounds=(ends[0], ends[1]))
+    )
+    return estimate(known, weights, units, value, (least, most))
 
 
 def _side(sides: Sequence[Side], weight_by_size: bool, scales: Sequence[Scale]) -> Side:
@@ -143,8 +140,8 @@ def _side(sides: Sequence[Side], weight_by_size: bool, scales: Sequence[Scale]) 
 
 def _ends(ends: Sequence[Ends]) -> Ends:
     """Sums; None where no leaf knows it."""
-    columns = {each.name: [getattr(end, each.name) for end in ends] for each in fields(Ends)}
-    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    columns = [each.columns for each in ends]
+    known = {name: [each[name] for each in columns if each[name] is not None] for name in columns[0]}
     sums: dict[str, Any] = {name: sum(values) if values else None for name, values in known.items()}
     return Ends(**sums)
 

@@ -8,7 +8,8 @@ from typing import Any
 from stages.evaluate.endpoint_config import EndpointSettings
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs, is_sampled
 from stages.evaluate.reasoning import AUTO
-from stages.evaluate.vllm_args import check_vllm_args
+from stages.evaluate.truths import check_truths
+from stages.evaluate.vllm_args import check_vllm_args, unknown_argument
 from stages.fields import execution, identity
 
 # Of a task's settings those that no prompt depends on.
@@ -139,6 +140,11 @@ class EngineConfig(EndpointSettings):
         return "engine=recorded takes answers that lm-eval wrote with --log_samples: say where, engine.samples=DIR"
 
     @property
+    def unknown_argument(self) -> str | None:
+        """What of ``vllm_args`` the vLLM that is installed here does not know, in one line; None where it knows all."""
+        return unknown_argument(self.vllm_args)
+
+    @property
     def num_at_once(self) -> int:
         """Answers that are written side by side, at most; of transformers see ``batch_size``."""
         return self.max_num_seqs or (ENDPOINT_AT_ONCE if self.is_endpoint else VLLM_AT_ONCE)
@@ -173,6 +179,7 @@ def _check_template_kwargs(given: Mapping[str, Any], is_applied: bool) -> None:
     for name in given:
         if name in _OWN_TEMPLATE_KWARGS:
             raise ValueError(f"chat_template_kwargs.{name} is set by the evaluation itself: leave it out")
+    check_truths("chat_template_kwargs", given)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -98,6 +98,7 @@ class Summary:
 
 SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))
 SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
+DECISIONS_SCHEMA = pa.schema(plain_columns(TrialVerdict))
 
 QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
 _DISTRIBUTIONS = [f"{name}_{quantile}" for name in ("latency_s", "ttft_ms", "itl_ms") for quantile in QUANTILES]
@@ -141,6 +142,12 @@ def read_suites(directory: Path) -> pa.Table:
     """A row for each trial and suite, as SUITES_SCHEMA says."""
     suites = read_json(directory / SUMMARY_DOCUMENT, Summary).suites
     return pa.Table.from_pylist([asdict(suite) for suite in suites], schema=SUITES_SCHEMA)
+
+
+def read_decisions(directory: Path) -> pa.Table:
+    """A row for each trial, as DECISIONS_SCHEMA says; none in a report from before there were any."""
+    trials = read_json(directory / SUMMARY_DOCUMENT, Summary).trials
+    return pa.Table.from_pylist([asdict(trial) for trial in trials], schema=DECISIONS_SCHEMA)
 
 
 def read_document(directory: Path) -> Summary:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,11 @@ KEPT: list[TextIO] = []
 
 @dataclass(kw_only=True, slots=True)
 class NoteConfig:
-    """``behaviour`` is one of those in ``_behave``; ``batch`` is what ``smaller`` halves."""
+    """``behaviour`` is one of those in ``_behave``; ``batch`` is what ``smaller`` halves.
+
+    "in turn N of T until MARK" ends when N - 1 others began after it, or all T did and MARK is there: all do if N run
+    side by side and another begins whenever one ends.
+    """
 
     text: str = identity()
     behaviour: str = execution("write")
@@ -82,6 +86,8 @@ def _behave(config: NoteConfig) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "die_once" if _first_time(config):
             os.kill(os.getpid(), signal.SIGKILL)
+        case _ if config.behaviour.startswith("in turn "):
+            _take_turn(config, *config.behaviour.split()[2::2])
         case "lose_parent_once" if _first_time(config):
             _tell_pid(config, os.getpid())
             os.kill(os.getppid(), signal.SIGKILL)
@@ -119,10 +125,32 @@ def _behave(config: NoteConfig) -> None:
 
 
 def _await(mark: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not mark.exists():
+    _wait_for(mark.exists, mark.name)
+
+
+def _take_turn(config: NoteConfig, width: str, total: str, mark: str) -> None:
+    """And die, the first time, where the step is called so."""
+    turns = Path(config.scratch) / "turns"
+    with turns.open("a") as begun:
+        begun.write(f"{config.text}\n")
+    last = turn_order(turns).index(config.text) + int(width)
+    _wait_for(lambda: len(turn_order(turns)) >= min(int(total), last), f"the turn after {config.text}")
+    if last > int(total):
+        _await(turns.with_name(mark))
+    if config.text == "killed" and _first_time(config):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def turn_order(turns: Path) -> list[str]:
+    """Texts, as they first began."""
+    return list(dict.fromkeys(turns.read_text().splitlines()))
+
+
+def _wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
         if time.monotonic() > deadline:
-            raise DataError(f"{mark.name} never came")
+            raise DataError(f"{what} never came")
         time.sleep(0.02)
 
 

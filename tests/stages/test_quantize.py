@@ -17,7 +17,7 @@ from stages.checkpoints.formats import FORMATS, SUPPORTED
 from stages.checkpoints.shape import ModelShape
 from stages.checkpoints.sizes import ModelSizes
 from stages.errors import CheckpointError, ConfigError, DataError
-from stages.fetch import digest_tree
+from stages.local_files import digest_tree
 from stages.quantize import (
     Algorithm,
     QuantizeConfig,

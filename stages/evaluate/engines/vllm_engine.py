@@ -29,7 +29,7 @@ from stages.evaluate.engines.vllm_queue import SHARE_OF_STEP, Pending, Queue
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_rows import read_asked_rows_alone
 from stages.evaluate.engines.vllm_scoring import Job, Scoring
-from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
+from stages.evaluate.engines.vllm_start import Start, llm_arguments
 from stages.imports import no_collection
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class VllmEngine:
             from vllm import LLM
             from vllm.platforms import current_platform
 
-        check_known(self._config.vllm_args)
+        if (unknown := self._config.unknown_argument) is not None:
+            raise ConfigError(unknown)
         _inspect_here()
         read_asked_rows_alone()
         self._is_cpu = current_platform.is_cpu()

@@ -1,13 +1,11 @@
 """How vLLM is started: its arguments, its part of the GPUs' memory, and where it keeps what it makes of a model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
-from stages.errors import CheckpointError, ConfigError
+from stages.errors import CheckpointError
 from stages.evaluate.digests import digest
 from stages.evaluate.engines.family import cache_folder
 from stages.gpu_memory import utilization
@@ -67,19 +65,6 @@ def llm_arguments(model: Path, start: Start, is_cpu: bool) -> dict[str, Any]:
         arguments.setdefault("distributed_executor_backend", "uni")  # with enforce_eager: 35 s instead of 90 to 115 s
         arguments["block_size"] = 32  # of vLLM's 128, up to 127 tokens of a context would be computed for every choice
     return arguments | config.vllm_args
-
-
-def check_known(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for what is no argument of this vLLM's engine."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    known = [field.name for field in fields(EngineArgs)]
-    if unknown := sorted(given.keys() - set(known)):
-        near = get_close_matches(unknown[0], known, 1)
-        raise ConfigError(
-            f"engine.vllm_args.{unknown[0]} is no engine argument of this vLLM"
-            + (f"; did you mean {near[0]}?" if near else "")
-        )
 
 
 def _gpu_share(checkpoint: Path, config: "EngineConfig") -> float:

@@ -16,11 +16,6 @@ def queries_per_usd(queries_per_s: Measured, hourly_usd: float) -> Measured:
     return queries_per_s.times(SECONDS_AN_HOUR / hourly_usd)
 
 
-def usd_per_million_tokens(queries_per_s: Measured, output_tokens: int, hourly_usd: float) -> Measured:
-    """Dollars for a million generated tokens."""
-    return queries_per_usd(queries_per_s, hourly_usd).reciprocal().times(1e6 / output_tokens)
-
-
 def cost_reduction(queries_per_usd: Mapping[str, Measured], base: Mapping[str, Measured]) -> Measured | None:
     """Mean over workloads of queries per dollar against the base's, each on the GPUs it needs; None: none in common."""
     return mean_ratio(queries_per_usd, base)

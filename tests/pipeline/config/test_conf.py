@@ -89,6 +89,7 @@ def test_every_sweep_expands(sweep: str) -> None:
     assert all(trial.base.split("/")[0] == trial.name.split("/")[0] for trial in trials)
 
 
+@pytest.mark.dear
 def test_a_suite_lists_only_tasks_that_it_has() -> None:
     for path in (CONF / "suite").glob("*.yaml"):
         config = composed(f"suite={path.stem}")
@@ -131,6 +132,7 @@ def test_a_card_that_declares_its_leaves_loses_nothing_that_a_group_lays_over_th
             assert all(not changed for changed in laid_over.values()), name
 
 
+@pytest.mark.dear
 def test_mmlu_has_the_same_subjects_of_the_same_sizes_in_its_three_forms() -> None:
     sizes = [
         {leaf.removeprefix(prefix): size for leaf, size in cards()[name].num_docs.items()}
@@ -213,6 +215,7 @@ def test_calibration_does_not_tell_two_recipes_apart_that_do_not_calibrate() -> 
         expand(cli, composed(*cli))
 
 
+@pytest.mark.dear
 def test_a_point_may_set_what_is_not_there_yet() -> None:
     """As the command line may: an argument of vLLM's, by an axis and by what an axis brings along."""
     cli = ["recipe=w8a8_fp", "++sweep.axes={engine.vllm_args.block_size: [16, 32], seed: [0, 1]}"]

@@ -43,6 +43,7 @@ def own(directory: Path, axes: str) -> Iterator[list[Trial]]:
         yield expand(command.overrides, shared_config(composed, command.overrides))
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("axes", "kind", "points"),
     [
@@ -65,6 +66,7 @@ def test_two_things_of_one_name_are_refused_with_both_points(tmp_path: Path, axe
     assert points in str(refused.value)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("axes", "names"),
     [
@@ -81,6 +83,7 @@ def test_other_names_are_other_things(tmp_path: Path, axes: str, names: list[str
         assert [trial.name for trial in trials] == names
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("name", ["nan", "405", "1.5", "true", "null", "off", "a,b"])
 def test_a_file_may_be_called_what_yaml_or_hydra_take_for_another_thing(tmp_path: Path, name: str) -> None:
     directory = tmp_path / "own"
@@ -97,6 +100,7 @@ def test_a_file_may_be_called_what_yaml_or_hydra_take_for_another_thing(tmp_path
     assert [trial.name for trial in trials if not trial.is_base] == ["smollm2_135m/odd"]
 
 
+@pytest.mark.dear
 def test_a_file_that_hides_behind_one_of_the_project_s_is_refused(tmp_path: Path) -> None:
     with own(tmp_path, "{recipe: [c]}"):
         pass

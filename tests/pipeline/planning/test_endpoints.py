@@ -50,6 +50,7 @@ def test_a_base_that_a_server_has_needs_its_tokenizer_alone_and_no_gpu(tmp_path:
     assert set(environment(plan)["weights"]) == {"smollm2_135m (tokenizer)"}
 
 
+@pytest.mark.dear
 def test_what_a_recipe_makes_is_made_and_checked_here_and_served_by_the_user(tmp_path: Path) -> None:
     two = [text for text in TWO if "served_model" not in text]  # what is said on the command line is said of all
     plan = checked(tmp_path, *two, EACH_ITS_OWN)
@@ -65,6 +66,7 @@ def evaluations(plan: Plan) -> set[object]:
     return {step.ref for step in by_stage(plan, "answer")}
 
 
+@pytest.mark.dear
 def test_what_is_said_of_a_server_is_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
     first = evaluations(checked(tmp_path, *ONE))
     same = ["engine.url=https://elsewhere/v1", "engine.api_key_env=OWN_KEY", "engine.max_num_seqs=4",
@@ -86,6 +88,7 @@ def tokenizer_only(tmp_path: Path, config: dict[str, object]) -> Path:
 LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null, rescale_seed: null}}"
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("config", [LLAMA, {"model_type": "unheard-of"}], ids=["a Llama", "what nobody knows here"])
 def test_a_directory_without_weights_is_a_model_where_a_server_has_them(
     tmp_path: Path, config: dict[str, object]
@@ -125,6 +128,7 @@ def test_what_cannot_be_asked_or_compared_is_refused_in_the_plan(tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.dear
 def test_the_example_of_the_page_makes_a_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def timing(seconds: float, before_s: float = 0.0, product: str = H100) -> Timing
     return Timing("run", "host", 0.0, before_s + seconds, seconds, (product,), 1.0)
 
 
+@pytest.mark.dear
 def test_choices_go_by_documents_and_texts_by_the_tokens_they_may_have(plan: Plan) -> None:
     found = estimator(plan, H100)
     choices, texts = (one(by_stage(plan, "answer"), task) for task in ("tabular_iris", "mathador"))

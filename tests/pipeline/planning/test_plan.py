@@ -58,6 +58,7 @@ def by_stage(plan: Plan, stage: str) -> list[Step]:
     return [step for step in plan.steps.values() if step.stage.name == stage]
 
 
+@pytest.mark.dear
 def test_small_engines_share_a_gpu_and_what_they_answer_is_the_same(tmp_path: Path) -> None:
     whole = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu")
     shared = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", "engine.gpus_per_rank=0.25", "engine.kv_cache_gib=8")
@@ -66,6 +67,7 @@ def test_small_engines_share_a_gpu_and_what_they_answer_is_the_same(tmp_path: Pa
     assert shared.fingerprint == whole.fingerprint
 
 
+@pytest.mark.dear
 def test_what_shares_a_gpu_must_fit_its_part_of_it(tmp_path: Path) -> None:
     share = ["engine=vllm_gpu", "engine.gpus_per_rank=0.1", "engine.kv_cache_gib=0.5"]
     check_gpu_memory(planned(tmp_path, "+sweep=smoke", *share, "engine.gpu_memory_gib=80"))
@@ -160,6 +162,7 @@ def test_a_limit_counts_documents_of_every_leaf(tmp_path: Path) -> None:
     assert set(documents) == {7}
 
 
+@pytest.mark.dear
 def test_a_limit_draws_the_same_sample_for_all_trials_and_no_limit_draws_none(tmp_path: Path) -> None:
     def asked(*changed: str) -> dict[str, set[int | None]]:
         plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.limit=130", *changed)
@@ -303,6 +306,7 @@ def test_steps_survive_the_way_to_a_worker(tmp_path: Path) -> None:
         assert dataclasses.asdict(arrived.config) == dataclasses.asdict(step.config)
 
 
+@pytest.mark.dear
 def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_path: Path) -> None:
     cli = ["suite=none", "+task@tasks.t=tabular", "tasks.t.leaves=[tabular_iris]"]
     baselines = "++tasks.t.leaf_baselines={tabular_iris: 0.5, tabular_wine: 0.25}"
@@ -314,6 +318,7 @@ def test_baselines_reach_the_comparison_of_the_leaves_that_are_evaluated(tmp_pat
         planned(tmp_path, *cli, "++tasks.t.leaf_baselines={tabular_wine: 0.25}")
 
 
+@pytest.mark.dear
 def test_margins_are_part_of_a_comparison_and_clusters_of_a_score(tmp_path: Path) -> None:
     cli = ["suite=none", "+task@tasks.t=tabular"]
     plain, own, group = (
@@ -329,6 +334,7 @@ def test_margins_are_part_of_a_comparison_and_clusters_of_a_score(tmp_path: Path
     assert by_stage(plain, "score")[0].fingerprint != by_stage(group, "score")[0].fingerprint
 
 
+@pytest.mark.dear
 def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "drift=wikitext", "drift.text.num_calibration_samples=4")
     drifts = by_stage(plan, "drift")
@@ -340,6 +346,7 @@ def test_drift_compares_each_quantized_checkpoint_with_its_base_on_one_text(tmp_
     assert by_stage(planned(tmp_path, "+sweep=smoke"), "drift") == []
 
 
+@pytest.mark.dear
 def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path) -> None:
     """Results on GPUs, of the base and of transformers are those of stores that knew no simulation."""
 
@@ -352,6 +359,7 @@ def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path)
     assert set(simulations("engine=transformers").values()) == {None}
 
 
+@pytest.mark.dear
 def test_what_a_gpu_cannot_multiply_is_another_result_and_nothing_else(tmp_path: Path) -> None:
     """FP8 on an A100 is weights alone; other formats, and GPUs that have the products, give what they always did."""
 
@@ -366,6 +374,7 @@ def test_what_a_gpu_cannot_multiply_is_another_result_and_nothing_else(tmp_path:
     assert {recipe for recipe in new if old[recipe] != new[recipe]} == {"w8a8_fp"}
 
 
+@pytest.mark.dear
 def test_other_metrics_score_again_and_ask_again_only_where_they_need_more_answers(tmp_path: Path) -> None:
     metric = "++tasks.{}.overrides.metric_list=[{{metric: {}, aggregation: mean, higher_is_better: true}}]"
     plain = planned(tmp_path, "+sweep=smoke")

@@ -33,6 +33,7 @@ def printed(tasks: list[TaskPower]) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.dear
 def test_of_each_task_a_plan_says_what_it_sees_and_what_it_never_can(tmp_path: Path) -> None:
     tasks = power(planned(tmp_path, *STUDY), {})
     text = printed(tasks)
@@ -58,6 +59,7 @@ def test_unlike_baselines_make_some_leaves_weigh_more(tmp_path: Path) -> None:
     assert found.error == pytest.approx((0.02 * spread) ** 0.5)
 
 
+@pytest.mark.dear
 def test_a_loss_larger_than_the_flips_brings_its_own(tmp_path: Path) -> None:
     """Of 12 documents none can be seen to be lost before two thirds are."""
     found = seen(planned(tmp_path, "+sweep=smoke"))["mathador", 8]
@@ -65,6 +67,7 @@ def test_a_loss_larger_than_the_flips_brings_its_own(tmp_path: Path) -> None:
     assert found.not_worse == 0.0 and found.num_needed == 650
 
 
+@pytest.mark.dear
 def test_a_limit_may_forbid_what_the_task_could_show(tmp_path: Path) -> None:
     tasks = power(planned(tmp_path, *STUDY, "tasks.hellaswag.limit=600", "tasks.winogrande.limit=600"), {})
     lines = {line.split()[0]: line for line in printed(tasks).splitlines() if line}

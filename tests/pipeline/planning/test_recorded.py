@@ -98,6 +98,7 @@ def test_a_run_that_cannot_be_a_trials_answers_is_refused_in_the_plan(tmp_path: 
     assert re.search(says, refusal(tmp_path, *one(folder)))
 
 
+@pytest.mark.dear
 def test_samples_must_be_said_and_be_there_and_be_of_the_task(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ("another",))
     assert "holds no samples of task mathador; it has another" in refusal(tmp_path, *one(folder))
@@ -108,6 +109,7 @@ def test_samples_must_be_said_and_be_there_and_be_of_the_task(tmp_path: Path) ->
     assert "runs code that the model wrote" in refusal(tmp_path, *one(folder, *code))
 
 
+@pytest.mark.dear
 def test_repeats_of_a_document_must_be_in_one_shard(tmp_path: Path) -> None:
     drawn = "++tasks.game.gen_kwargs={do_sample: true, temperature: 0.5}"
     repeated = one(write_run(tmp_path / "run"), drawn, "++tasks.game.num_repeats=4", "++tasks.game.shard_size=2")
@@ -117,6 +119,7 @@ def test_repeats_of_a_document_must_be_in_one_shard(tmp_path: Path) -> None:
     checked(tmp_path, *repeated[:-1], "++tasks.game.shard_size=4")
 
 
+@pytest.mark.dear
 def test_what_cannot_be_compared_is_refused_in_the_plan(tmp_path: Path) -> None:
     base, trial = write_run(tmp_path / "whole"), write_run(tmp_path / "quantized")
     both = refusal(tmp_path, *two(base, base))
@@ -182,6 +185,7 @@ def test_settings_of_an_engine_that_is_not_there_are_refused(
         assert says in printed.err and printed.err.count("\n") == 1
 
 
+@pytest.mark.dear
 def test_the_example_of_the_page_makes_a_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

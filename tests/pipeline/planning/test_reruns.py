@@ -37,6 +37,7 @@ def documents(steps: list[Step]) -> set[tuple[str, int]]:
     }
 
 
+@pytest.mark.dear
 def test_a_study_asks_each_base_again_and_of_each_format_the_first_trial(tmp_path: Path) -> None:
     plan = planned(tmp_path, *STUDY)
     first_run = [ref for trial in plan.trials.values() for ref in under(trial.steps, "answer").values()]
@@ -65,6 +66,7 @@ def test_of_many_leaves_each_gives_its_share() -> None:
     assert rerun_of(Run(sizes), 1, 5000).sizes == sizes
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     "limit",
     [[], ["limit=90", "limit_order=random"], ["limit=90"], ["limit=null"]],
@@ -80,6 +82,7 @@ def test_what_is_asked_again_was_asked_before(tmp_path: Path, limit: list[str]) 
     assert len({leaf for leaf, _ in documents(after)}) == len({leaf for leaf, _ in documents(before)})
 
 
+@pytest.mark.dear
 def test_another_run_is_asked_in_another_engine_and_otherwise_alike(tmp_path: Path) -> None:
     plan = planned(tmp_path, *AGAIN)
     trial = plan.trials["smollm2_135m/w8a8_fp"]
@@ -109,6 +112,7 @@ def test_an_endpoint_gets_fewer_requests_at_once_than_before(tmp_path: Path) -> 
     assert {step.config.engine.max_num_seqs for step in again(plan, "smollm2_135m/bf16")} == {24}
 
 
+@pytest.mark.dear
 def test_a_comparison_reads_the_reruns_of_both_sides(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "base_reruns=2")
     inputs = {name: sorted(plan.steps[trial.steps["compare/tabular"]].inputs) for name, trial in plan.trials.items()}

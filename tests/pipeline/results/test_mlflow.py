@@ -75,6 +75,7 @@ def test_answers_stay_in_the_store(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.dear
 def test_a_task_s_numbers_stand_under_its_name_and_durations_are_summed_by_kind(tmp_path: Path) -> None:
     plan = planned(tmp_path, "+sweep=smoke", "tasks.tabular.shard_size=5")
     store, trial = Store(tmp_path / "store"), plan.trials["smollm2_135m/w8a8_int"]

@@ -19,6 +19,7 @@ from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.manifest import environment_of
 from pipeline.store.store import Store
+from stages.report.artifact import Summary, TrialVerdict, write_summary
 from stages.report.config import SuiteRow
 from stages.report.methods import notes
 from tests.pipeline.fakes import note
@@ -83,6 +84,24 @@ def test_a_report_says_how_many_layers_gptq_only_rounded(tmp_path: Path) -> None
     (note,) = notes(trials, {}, [])
     assert note.startswith("smollm2_135m/w4a16_int: GPTQ could not invert the second moments of 3 of 14 layers")
     assert "recipe.dampening_frac" in note and "more tokens" in note
+
+
+def test_whether_a_trial_may_be_shipped_and_why_not_is_read_from_the_latest_report(tmp_path: Path) -> None:
+    base = {"trial": "m/bf16", "model": "m", "recipe": "bf16", "is_base": True}
+    lossy = {"trial": "m/w4", "model": "m", "recipe": "w4", "is_base": False, "decision": "do not ship", "p": 0.75}
+    reasons = ["quiz: confirmed to have lost more than its margin", "suite v1: -3 points"]
+    trials = [TrialVerdict(**base), TrialVerdict(**lossy, reasons=reasons, num_cells=2, num_confirmed_degraded=1)]
+    store, report = Store(tmp_path), note("report")
+    record.save(store, _plan(report), report.ref)
+    with pytest.raises(UserError, match="has no report yet"):
+        load(tmp_path, "test").decisions()
+    with store.draft(report) as draft:
+        write_summary(draft.path, Summary(title="a sweep", rows=[], trials=trials))
+        draft.publish({}, {})
+    of_base, of_lossy = load(tmp_path, "test").decisions().to_pylist()
+    assert (of_base["trial"], of_base["decision"], of_base["reasons"], of_base["p"]) == ("m/bf16", None, [], None)
+    assert of_lossy.items() >= (lossy | {"num_cells": 2, "num_confirmed_degraded": 1}).items()
+    assert of_lossy["reasons"] == reasons and of_lossy["num_equivalent"] is None
 
 
 def _plan(*steps: Step, name: str = "test") -> Plan:

@@ -45,6 +45,7 @@ def test_hours_and_dollars_are_those_of_the_gpus_that_steps_hold(plan: Plan, tmp
     assert (without.wall_s, without.num_gpus) == (num_steps * 3600, 1)
 
 
+@pytest.mark.dear
 def test_a_gpu_without_a_price_has_no_dollars(tmp_path: Path) -> None:
     unpriced = planned(tmp_path, "recipe=bf16", "engine=vllm_gpu", "gpu=h200")
     assert expected_of(unpriced, tmp_path).usd is None

@@ -176,6 +176,7 @@ def test_a_checkpoint_that_kills_its_engines_is_set_aside_and_the_next_is_served
     assert (tmp_path / "calls").read_text().split().count("b1") == 1, "a session that publishes nothing"
 
 
+@pytest.mark.dear
 def test_the_recipes_of_a_grid_are_grouped_by_format_and_no_fingerprint_knows(tmp_path: Path) -> None:
     adjust = "++sweep.adjust=[{when: {recipe: w4a16_int}, set: ['recipe.group_size=64']}]"  # GPTQ, which calibrates
     grid = ["+sweep=smoke", "++sweep.axes={recipe: [w4a16_int, w8a8_int], calibration.seed: [0, 1]}", adjust]

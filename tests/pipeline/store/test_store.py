@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.results.garbage import collect
 from pipeline.results.record import save
+from pipeline.store.directory import DirectoryStorage
 from pipeline.store.manifest import MANIFEST, file_name
 from pipeline.store.memory import remember
 from pipeline.store.store import Store
@@ -140,20 +143,23 @@ def test_a_kill_between_any_two_writes_leaves_all_or_nothing(tmp_path: Path) -> 
     raise AssertionError("publishing never came to its end")
 
 
-@pytest.mark.dear
-def test_two_publishers_of_one_step_are_harmless(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    for round_number in range(20):
-        root = tmp_path / str(round_number)
-        root.mkdir()
-        children = [context.Process(target=publish, args=(root,)) for _ in range(4)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join()
-        assert [child.exitcode for child in children] == [0, 0, 0, 0]
-        assert len(list((root / "note").iterdir())) == 1
-        assert Store(root).find(note("hello").ref) is not None
+def test_two_publishers_of_one_step_are_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four find nothing there before the first of them publishes."""
+    num, alone = 4, DirectoryStorage.publish
+    together = threading.Barrier(num, timeout=60)
+
+    def publish_together(storage: DirectoryStorage, *artifact: Any) -> None:
+        together.wait()
+        alone(storage, *artifact)
+
+    monkeypatch.setattr(DirectoryStorage, "publish", publish_together)
+    with ThreadPoolExecutor(num) as publishers:
+        for round_number in range(5):
+            root = tmp_path / str(round_number)
+            paths = list(publishers.map(publish, [root] * num))
+            assert set(paths) == set((root / "note").iterdir()) == {Store(root).find(note("hello").ref)}
+            assert (paths[0] / "more" / "data.bin").stat().st_size == 1000
+            assert list((root / "drafts").iterdir()) == []
 
 
 def test_what_lies_in_the_way_without_a_manifest_is_moved_aside(tmp_path: Path) -> None:

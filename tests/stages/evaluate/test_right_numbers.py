@@ -345,6 +345,7 @@ def test_what_the_template_does_not_read_is_refused(tasks_dir, task_of, model_of
     [
         ({"chat_template_kwargs": {"enable_thinking": True}, "apply_chat_template": False}, "need apply_chat_template"),
         ({"chat_template_kwargs": {"tokenize": True}}, "tokenize is set by the evaluation itself"),
+        ({"chat_template_kwargs": {"enable_thinking": "false"}}, "the text 'false', .* write false without quotes"),
         ({"reasoning_end": ""}, "reasoning_end is empty"),
         ({"num_repeats": 0}, "num_repeats must be at least 1"),
     ],

@@ -13,6 +13,7 @@ from stages.report.artifact import (
     SuiteMean,
     Summary,
     TrialVerdict,
+    read_decisions,
     read_document,
     read_serving,
     read_suites,
@@ -77,6 +78,7 @@ def test_a_report_from_before_suites_had_intervals_reads_back(written):
     (row,) = read_suites(written).to_pylist()
     assert {name: value for name, value in row.items() if value is not None} == suite | {"normalized": False}
     assert read_document(written).trials == []
+    assert read_decisions(written).num_rows == 0
 
 
 def test_serving_reads_back_where_there_is_any(written):

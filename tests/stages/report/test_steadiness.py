@@ -74,6 +74,7 @@ def test_a_trial_that_does_leaves_its_own_cell_open(reported):
     assert (decisions["int8"], decisions["fp8"]) == ("not decided", "ship")
 
 
+@pytest.mark.dear
 def test_of_many_reruns_one_differs_by_chance(reported):
     """The smallest of six p is .02 by itself, which all six together make .12."""
     reruns = {(recipe, task): again(4, 4) for recipe in ("bf16", "int8") for task in TASKS}

@@ -20,7 +20,8 @@ from stages.evaluate.answer import exchange, open_session
 from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
 from stages.evaluate.engines.exchange import _OF_CACHE, check_supported, spoil, spoiled
 from stages.evaluate.engines.vllm_start import Start
-from stages.fetch import ModelSource, digest_tree
+from stages.fetch import ModelSource
+from stages.local_files import digest_tree
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
 from tests.evaluation import evaluate
 

@@ -1,12 +1,13 @@
 """What a user gives vLLM beside what the evaluation sets."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from stages.errors import ConfigError
 from stages.evaluate.config import EngineConfig
-from stages.evaluate.engines.vllm_start import Start, check_known, llm_arguments
+from stages.evaluate.engines.vllm_start import Start, llm_arguments
+from stages.evaluate.vllm_args import _known_here
 
 
 def test_own_arguments_reach_vllm_as_they_are() -> None:
@@ -34,8 +35,27 @@ def test_what_is_set_elsewhere_or_would_change_what_answers_mean_is_refused(name
         EngineConfig(vllm_args={name: 1})
 
 
+@pytest.mark.parametrize("given", ["false", "False", " true "])
+def test_a_text_that_spells_true_or_false_is_refused_however_deep(given: str) -> None:
+    with pytest.raises(ValueError, match=r"engine.vllm_args.compilation_config.fuse is the text .* without quotes"):
+        EngineConfig(vllm_args={"compilation_config": {"fuse": given}})
+
+
+def test_what_is_no_argument_of_vllm_is_told_without_loading_it() -> None:
+    assert EngineConfig().unknown_argument is None
+    known = {"disable_custom_all_reduce": True, "compilation_config": {"level": "none"}}
+    assert EngineConfig(vllm_args=known).unknown_argument is None
+    found = EngineConfig(vllm_args=known | {"block_sise": 16}).unknown_argument
+    assert found == "engine.vllm_args.block_sise is no engine argument of this vLLM; did you mean block_size?"
+
+
 @pytest.mark.dear
-def test_what_is_no_argument_of_vllm_is_told_before_anything_is_loaded() -> None:
-    check_known({"disable_custom_all_reduce": True, "compilation_config": {}})
-    with pytest.raises(ConfigError, match=r"engine.vllm_args.block_sise is no .* did you mean block_size\?"):
-        check_known({"block_sise": 16})
+def test_the_arguments_that_are_known_are_vllm_s_own() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert _known_here() == {field.name for field in fields(EngineArgs)}
+
+
+def test_where_no_vllm_is_nothing_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.evaluate.vllm_args._known_here", frozenset)
+    assert EngineConfig(vllm_args={"block_sise": 16}).unknown_argument is None

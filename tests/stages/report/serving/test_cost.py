@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stages.measured import Measured
 from stages.report.config import GpuConfig, PriceConfig, usd_per_hour
-from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup, usd_per_million_tokens
+from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup
 from tests.published import GPUS, SETUPS, TABLES, WORKLOADS, by_workload, hourly_usd, recipes, row
 
 QUANTIZED = [(model, gpu, recipe) for model, gpu in SETUPS for recipe in recipes(model, gpu)[1:]]
@@ -108,13 +108,6 @@ def test_a_price_must_be_one():
 
 
 POSITIVE = st.floats(0.01, 1e4)
-
-
-@given(POSITIVE, st.integers(1, 4096), POSITIVE)
-def test_dollars_per_token_are_the_other_side_of_queries_per_dollar(rate, tokens, price):
-    dollars = usd_per_million_tokens(Measured.exactly(rate), tokens, price).value
-    tokens_per_usd = queries_per_usd(Measured.exactly(rate), price).value * tokens
-    assert dollars * tokens_per_usd == pytest.approx(1e6)
 
 
 @given(POSITIVE, st.floats(0, 0.9), POSITIVE, st.floats(0, 0.9))
