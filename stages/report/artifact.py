@@ -99,7 +99,8 @@ class Summary:
 SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))
 SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
 
-QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
+# low and high: of the median over starts; of p90 and p99 over starts, too, of one start over its requests.
+QUANTILES = ("median", "low", "high", "p90", "p90_low", "p90_high", "p99", "p99_low", "p99_high")
 _DISTRIBUTIONS = [f"{name}_{quantile}" for name in ("latency_s", "ttft_ms", "itl_ms") for quantile in QUANTILES]
 _SERVING = {
     pa.string(): ["trial", "model", "recipe", "device", "workload", "mode"],
@@ -116,7 +117,7 @@ _SERVING = {
     pa.bool_(): ["is_valid"],
     pa.list_(pa.string()): ["reasons"],
 }
-_COUNTS = ["num_requests", "num_failed", "num_warm_up"]
+_COUNTS = ["num_requests", "num_failed", "num_warm_up", "num_starts"]
 SERVING_SCHEMA = pa.schema(
     [*((name, kind) for kind, names in _SERVING.items() for name in names), *((name, pa.int64()) for name in _COUNTS)]
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
 from stages.grid.shipping import DO_NOT_SHIP, SHIP
-from stages.measured import Measured
+from stages.measured import ONCE, Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
 from stages.report.numbers import count
@@ -143,8 +143,8 @@ def _price(each: Candidate) -> str:
 
 
 def _times(ratio: Measured) -> str:
-    ends = "" if ratio.low == ratio.high else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.value:.2f}{ends}"
+    ends = f"({ONCE})" if ratio.low is None or ratio.high is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f} {ends}"
 
 
 def _number_of(each: Candidate) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.measured import Measured
+from stages.measured import Measured, measured
 from stages.report.config import ServingConfig, TrialRow
 from stages.report.serving.results import Served, base_of, read_served, reduction_of, speedup_of
 
@@ -36,7 +36,7 @@ def relative_costs(
 
 
 def _cost(served: Served, base: Served | None) -> Cost:
-    return Cost(_where(served), reduction_of(served, base), speedup_of(served, base))
+    return Cost(_where(served), measured(reduction_of(served, base)), measured(speedup_of(served, base)))
 
 
 def _where(served: Served) -> str:
