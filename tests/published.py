@@ -1,4 +1,4 @@
-"""The study's performance tables (arXiv 2411.02355), as if three starts had differed by half of what it rounded away."""
+"""The tables of the study (arXiv 2411.02355) as if three starts had differed by half of what printing rounds away."""
 
 import json
 from functools import cache

@@ -131,11 +131,7 @@ def write_summary(out: Path, summary: Summary) -> None:
 
 def read_summary(directory: Path) -> pa.Table:
     """A row for each trial and task, as SUMMARY_SCHEMA says; null in columns that are newer than the report."""
-    table = read_table(directory / SUMMARY)
-    for column in SUMMARY_SCHEMA:
-        if column.name not in table.column_names:
-            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
-    return table
+    return _with_columns(read_table(directory / SUMMARY), SUMMARY_SCHEMA)
 
 
 def read_suites(directory: Path) -> pa.Table:
@@ -165,5 +161,16 @@ def write_serving(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_serving(directory: Path) -> pa.Table | None:
-    """A row for each trial, workload and mode, as SERVING_SCHEMA says; None if nothing was served."""
-    return read_table(directory / SERVING) if (directory / SERVING).exists() else None
+    """A row for each trial, workload and mode, as SERVING_SCHEMA says, null in columns that are newer than the report.
+
+    None if nothing was served.
+    """
+    path = directory / SERVING
+    return _with_columns(read_table(path), SERVING_SCHEMA) if path.exists() else None
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table
