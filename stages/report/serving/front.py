@@ -1,7 +1,7 @@
 """Which formats no other beats in recovery, latency alone and cost at saturation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.grid.multiplicity import holm
@@ -30,18 +30,31 @@ class Front:
 def unbeaten(options: Sequence[Option], mix: Mix) -> Front:
     """The Pareto set over recovery, latency alone and cost at saturation.
 
-    An option leaves it when another is not worse in all three by more than a margin and better in one, each by a test
-    over starts or documents, adjusted for the number of the others.  What lacks one of the three can neither beat nor
-    be beaten, and is left out.
+    One beats another that it is worse than by no margin in any of the three and better than in one, each by a test over
+    starts or documents, adjusted for the number of the others.  What lacks one of the three can neither beat nor be
+    beaten, and is left out.
     """
     known = {option.recipe: found for option in options if (found := _Losses.of(option, mix)) is not None}
     tested = {name: losses for name, losses in known.items() if not losses.is_once}
-    ps = {
-        name: [other.p_beats(own) for rival, other in tested.items() if rival != name] for name, own in tested.items()
-    }
-    alpha = FALSE_SHARE / 2  # on either side, as everywhere
-    names = tuple(name for name, found in ps.items() if min(holm(found), default=1.0) > alpha)
-    return Front(names, tuple(name for name in known if name not in tested))
+    beaten_by = {name: _beaten_by(name, tested) for name in tested}
+    return Front(tuple(_tops(beaten_by)), tuple(name for name in known if name not in tested))
+
+
+def _beaten_by(name: str, tested: Mapping[str, "_Losses"]) -> set[str]:
+    others = [other for other in tested if other != name]
+    ps = holm([tested[other].p_beats(tested[name]) for other in others])
+    return {other for other, p in zip(others, ps, strict=True) if p <= FALSE_SHARE / 2}
+
+
+def _tops(beaten_by: Mapping[str, set[str]]) -> Iterator[str]:
+    """Those that whoever beats them, directly or through others, is beaten by in turn.
+
+    Within margins two can beat each other, one in cost and one in latency: then neither is worse.
+    """
+    above = {name: set(others) for name, others in beaten_by.items()}
+    for _ in above:
+        above = {name: others.union(*(above[other] for other in others)) for name, others in above.items()}
+    yield from (name for name, others in above.items() if all(name in above[other] for other in others))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.measured import Measured, Replicated
+from stages.inference import critical_value
+from stages.measured import CONFIDENCE, Measured, Replicated
 from stages.report.artifact import Row
 from stages.report.config import GpuConfig, ServingConfig, TrialRow, usd_per_hour
 from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup
@@ -152,23 +153,22 @@ def speedup_of(served: Served, base: Served | None) -> Replicated | None:
     return speedup(served.async_queries_per_usd, base.async_queries_per_usd)
 
 
-def option_of(served: Served, rows: Sequence[Row]) -> Option:
-    """The trial as something to choose."""
+def option_of(served: Served, rows: Sequence[Row], confidence: float) -> Option:
+    """The trial as something to choose; the intervals of ``rows`` are of that confidence."""
     return Option(
         served.trial.label,
         served.latency_s,
         served.requests_per_s,
         served.hourly_usd,
         served.hourly_usd,
-        recovery_of(served.trial, rows),
+        recovery_of(served.trial, rows, confidence),
         {name: curve for name in served.requests_per_s if (curve := curve_of(served, name)) is not None},
     )
 
 
-def recovery_of(trial: TrialRow, rows: Sequence[Row]) -> Measured | None:
-    """Mean recovery of the trial's tasks; None unless all were measured, and no interval unless all have one.
-
-    Its tasks are taken as independent.
+def recovery_of(trial: TrialRow, rows: Sequence[Row], confidence: float) -> Measured | None:
+    """Mean recovery of the trial's tasks, taken as independent; None unless all were measured, and without an interval
+    unless all have one, of the rows' ``confidence``.
     """
     own = [row for row in rows if row["trial"] == trial.name]
     if trial.is_base and own:
@@ -178,8 +178,9 @@ def recovery_of(trial: TrialRow, rows: Sequence[Row]) -> Measured | None:
     value = math.fsum(row["recovery"] for row in own) / len(own)
     if any(row["recovery_low"] is None or row["recovery_high"] is None for row in own):
         return Measured(value)
-    below = math.hypot(*(row["recovery"] - row["recovery_low"] for row in own)) / len(own)
-    above = math.hypot(*(row["recovery_high"] - row["recovery"] for row in own)) / len(own)
+    scale = critical_value(CONFIDENCE) / critical_value(confidence) / len(own)
+    below = scale * math.hypot(*(row["recovery"] - row["recovery_low"] for row in own))
+    above = scale * math.hypot(*(row["recovery_high"] - row["recovery"] for row in own))
     return Measured(value, value - below, value + above)
 
 

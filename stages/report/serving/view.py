@@ -32,12 +32,19 @@ INVALID = "†"
 
 
 def serving_view(
-    trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapping[str, Path], rows: Sequence[Row]
+    trials: Sequence[TrialRow],
+    serving: ServingConfig,
+    inputs: Mapping[str, Path],
+    rows: Sequence[Row],
+    confidence: float,
 ) -> dict[str, Any]:
-    """Everything the templates show of serving: prices, and a section for each model and GPU."""
+    """Everything the templates show of serving: prices, and a section for each model and GPU.
+
+    ``confidence`` is that of the rows' intervals.
+    """
     served = [each for each in read_served(trials, serving, inputs) if each.points]
     keyed = groupby(sorted(served, key=_place), key=_place)
-    sections = [_section(list(group), serving, inputs, rows) for _, group in keyed]
+    sections = [_section(list(group), serving, inputs, rows, confidence) for _, group in keyed]
     return {"prices": [_price(gpu) for gpu in serving.gpus], "sections": sections, "invalid": INVALID}
 
 
@@ -61,10 +68,14 @@ def _place(served: Served) -> tuple[str, str]:
 
 
 def _section(
-    served: Sequence[Served], serving: ServingConfig, inputs: Mapping[str, Path], rows: Sequence[Row]
+    served: Sequence[Served],
+    serving: ServingConfig,
+    inputs: Mapping[str, Path],
+    rows: Sequence[Row],
+    confidence: float,
 ) -> dict[str, Any]:
     workloads, recipes = workloads_of(served), [each.trial.label for each in served]
-    options = [option_of(each, rows) for each in served]
+    options = [option_of(each, rows, confidence) for each in served]
     mixes = mixes_of(serving, served)
     model, gpu = _place(served[0])
     ceilings = {each.trial.name: _ceilings(each, inputs) for each in served}

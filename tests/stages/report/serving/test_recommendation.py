@@ -191,6 +191,22 @@ def test_a_format_is_beaten_by_one_that_is_not_worse_in_all_and_better_in_one(ot
     assert "b" in found.names
 
 
+def test_two_that_beat_each_other_within_the_margins_both_stay():
+    """One is a per cent cheaper, the other a per cent faster; a third is worse in both."""
+    options = [choice("a", 1.0, 1.01, 1.0), choice("b", 0.99, 1.0, 1.0), choice("c", 1.01, 0.995, 1.0)]
+    assert unbeaten(options, {"w": 1.0}).names == ("a", "b")
+
+
+def test_three_that_beat_each_other_in_a_ring_all_stay():
+    """Each is better than the next in one by more than its margin, and by less in the others no worse."""
+    places = {"a": (0.0, 1.5, 0.75), "b": (3.0, 0.0, 0.0), "c": (1.5, 3.0, 0.2)}
+    options = [
+        choice(name, 1 + latency / 100, 1 / (1 + cost / 100), 1 - loss / 100)
+        for name, (latency, cost, loss) in places.items()
+    ]
+    assert unbeaten(options, {"w": 1.0}).names
+
+
 def test_what_was_measured_once_neither_beats_nor_is_beaten():
     found = unbeaten([choice("a", 1.0, 1.0, 1.0), choice("b", 0.5, 2.0, 1.0, number=1)], {"w": 1.0})
     assert found.text == "a; measured once, no verdict: b"
