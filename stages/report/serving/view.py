@@ -166,7 +166,7 @@ def _advice(mix: str, found: Recommendation) -> dict[str, Any]:
         "mix": mix,
         "synchronous": found.synchronous.text,
         "asynchronous": found.asynchronous.text,
-        "flips": flips or ["none between the measured rates"],
+        "flips": flips or ["none is shown between the measured rates"],
         "unbeaten": found.unbeaten.text,
     }
 
