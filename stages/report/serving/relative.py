@@ -18,10 +18,13 @@ class Cost:
     saturated: Measured | None = None
 
     @property
-    def value(self) -> float | None:
+    def ranked_by(self) -> Measured | None:
         """The one that candidates are ranked by."""
-        known = self.saturated or self.alone
-        return None if known is None else known.value
+        return self.saturated or self.alone
+
+    @property
+    def value(self) -> float | None:
+        return None if self.ranked_by is None else self.ranked_by.value
 
 
 def relative_costs(

@@ -69,6 +69,18 @@ def test_verdicts_costs_and_hardware_are_joined_and_what_is_cheaper_is_named_wit
     )
 
 
+def test_a_price_that_was_measured_once_says_so() -> None:
+    once = {"m/w8a8_fp": Cost("H100", Measured(1.4), Measured(1.5)), "m/w4a16_int": Cost("H100", Measured(1.6))}
+    ship, refuse = verdict("w8a8_fp", "ship"), verdict("w4a16_int", "do not ship", "arc: lost 3 points")
+    assert said([verdict("bf16"), ship, refuse], costs=once) == (
+        "Ship w8a8_fp: 1.50 (measured once) times the queries per dollar of bf16 at saturation, 1.40 (measured once) "
+        "one at a time (H100); w4a16_int is 1.60 times, measured once, but not to ship (arc: lost 3 points)."
+    )
+    assert "(1.60 times the queries per dollar of bf16, measured once; arc" in said(
+        [verdict("bf16"), refuse], costs=once
+    )
+
+
 def test_what_was_not_served_is_said_by_its_size_and_what_has_none_by_nothing() -> None:
     verdicts = [verdict("bf16"), verdict("w8a8_fp", "ship", num_equivalent=9, num_cells=11)]
     assert said(verdicts) == (
