@@ -1,13 +1,14 @@
-"""The study's performance tables (arXiv 2411.02355) as measurements whose intervals are what printing rounded away."""
+"""The tables of the study (arXiv 2411.02355) as if three starts had differed by half of what printing rounds away."""
 
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.measured import Measured
+from stages.measured import Measured, Replicated
 from stages.report.config import GpuConfig, PriceConfig, usd_per_hour
-from stages.report.serving.recommendation import Curve, Option
+from stages.report.serving.options import Curve, Option
+from stages.statistics import generator
 
 TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "published_performance.json").read_text())
 WORKLOADS = list(TABLES["use_cases"])
@@ -36,16 +37,20 @@ def hourly_usd(found: dict[str, Any]) -> float:
     return usd_per_hour(GPUS[found["gpu"]], found["num_gpus"])
 
 
-def by_workload(values: list[float], digit: float) -> dict[str, Measured]:
-    """A row's cells with their rounding."""
-    return {name: Measured.rounded(value, digit) for name, value in zip(WORKLOADS, values, strict=True)}
+def by_workload(server: str, values: list[float], digit: float) -> dict[str, Replicated]:
+    """A row's cells at three starts, in an order of each cell's own."""
+    rng, shift = generator(0, server), digit / 4
+    return {
+        name: Replicated.of(server, dict(enumerate(rng.permutation([value - shift, value, value + shift]).tolist())))
+        for name, value in zip(WORKLOADS, values, strict=True)
+    }
 
 
 def option(model: str, gpu: str, recipe: str) -> Option:
     """A format as the tables show it; the one known point of a curve is a query alone."""
     sync, under_load = row("sync", model, gpu, recipe), row("async", model, gpu, recipe)
-    latency_s = by_workload(sync["latency_s"], LATENCY_DIGIT)
-    rates = by_workload(under_load["qps"], QPS_DIGIT)
+    latency_s = by_workload(recipe, sync["latency_s"], LATENCY_DIGIT)
+    rates = by_workload(recipe, under_load["qps"], QPS_DIGIT)
     recovery = next(
         found["v1_recovery_pct"] for found in TABLES["recovery"] if (found["model"], found["recipe"]) == (model, recipe)
     )
@@ -55,6 +60,6 @@ def option(model: str, gpu: str, recipe: str) -> Option:
         rates,
         hourly_usd(sync),
         hourly_usd(under_load),
-        Measured.rounded(recovery / 100, 0.0001),
+        Measured(recovery / 100, recovery / 100 - 0.00005, recovery / 100 + 0.00005),
         {name: Curve([(1 / latency_s[name].value, latency_s[name])], rates[name]) for name in WORKLOADS},
     )

@@ -120,6 +120,7 @@ class _Builder:
         num_documents: int = 0,
         output_tokens: int | None = None,
         family: str = "",
+        turn: int = 0,
     ) -> StepRef:
         step = Step(
             stage=stage,
@@ -129,6 +130,7 @@ class _Builder:
             after=after,
             trial=self._trial.name,
             family=family,
+            turn=turn,
             resources=resources_of(self._config, stage),
             num_documents=num_documents,
             output_tokens=output_tokens,
@@ -261,7 +263,8 @@ class _Builder:
             if point.after is not None:
                 inputs["throughput"] = self._steps[f"profile/{point.after}"]
             label = f"{self._trial.name}-{point.name}"
-            self._add(f"profile/{point.name}", PROFILE, point.config, label, inputs, self._after_gate)
+            role, turn = f"profile/{point.name}", point.config.start - 1
+            self._add(role, PROFILE, point.config, label, inputs, self._after_gate, turn=turn)
 
     def _check_recipe(self) -> None:
         if self._planned.sizes is None:

@@ -11,7 +11,10 @@ from stages.serving.config import ProfileConfig, ProfileMode
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point.  ``name`` is ``workload/mode``; a rate is a share of what the point ``after`` finds."""
+    """One point.  ``name`` is ``workload/mode``, of later starts of the server ``workload/mode/2``.
+
+    A rate is a share of what the point ``after`` finds, that of the first start, so that all starts meet the same load.
+    """
 
     name: str
     config: ProfileConfig
@@ -19,7 +22,13 @@ class Point:
 
 
 def points(config: Config, device: Device, random_weights: bool) -> Iterator[Point]:
-    """All points of a trial, each after the one it needs."""
+    """All points of a trial, each after the one it needs, start by start."""
+    for start in range(1, config.server.num_starts + 1):
+        yield from _of_start(start, config, device, random_weights)
+
+
+def _of_start(start: int, config: Config, device: Device, random_weights: bool) -> Iterator[Point]:
+    suffix = f"/{start}" if start > 1 else ""
     for name, workload in config.workloads.items():
         modes: list[tuple[str, ProfileMode, float | None]] = [
             ("synchronous", ProfileMode.synchronous, None),
@@ -39,8 +48,9 @@ def points(config: Config, device: Device, random_weights: bool) -> Iterator[Poi
                 driver=device.driver,
                 vllm=device.vllm,
                 random_weights=random_weights,
+                start=start,
             )
-            yield Point(f"{name}/{label}", found, f"{name}/throughput" if mode is ProfileMode.rate else None)
+            yield Point(f"{name}/{label}{suffix}", found, f"{name}/throughput" if mode is ProfileMode.rate else None)
 
 
 def _limits(config: Config) -> dict[str, object]:

@@ -82,12 +82,15 @@ def _confirmed(confirmed: int | None, by_itself: int | None) -> str:
 
 
 def _serving_table(points: Sequence[Mapping[str, object]]) -> Table:
-    table = new_table("trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "valid")
+    table = new_table(
+        "trial", "workload", "mode", "requests/s", "latency s", "first token ms", "queries/$", "starts", "valid"
+    )
     for point in points:
         cells = [
             *(str(point[name]) for name in ("trial", "workload", "mode")),
             *(_number(point[name], "{:.3g}") for name in ("requests_per_s", "latency_s_median", "ttft_ms_median")),
             _number(point["queries_per_usd"], "{:,.0f}"),
+            _number(point["num_starts"], "{:d}"),
             "yes" if point["is_valid"] else "no: the report says why",
         ]
         add_row(table, cells)

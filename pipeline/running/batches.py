@@ -24,6 +24,10 @@ class Batch:
         return self.steps[0].resources
 
     @property
+    def turn(self) -> int:
+        return self.steps[0].turn
+
+    @property
     def family(self) -> object:
         """Equal for batches that can be made one; None for a batch that stays alone."""
         first = self.steps[0]

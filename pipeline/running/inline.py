@@ -13,6 +13,8 @@ from pipeline.steps.step import Step
 
 POLL_S = 1.0  # how soon a request to stop is seen
 
+_Place = tuple[int, int]  # of a batch that is ready among the others: its turn and its index
+
 
 class InlineRunner:
     """What needs no GPU runs in this process, one batch after the other, and beside it one batch on GPUs.
@@ -39,8 +41,8 @@ class _Run:
         self._outcomes: Outcomes = {}
         self._sorter = TopologicalSorter(needs(batches))
         self._sorter.prepare()
-        self._on_gpu: list[int] = []  # ready ones, as heaps: the plan's order
-        self._here: list[int] = []
+        self._on_gpu: list[_Place] = []  # ready ones, as heaps
+        self._here: list[_Place] = []
         self._in_lane: int | None = None
         self._begun: set[int] = set()
 
@@ -51,7 +53,7 @@ class _Run:
             self._note_ready()
             self._fill_lane()
             if self._here and not self._is_lane_alone:
-                index = heapq.heappop(self._here)
+                _, index = heapq.heappop(self._here)
                 self._done(index, run_batch(self._batches[index], self._context, self._upstream(index)))
             self._look_into_lane(wait_s=0 if self._here and not self._is_lane_alone else POLL_S)
         return self._outcomes
@@ -62,7 +64,8 @@ class _Run:
 
     def _note_ready(self) -> None:
         for index in self._sorter.get_ready():
-            heapq.heappush(self._on_gpu if self._batches[index].resources.num_gpus else self._here, index)
+            ready = self._on_gpu if self._batches[index].resources.num_gpus else self._here
+            heapq.heappush(ready, self._place(index))
 
     def _fill_lane(self) -> None:
         if self._ledger.stop_reason(self._context.run_id):  # said for each step, and no process need start to say it
@@ -70,14 +73,18 @@ class _Run:
             self._on_gpu.clear()
             heapq.heapify(self._here)
         elif self._in_lane is None and self._on_gpu:
-            self._in_lane = heapq.heappop(self._on_gpu)
+            _, self._in_lane = heapq.heappop(self._on_gpu)
             self._begun.add(self._in_lane)
             self._lane.begin(self._batches[self._in_lane], self._upstream(self._in_lane), self._expected())
 
     def _expected(self) -> Step | None:
         """The first step of the batch that will probably follow: what it needs may be what is under way."""
-        later = (index for index, batch in enumerate(self._batches) if batch.resources.num_gpus)
-        return next((self._batches[index].steps[0] for index in later if index not in self._begun), None)
+        later = [self._place(index) for index, batch in enumerate(self._batches) if batch.resources.num_gpus]
+        return next((self._batches[index].steps[0] for _, index in sorted(later) if index not in self._begun), None)
+
+    def _place(self, index: int) -> _Place:
+        """Turn by turn, and within one in the plan's order."""
+        return self._batches[index].turn, index
 
     def _look_into_lane(self, wait_s: float) -> None:
         if self._in_lane is None:

@@ -1,4 +1,7 @@
-"""Which batch is next: of those that could run now, the one with the longest way to the end of the run behind it."""
+"""Which batch is next: of those that could run now, the one with the longest way to the end of the run behind it.
+
+Repetitions take turns: none is before what could run of an earlier turn.
+"""
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +60,7 @@ class Ready:
     def __init__(self, batches: Sequence[Batch], urgency: Sequence[float]) -> None:
         self._batches, self._urgency = batches, urgency
         self._families = [batch.family for batch in batches]
-        self._queues: dict[Resources, list[tuple[float, int]]] = {}
+        self._queues: dict[Resources, list[tuple[int, float, int]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -65,7 +68,7 @@ class Ready:
     def add(self, index: int) -> None:
         """One more; the most urgent comes first, and of equals the one that the plan has first."""
         queue = self._queues.setdefault(self._batches[index].resources, [])
-        heapq.heappush(queue, (-self._urgency[index], index))
+        heapq.heappush(queue, (self._batches[index].turn, -self._urgency[index], index))
 
     def shapes(self) -> list[Resources]:
         """What the batches take, that of the most urgent one first."""
@@ -73,11 +76,11 @@ class Ready:
 
     def peek(self, shape: Resources) -> int:
         """The most urgent batch of the shape, which stays."""
-        return self._queues[shape][0][1]
+        return self._queues[shape][0][-1]
 
     def pop(self, shape: Resources) -> int:
         """The most urgent batch of the shape."""
-        _, index = heapq.heappop(self._queues[shape])
+        index = heapq.heappop(self._queues[shape])[-1]
         if not self._queues[shape]:
             del self._queues[shape]
         return index
@@ -86,13 +89,13 @@ class Ready:
         """Up to ``most`` others of the family of a batch that was popped, the most urgent first."""
         shape, family = self._batches[index].resources, self._families[index]
         queue = self._queues.get(shape, []) if family is not None else []
-        found = sorted(entry for entry in queue if self._families[entry[1]] == family)[:most]
+        found = sorted(entry for entry in queue if self._families[entry[-1]] == family)[:most]
         if found:
             self._queues[shape] = [entry for entry in queue if entry not in found]
             heapq.heapify(self._queues[shape])
             if not self._queues[shape]:
                 del self._queues[shape]
-        return [other for _, other in found]
+        return [entry[-1] for entry in found]
 
     def drained(self) -> Iterator[int]:
         """Every batch, also those that become ready meanwhile."""

@@ -2,7 +2,8 @@
 
 ``model`` (only where the checkpoint is made of it), ``checkpoint``, ``calibration``, ``observed``, ``gate``, ``drift``,
 ``drift_text``, ``ceilings``, ``answer/SLOT/LEAF/0003``, ``score/SLOT``, ``compare/SLOT``, ``profile/WORKLOAD/MODE``; of
-what was evaluated again ``answer_again/SLOT/1/LEAF/0003`` and ``score_again/SLOT/1``.
+what was evaluated again ``answer_again/SLOT/1/LEAF/0003`` and ``score_again/SLOT/1``, of later starts of a server
+``profile/WORKLOAD/MODE/2``.
 """
 
 from collections.abc import Iterable, Mapping

@@ -37,8 +37,8 @@ class Step:
 
     ``inputs`` enter the fingerprint, ``after`` only orders (a gate must pass before an evaluation starts, yet a new
     gate threshold does not make old scores wrong).  ``label`` names the artifact's directory, ``trial`` the row of
-    the progress display, ``family`` the steps whose checkpoints may take each other's place in an open session; none of
-    these is identity.
+    the progress display, ``family`` the steps whose checkpoints may take each other's place in an open session; of what
+    could run, a lower ``turn`` is first, so that repetitions of several trials alternate.  None of these is identity.
     """
 
     stage: Stage
@@ -48,6 +48,7 @@ class Step:
     after: tuple[StepRef, ...] = ()
     trial: str = ""
     family: str = ""
+    turn: int = 0
     resources: Resources = Resources()
     num_documents: int = 0
     output_tokens: int | None = None  # the most that a document's answer may have, 0 for choices; None: not known

@@ -100,7 +100,8 @@ SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))
 SUITES_SCHEMA = pa.schema(plain_columns(SuiteMean))
 DECISIONS_SCHEMA = pa.schema(plain_columns(TrialVerdict))
 
-QUANTILES = ("median", "low", "high", "p90", "p99")  # low and high: the median's interval
+# low and high: of the median over starts; of p90 and p99 over starts, too, of one start over its requests.
+QUANTILES = ("median", "low", "high", "p90", "p90_low", "p90_high", "p99", "p99_low", "p99_high")
 _DISTRIBUTIONS = [f"{name}_{quantile}" for name in ("latency_s", "ttft_ms", "itl_ms") for quantile in QUANTILES]
 _SERVING = {
     pa.string(): ["trial", "model", "recipe", "device", "workload", "mode"],
@@ -117,7 +118,7 @@ _SERVING = {
     pa.bool_(): ["is_valid"],
     pa.list_(pa.string()): ["reasons"],
 }
-_COUNTS = ["num_requests", "num_failed", "num_warm_up"]
+_COUNTS = ["num_requests", "num_failed", "num_warm_up", "num_starts"]
 SERVING_SCHEMA = pa.schema(
     [*((name, kind) for kind, names in _SERVING.items() for name in names), *((name, pa.int64()) for name in _COUNTS)]
 )
@@ -131,11 +132,7 @@ def write_summary(out: Path, summary: Summary) -> None:
 
 def read_summary(directory: Path) -> pa.Table:
     """A row for each trial and task, as SUMMARY_SCHEMA says; null in columns that are newer than the report."""
-    table = read_table(directory / SUMMARY)
-    for column in SUMMARY_SCHEMA:
-        if column.name not in table.column_names:
-            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
-    return table
+    return _with_columns(read_table(directory / SUMMARY), SUMMARY_SCHEMA)
 
 
 def read_suites(directory: Path) -> pa.Table:
@@ -171,5 +168,16 @@ def write_serving(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_serving(directory: Path) -> pa.Table | None:
-    """A row for each trial, workload and mode, as SERVING_SCHEMA says; None if nothing was served."""
-    return read_table(directory / SERVING) if (directory / SERVING).exists() else None
+    """A row for each trial, workload and mode, as SERVING_SCHEMA says, null in columns that are newer than the report.
+
+    None if nothing was served.
+    """
+    path = directory / SERVING
+    return _with_columns(read_table(path), SERVING_SCHEMA) if path.exists() else None
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table

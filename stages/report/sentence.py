@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
 from stages.grid.shipping import DO_NOT_SHIP, SHIP
-from stages.measured import Measured
+from stages.measured import ONCE, Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
 from stages.report.numbers import count
@@ -110,7 +110,7 @@ def _advice(best: Candidate, ranked: Sequence[Candidate]) -> str:
     text = f"Ship {best.label}: {'; '.join([*filter(None, [_evidence(best)]), _price(best)])}"
     tempting = [each for each in ranked[: ranked.index(best)] if each.rank < best.rank]
     for each in tempting[:MOST_NAMED]:
-        text += f"; {each.label} is {_number_of(each)} but {_spoken_against(each)}"
+        text += f"; {each.label} is {_number_of(each)}{_once(each, ',')} but {_spoken_against(each)}"
     if len(tempting) > MOST_NAMED:
         text += f"; {len(tempting) - MOST_NAMED} more are cheaper or smaller, and may not be shipped yet"
     others = [each for each in ranked if each is not best and each.verdict.decision == SHIP]
@@ -143,8 +143,8 @@ def _price(each: Candidate) -> str:
 
 
 def _times(ratio: Measured) -> str:
-    ends = "" if ratio.low == ratio.high else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.value:.2f}{ends}"
+    ends = f"({ONCE})" if ratio.low is None or ratio.high is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f} {ends}"
 
 
 def _number_of(each: Candidate) -> str:
@@ -154,8 +154,14 @@ def _number_of(each: Candidate) -> str:
     return "" if each.share is None else f"{each.share:.2f} of the size"
 
 
+def _once(each: Candidate, end: str = "") -> str:
+    """What must be known of its price; ``end`` closes it."""
+    known = None if each.cost is None else each.cost.ranked_by
+    return f", {ONCE}{end}" if known is not None and known.low is None else ""
+
+
 def _in_brackets(each: Candidate) -> str:
-    return f" ({found})" if (found := _number_of(each)) else ""
+    return f" ({found}{_once(each)})" if (found := _number_of(each)) else ""
 
 
 def _price_in_short(some: Sequence[Candidate]) -> list[str]:
@@ -164,7 +170,7 @@ def _price_in_short(some: Sequence[Candidate]) -> list[str]:
     if others or not _number_of(each):
         return []
     what = " the queries per dollar" if each.cost is not None and each.cost.value is not None else ""
-    return [f"{_number_of(each)}{what} of {each.base}"]
+    return [f"{_number_of(each)}{what} of {each.base}{_once(each)}"]
 
 
 def _spoken_against(each: Candidate) -> str:

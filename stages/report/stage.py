@@ -23,7 +23,7 @@ from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
-VERSION = 10
+VERSION = 11
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -37,7 +37,8 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     """
     comparisons = read_comparisons(config.trials, config.tasks, inputs)
     cells = list(summary_rows(config.trials, config.tasks, config.failures, comparisons))
-    cells = held_open(config.trials, cells, confidence_of(list(comparisons.values())))
+    confidence = confidence_of(list(comparisons.values()))
+    cells = held_open(config.trials, cells, confidence)
     rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
@@ -54,7 +55,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     pages = write_flip_pages(config, comparisons, out)
     view = _view(config, inputs, comparisons, summary) | {
         "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
-        "serving": _serving(config, inputs, rows, out),
+        "serving": _serving(config, inputs, rows, confidence, out),
     }
     view["notes"] = list(dict.fromkeys([*view["notes"], *suite_notes(found)]))
     for name in (MARKDOWN, HTML, VERDICTS):
@@ -63,13 +64,15 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     return {"num_cells": len(rows), "num_scored": num_scored, "num_failures": len(config.failures)}
 
 
-def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], out: Path) -> dict[str, Any] | None:
+def _serving(
+    config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], confidence: float, out: Path
+) -> dict[str, Any] | None:
     """What the templates show of serving; its pictures and numbers are written beside the report."""
     if config.serving is None:
         return None
     from markupsafe import Markup
 
-    view = serving_view(config.trials, config.serving, inputs, rows)
+    view = serving_view(config.trials, config.serving, inputs, rows, confidence)
     for section in view["sections"]:
         for picture in section["charts"]:
             picture["file"] = f"{section['name']}-{picture['name']}.svg"

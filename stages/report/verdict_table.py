@@ -5,6 +5,7 @@ from typing import Any
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE, LOOKS, MARKS
 from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, SHIP
+from stages.measured import ONCE
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.cells import Cell, Heading
 from stages.report.config import SuiteRow, TrialRow
@@ -144,5 +145,5 @@ def _cost(trial: TrialRow, costs: Mapping[str, Cost]) -> Cell:
         return Cell("base" if trial.is_base else MISSING, look="" if trial.is_base else "absent")
     ratio = cost.saturated or cost.alone
     assert ratio is not None
-    ends = "" if ratio.low == ratio.high else interval(ratio.low, ratio.high, 2)
+    ends = ONCE if ratio.low is None else interval(ratio.low, ratio.high, 2)
     return Cell(f"{number(ratio.value, 2)} ×", f"{ends} {'' if cost.saturated else 'one at a time'}".strip())

@@ -16,30 +16,33 @@ CEILINGS = "ceilings.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """Requests a second, with the interval of their mean."""
+    """Requests a second, mean of the runs."""
 
     mean: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distribution:
-    """Measured values, with the interval of their median; None is what so many values cannot say."""
+    """What was measured at one start; None is what so many values cannot say.
+
+    The intervals of the quantiles are of the requests of that start.
+    """
 
     n: int
     mean: float | None = None
     median: float | None
-    low: float | None
-    high: float | None
     p90: float | None
+    p90_low: float | None = None
+    p90_high: float | None = None
     p99: float | None
+    p99_low: float | None = None
+    p99_high: float | None = None
     spread: float | None = None  # standard deviation over mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmUp:
-    """How many requests at the start do not count, and how that was found."""
+    """How many of the first requests do not count, and how that was found."""
 
     num_discarded: int
     method: str
@@ -95,7 +98,7 @@ class Kernels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointFacts:
-    """One workload in one mode: what was measured, and everything needed to believe it."""
+    """One workload in one mode at one start of a server: what was measured, and everything needed to believe it."""
 
     workload: str
     mode: str
@@ -115,6 +118,7 @@ class PointFacts:
     kernels: Kernels
     work: Work | None
     concurrency: int
+    start: int = 1
 
 
 def write_point(out: Path, facts: PointFacts, requests: Sequence[Mapping[str, Any]], log: Path) -> None:

@@ -24,11 +24,13 @@ class WorkloadConfig:
     output_tokens: int = identity()
     num_sync_requests: int = identity(10)
     concurrency: int = identity(256)  # requests at once for maximum throughput
-    num_runs: int = identity(3)  # so often; one alone has no interval
+    num_runs: int = identity(3)  # so often at each start of the server
     direct: bool = identity(True)  # ask the engine without HTTP as well
     min_direct_share: float = identity(0.85)  # of that; less and HTTP was the limit: the point is not valid
     rate_s: float = identity(30.0)  # how long a rate is held
-    max_spread: float = identity(0.1)  # of repeats, relative; more and the point is not valid
+    max_spread: float = identity(
+        0.1
+    )  # of repeats, relative, and of what changes at a rate; more: the point is not valid
     rates: list[float] = execution(factory=list)  # shares of the maximum throughput; each is a point
 
     def __post_init__(self) -> None:
@@ -41,14 +43,23 @@ class WorkloadConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ServerConfig:
-    """vLLM's server and the client that loads it.  ``replicas`` engines share the requests, each on its own GPUs."""
+    """vLLM's server and the client that loads it.  ``replicas`` engines share the requests, each on its own GPUs.
+
+    Every point is measured at ``num_starts`` starts: what one start happens to be is in all its requests, so that an
+    interval and a verdict are of several.
+    """
 
     replicas: int = identity(1)
     num_api_servers: int = identity(1)
+    num_starts: int = execution(3)
     num_clients: int = execution(2)  # processes that send requests
     port: int | None = execution(None)  # null: any that is free
     allow_busy_gpu: bool = execution(False)
     start_timeout_s: float = execution(900.0)
+
+    def __post_init__(self) -> None:
+        if self.num_starts < 1:
+            raise ValueError(f"server.num_starts must be at least 1; got {self.num_starts}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,6 +77,7 @@ class ProfileConfig:
     driver: str | None = identity(None)
     vllm: str = identity()
     random_weights: bool = identity(False)
+    start: int = identity(1, neutral=1)  # of so many of the server
 
     @property
     def num_gpus(self) -> int:

@@ -11,7 +11,7 @@ from stages.serving import validity
 from stages.serving.artifact import ClientCeiling, Rate
 from stages.serving.config import ProfileConfig
 from stages.serving.load import Request, answered, requests_per_s, sustained_per_s
-from stages.serving.steady import WARM_UP_METHOD, distribution, max_warm_up, mean_interval, num_warm_up, spread
+from stages.serving.steady import WARM_UP_METHOD, has_drifted, num_warm_up, spread
 
 if TYPE_CHECKING:
     from stages.serving.session import Session
@@ -45,25 +45,24 @@ class Measurement:
 
 
 def synchronous(config: "ProfileConfig", session: "Session") -> Measurement:
-    """One request after the other, until the latencies are steady; then one of the engine without HTTP."""
-
+    """One request after the other; then one of the engine without HTTP."""
     load = config.load
     tokens = load.prompt_tokens, load.output_tokens
     # GuideLLM leaves out a request that began before its own clock did: one more is sent.
     requests = session.run({"kind": "synchronous"}, tokens, load.num_sync_requests + 1, True, seed_of(config))
     done = answered(requests)
-    cut = num_warm_up(latency_s(done))
+    cut = num_warm_up(len(done))
     kept = done[cut:]
     latencies = latency_s(kept)
-    found = distribution(latencies, "latency")
     mean = 1 / float(np.median(latencies))
-    rate = Rate(mean=mean, low=_inverse(found.high), high=_inverse(found.low))
     ceiling = session.ceilings[True]
     direct = session.direct_rate(tokens, 1, seed_of(config, "direct")) if load.direct else None
     reasons = validity.about_client(mean, load.output_tokens, ceiling)
     reasons += validity.about_http(mean, direct, load.min_direct_share)
     reasons += validity.about_spread(spread(latencies), load.max_spread, "latencies")
-    return Measurement(requests, kept, rate, latencies, cut, WARM_UP_METHOD, ceiling, reasons, direct_rate=direct)
+    return Measurement(
+        requests, kept, Rate(mean=mean), latencies, cut, WARM_UP_METHOD, ceiling, reasons, direct_rate=direct
+    )
 
 
 def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
@@ -81,14 +80,13 @@ def throughput(config: "ProfileConfig", session: "Session") -> Measurement:
     session.reset()
     direct = session.direct_rate(tokens, load.concurrency, seed_of(config, "direct")) if load.direct else None
     mean, ceiling = sum(rates) / len(rates), session.ceilings[False]
-    low, high = mean_interval(rates)
     reasons = validity.about_client(mean, load.output_tokens, ceiling)
     reasons += validity.about_http(mean, direct, load.min_direct_share)
     reasons += validity.about_spread(spread(rates), load.max_spread, "throughputs")
     return Measurement(
         requests,
         answered(requests),
-        Rate(mean=mean, low=low, high=high),
+        Rate(mean=mean),
         rates,
         0,
         WARMED_BEFORE,
@@ -110,18 +108,20 @@ def at_rate(config: "ProfileConfig", session: "Session", asked: float) -> Measur
     requests = session.run({"kind": "poisson", "rate": [asked]}, tokens, number, True, seed_of(config))
     done = answered(requests)
     loaded = under_load(done)
-    cut = num_warm_up([request["itl_ms"] for request in loaded])
+    cut = num_warm_up(len(loaded))
+    kept = loaded[cut:]
     ceiling, achieved = session.ceilings[True], sustained_per_s(requests)
     reasons = [] if achieved is None else validity.about_client(achieved, load.output_tokens, ceiling)
-    if achieved is None or len(loaded) - cut < MIN_RATE_REQUESTS or cut >= max_warm_up(len(loaded)):
+    is_unsteady = has_drifted([request["itl_ms"] for request in kept], load.max_spread)
+    if achieved is None or len(kept) < MIN_RATE_REQUESTS or is_unsteady:
         reasons.append(
             f"no steady state was found in the {len(loaded)} answers that came while others were asked for: raise "
             f"rate_s={load.rate_s:g}"
         )
     return Measurement(
         requests,
-        loaded[cut:],
-        Rate(mean=achieved, low=None, high=None),
+        kept,
+        Rate(mean=achieved),
         [],
         cut,
         WARM_UP_METHOD,
@@ -152,10 +152,7 @@ def itl_ms(requests: Sequence[Request]) -> list[float | None]:
     return [request["itl_ms"] for request in requests]
 
 
-def _inverse(value: float | None) -> float | None:
-    return None if value is None else 1 / value
-
-
 def seed_of(config: ProfileConfig, *labels: object) -> int:
-    """A seed of its own for every point and run, so that no prompt is seen twice."""
-    return zlib.crc32(repr([config.workload, config.mode.name, config.rate_share, *labels]).encode()) % 2**31
+    """A seed of its own for every point, start and run, so that no prompt is seen twice."""
+    point = [config.workload, config.mode.name, config.rate_share, config.start, *labels]
+    return zlib.crc32(repr(point).encode()) % 2**31

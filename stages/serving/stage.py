@@ -33,10 +33,8 @@ States = list[GpuState] | None
 
 def session_key(config: ProfileConfig) -> str:
     """Canonical text of what defines one server; points with the same key and checkpoint share it."""
-    settings = (
-        asdict(config.engine) | asdict(config.server) | {"kind": config.engine.kind.name, "device": config.device}
-    )
-    return json.dumps(settings, sort_keys=True)
+    named = {"kind": config.engine.kind.name, "device": config.device, "start": config.start}
+    return json.dumps(asdict(config.engine) | asdict(config.server) | named, sort_keys=True)
 
 
 @contextmanager
@@ -130,15 +128,16 @@ def _describe(
         rate_share=config.rate_share,
         asked_requests_per_s=measured.asked_rate,
         requests_per_s=measured.rate,
-        latency_s=distribution(latency_s(kept), "latency"),
-        ttft_ms=distribution(ttft_ms(kept), "ttft"),
-        itl_ms=distribution(itl_ms(kept), "itl"),
+        latency_s=distribution(latency_s(kept)),
+        ttft_ms=distribution(ttft_ms(kept)),
+        itl_ms=distribution(itl_ms(kept)),
         direct_requests_per_s=measured.direct_rate,
         validity=_validity(measured, reasons),
         device=Device(product=config.device, driver=config.driver, before=before, after=after),
         kernels=kernels_of(session.server.log.read_text(errors="replace")),
         work=work_of(checkpoint, load.prompt_tokens, load.output_tokens, config.engine.dtype),
         concurrency=1 if config.mode is ProfileMode.synchronous else load.concurrency,
+        start=config.start,
     )
 
 

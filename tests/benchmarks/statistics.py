@@ -1,10 +1,10 @@
 """How often the intervals of a comparison hold the truth, and how often its verdicts are wrong, by simulation.
 
-    python -m tests.benchmarks.statistics [--replicates 20000] [--part cells|grids]
+    python -m tests.benchmarks.statistics [--replicates 20000] [--part cells|grids|serving]
 
-simulates designs whose true difference is known, and whole sweeps (``grids.py``), gives their documents to the
-product's own functions, writes ``statistics.json`` and prints the tables.  Every design has a random stream of its own,
-so a run repeats to the digit.
+simulates designs whose true difference is known, whole sweeps (``grids.py``) and servers (``starts.py``), gives them
+to the product's own functions, writes ``statistics.json`` and prints the tables.  Every design has a random stream
+of its own, so a run repeats to the digit.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from stages.compare.intervals import difference_intervals
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, verdict_of
 from stages.inference import critical_value, ratio_interval, tango_interval
 from stages.statistics import generator
-from tests.benchmarks import grids
+from tests.benchmarks import grids, starts
 
 KEPT = Path(__file__).parent / "statistics.json"
 MARGIN = 0.02
@@ -279,6 +279,11 @@ def read_grids(path: Path = KEPT) -> list[grids.Simulated]:
     return [grids.Simulated(**each) for each in json.loads(path.read_text())["grids"]]
 
 
+def read_serving(path: Path = KEPT) -> list[grids.Simulated]:
+    """What was kept of servers."""
+    return [grids.Simulated(**each) for each in json.loads(path.read_text())["serving"]]
+
+
 def wrong(found: Sequence[Measured], slack: float = 0.0) -> list[Measured]:
     """Those that miss what is promised by more than ``slack`` standard errors of the simulation."""
 
@@ -302,22 +307,29 @@ def main() -> None:
     """Simulate, keep and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=20_000)
-    parser.add_argument("--part", choices=("cells", "grids"))
+    parser.add_argument("--part", choices=("cells", "grids", "serving"))
     options = parser.parse_args()
-    if options.part != "grids":
+    if options.part in (None, "cells"):
         found = [measure() for measure in designs(options.replicates)]
         _keep("rows", found)
         print(table(found))
         for each in wrong(found):
             print("misses:", each)
-    if options.part != "cells":
-        simulated = [
-            each for ask in grids.simulations(options.replicates // 2, options.replicates // 20) for each in ask()
-        ]
-        _keep("grids", simulated)
-        print(grids.table(simulated))
-        for one in grids.wrong(simulated):
-            print("misses:", one)
+    asked = {
+        "grids": partial(grids.simulations, options.replicates // 2, options.replicates // 20),
+        "serving": partial(starts.simulations, options.replicates // 2),
+    }
+    for part, simulations in asked.items():
+        if options.part in (None, part):
+            _simulate(part, simulations())
+
+
+def _simulate(part: str, simulations: Iterator[Callable[[], list[grids.Simulated]]]) -> None:
+    found = [each for ask in simulations for each in ask()]
+    _keep(part, found)
+    print(grids.table(found))
+    for one in grids.wrong(found):
+        print("misses:", one)
 
 
 def _keep(part: str, found: Sequence[Any]) -> None:

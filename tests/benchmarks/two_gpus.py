@@ -111,7 +111,7 @@ sweep:
   name: serve
   axes: {{recipe: [bf16]}}
 engine: {{max_model_len: 4096, tensor_parallel_size: 2{plain}}}
-server: {{num_clients: 4}}
+server: {{num_clients: 4, num_starts: 1}}
 gpu: {{prices: [{{num_gpus: 1, usd_per_hour: 1.0}}]}}  # queries per dollar are those of a GPU's hour
 workloads:
   docstring_generation: {{num_sync_requests: 3, num_runs: 1, concurrency: 256, direct: false}}

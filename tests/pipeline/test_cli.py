@@ -46,6 +46,7 @@ BAD_INPUT = {
     "misspelt key": (["recipe.grup_size=3"], r"unknown key 'recipe.grup_size'"),
     "misspelt key with ++": (["++recipe.grup_size=3"], r"unknown key 'grup_size' in RecipeConfig"),
     "misspelt top-level key with ++": (["++cluter.address=x"], r"unknown key 'cluter'"),
+    "no start": (["+sweep=smoke_profile", "server.num_starts=0"], r"server.num_starts must be at least 1; got 0"),
     "a share of nothing": (["+sweep=smoke_profile", "+mixes.m={short: 0}"], r"mixes.m.short must be a positive share"),
     "no batch at all": (["max_parallel=0"], r"max_parallel must be at least 1"),
     "a file and a class": (

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.serving.recommendation import Curve
+from stages.measured import ONCE, Measured
+from stages.report.serving.options import Curve
 
 WIDTH, _LABEL_WIDTH, _TEXT_WIDTH = 860, 190, 190
 _BAR, _GAP, _TOP = 16, 12, 44
@@ -26,11 +27,12 @@ def bar_chart(title: str, recipes: Sequence[str], groups: Mapping[str, Sequence[
 
 def curve_chart(title: str, recipes: Sequence[str], curves: Mapping[str, Curve]) -> dict[str, Any] | None:
     """Inter-token latency against request rate, a line for each format with its intervals; None without two points."""
-    points = [(rate, latency) for curve in curves.values() for rate, latency in curve.points]
+    lines = {recipe: [(rate, ms.measured) for rate, ms in curve.points] for recipe, curve in curves.items()}
+    points = [point for line in lines.values() for point in line]
     if len(points) < 2:
         return None
     most_rate = max(rate for rate, _ in points) * 1.05
-    most_ms = max(latency.high for _, latency in points) * 1.05
+    most_ms = max(ms.high or ms.value for _, ms in points) * 1.05
     x_ticks, y_ticks = _ticks(most_rate), _ticks(most_ms)
     return {
         "kind": "curves",
@@ -43,19 +45,19 @@ def curve_chart(title: str, recipes: Sequence[str], curves: Mapping[str, Curve])
         "lines": [
             {
                 "colour": recipes.index(recipe) % 6,
-                "path": " ".join(f"{_x(rate, most_rate)},{_y(ms.value, most_ms)}" for rate, ms in curve.points),
+                "path": " ".join(f"{_x(rate, most_rate)},{_y(ms.value, most_ms)}" for rate, ms in line),
                 "dots": [
                     {
                         "x": _x(rate, most_rate),
                         "y": _y(ms.value, most_ms),
-                        "low": _y(ms.low, most_ms),
-                        "high": _y(ms.high, most_ms),
-                        "title": f"{recipe}: {rate:.3g} requests/s, {ms.value:.3g} ms [{ms.low:.3g}, {ms.high:.3g}]",
+                        "low": _y(ms.low or ms.value, most_ms),
+                        "high": _y(ms.high or ms.value, most_ms),
+                        "title": f"{recipe}: {rate:.3g} requests/s, {_milliseconds(ms)}",
                     }
-                    for rate, ms in curve.points
+                    for rate, ms in line
                 ],
             }
-            for recipe, curve in curves.items()
+            for recipe, line in lines.items()
         ],
         "legend": _legend([recipe for recipe in recipes if recipe in curves], recipes),
     }
@@ -75,6 +77,11 @@ def _bar(bar: Bar, recipes: Sequence[str], y: float, longest: float) -> dict[str
         "text": text,
         "title": f"{recipe}: {text}",
     }
+
+
+def _milliseconds(ms: Measured) -> str:
+    ends = ONCE if ms.low is None or ms.high is None else f"[{ms.low:.3g}, {ms.high:.3g}]"
+    return f"{ms.value:.3g} ms {ends}"
 
 
 def _legend(shown: Sequence[str], recipes: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -1,23 +1,24 @@
 """Every point of a profile with what speaks for and against it, and why a format is fast or slow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stages.gpu import GpuState
-from stages.report.artifact import QUANTILES
+from stages.measured import Measured, Replicated, measured, num_for_quantile
 from stages.report.numbers import MISSING, percent
-from stages.report.serving.results import Point, Served
-from stages.serving.artifact import ClientCeiling, Device, Distribution
+from stages.report.serving.goodput import Of, quantile_of
+from stages.report.serving.results import Point, Served, requests_per_s
+from stages.serving.artifact import ClientCeiling, Device, Distribution, PointFacts
 from stages.serving.roofline import least_latency_s, most_requests_per_s
 
 
 def point_lines(served: Served, ceilings: Mapping[str, float | None]) -> list[dict[str, str]]:
-    """A line for each point."""
-    return [_line(point, ceilings) for point in served.points]
+    """A line for each point and start."""
+    return [_line(point, facts, ceilings) for point in served.points for facts in point.starts]
 
 
 def point_rows(served: Served, ceilings: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """The same as numbers, for ``serving.parquet``."""
+    """A row for each point, over its starts, as numbers for ``serving.parquet``."""
     return [_row(served, point, ceilings) for point in served.points]
 
 
@@ -36,44 +37,47 @@ def why_lines(served: Served) -> dict[str, str]:
     }
 
 
-def roofline_share(point: Point, ceilings: Mapping[str, float | None]) -> float | None:
+def roofline_share(facts: PointFacts, ceilings: Mapping[str, float | None]) -> float | None:
     """What was achieved of what bytes and operations allow; None at a rate that was set, or without ceilings."""
-    facts = point.facts
     replicas = facts.replicas  # each has its own weights, and its part of the requests
     num_gpus = max(facts.num_gpus // replicas, 1)
-    if point.mode == "synchronous":
+    if facts.mode == "synchronous":
         least, found = least_latency_s(facts.work, ceilings, num_gpus), facts.latency_s.median
         return least / found if least is not None and found else None
-    if point.mode == "throughput":
+    if facts.mode == "throughput":
         most = most_requests_per_s(facts.work, ceilings, max(facts.concurrency // replicas, 1), num_gpus)
-        return point.rate / (most * replicas) if most is not None and point.rate is not None else None
+        found = facts.requests_per_s.mean
+        return found / (most * replicas) if most is not None and found is not None else None
     return None
 
 
-def _line(point: Point, ceilings: Mapping[str, float | None]) -> dict[str, str]:
-    facts, validity = point.facts, point.facts.validity
+def _line(point: Point, facts: PointFacts, ceilings: Mapping[str, float | None]) -> dict[str, str]:
+    validity = facts.validity
     return {
         "workload": point.workload,
-        "mode": point.mode,
+        "mode": f"{point.mode}, start {facts.start}" if len(point.starts) > 1 else point.mode,
         "recipe": point.trial.label,
-        "rate": _number(point.rate),
+        "rate": _number(facts.requests_per_s.mean),
         "direct": _number(facts.direct_requests_per_s),
         "latency": _three(facts.latency_s),
         "ttft": _three(facts.ttft_ms),
         "itl": _three(facts.itl_ms),
-        "roofline": percent(roofline_share(point, ceilings), 0),
+        "roofline": percent(roofline_share(facts, ceilings), 0),
         "requests": f"{validity.num_requests} ({validity.num_failed} failed)",
         "warm_up": str(validity.warm_up.num_discarded),
         "spread": percent(validity.spread, 1),
         "client": _ceiling(validity.client_ceiling),
         "gpu": _gpu(facts.device),
-        "verdict": "valid" if point.is_valid else "; ".join(validity.reasons),
+        "verdict": "valid" if validity.is_valid else "; ".join(validity.reasons),
     }
 
 
 def _row(served: Served, point: Point, ceilings: Mapping[str, float | None]) -> dict[str, Any]:
-    facts, validity = point.facts, point.facts.validity
-    last = facts.device.after[0] if facts.device.after else None
+    facts, counting = point.facts, point.valid or point.starts
+    last = counting[-1].device.after[0] if counting[-1].device.after else None
+    rate, direct = point.over_starts(requests_per_s), point.over_starts(lambda each: each.direct_requests_per_s)
+    share = point.over_starts(lambda each: roofline_share(each, ceilings))
+    spreads = [each.validity.spread for each in counting if each.validity.spread is not None]
     return {
         "trial": point.trial.name,
         "model": point.trial.model,
@@ -88,27 +92,47 @@ def _row(served: Served, point: Point, ceilings: Mapping[str, float | None]) -> 
         "sm_clock_mhz": last and last.sm_clock_mhz,
         "temperature_c": last and last.temperature_c,
         "usd_per_hour": served.hourly_usd,
-        "requests_per_s": facts.requests_per_s.mean,
-        "requests_per_s_low": facts.requests_per_s.low,
-        "requests_per_s_high": facts.requests_per_s.high,
-        "direct_requests_per_s": facts.direct_requests_per_s,
-        "client_requests_per_s": validity.client_ceiling.requests_per_s,
-        **_quantiles("latency_s", facts.latency_s),
-        **_quantiles("ttft_ms", facts.ttft_ms),
-        **_quantiles("itl_ms", facts.itl_ms),
+        **_with_ends("requests_per_s", measured(rate)),
+        "direct_requests_per_s": _value(direct),
+        "client_requests_per_s": min(each.validity.client_ceiling.requests_per_s for each in counting),
+        **_quantiles("latency_s", point, lambda each: each.latency_s),
+        **_quantiles("ttft_ms", point, lambda each: each.ttft_ms),
+        **_quantiles("itl_ms", point, lambda each: each.itl_ms),
         "queries_per_usd": _queries_per_usd(served, point),
-        "roofline_share": roofline_share(point, ceilings),
+        "roofline_share": _value(share),
         "is_valid": point.is_valid,
-        "reasons": validity.reasons,
-        "num_requests": validity.num_requests,
-        "num_failed": validity.num_failed,
-        "num_warm_up": validity.warm_up.num_discarded,
-        "spread": validity.spread,
+        "reasons": list(_reasons(point)),
+        "num_starts": len(point.valid),
+        "num_requests": sum(each.validity.num_requests for each in counting),
+        "num_failed": sum(each.validity.num_failed for each in counting),
+        "num_warm_up": sum(each.validity.warm_up.num_discarded for each in counting),
+        "spread": max(spreads, default=None),
     }
 
 
-def _quantiles(name: str, found: Distribution) -> dict[str, float | None]:
-    return {f"{name}_{quantile}": getattr(found, quantile) for quantile in QUANTILES}
+def _reasons(point: Point) -> Iterable[str]:
+    """Why a start does not count."""
+    for facts in point.starts:
+        where = f"start {facts.start}: " if len(point.starts) > 1 else ""
+        yield from (f"{where}{reason}" for reason in facts.validity.reasons)
+
+
+def _quantiles(name: str, point: Point, of: Of) -> dict[str, float | None]:
+    median = point.over_starts(lambda facts: of(facts).median)
+    found = _with_ends(f"{name}_median", measured(median))
+    found |= {f"{name}_{end}": found.pop(f"{name}_median_{end}") for end in ("low", "high")}
+    for quantile in ("p90", "p99"):
+        found |= _with_ends(f"{name}_{quantile}", quantile_of(point, of, quantile))
+    return found
+
+
+def _value(found: Replicated | None) -> float | None:
+    return None if found is None else found.value
+
+
+def _with_ends(name: str, found: Measured | None) -> dict[str, float | None]:
+    value, low, high = found or (None, None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _queries_per_usd(served: Served, point: Point) -> float | None:
@@ -118,8 +142,16 @@ def _queries_per_usd(served: Served, point: Point) -> float | None:
 
 
 def _three(found: Distribution) -> str:
-    """Median, p90 and p99."""
-    return " / ".join(map(_number, (found.median, found.p90, found.p99)))
+    """Median, p90 and p99, with the upper ends of these two, or how many requests an end needs."""
+    p90, p99 = _with_end(found.p90, found.p90_high, 0.9), _with_end(found.p99, found.p99_high, 0.99)
+    return f"{_number(found.median)} / {p90} / {p99}"
+
+
+def _with_end(value: float | None, high: float | None, quantile: float) -> str:
+    if value is None:
+        return MISSING
+    end = f"needs {num_for_quantile(quantile)} requests" if high is None else f"≤ {_number(high)}"
+    return f"{_number(value)} ({end})"
 
 
 def _number(value: float | None) -> str:

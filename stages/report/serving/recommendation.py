@@ -1,72 +1,46 @@
 """Which format to serve: the best alone and under load, the request rate where that changes, and what nothing beats.
 
-Two numbers differ only where their intervals do not overlap; where they do, the answer is that the evidence does not
-say.  Pure arithmetic over what was measured, and over prices.
+Two formats differ where a test over the starts of their servers says so; where it does not, the answer is that the
+evidence does not say, and of what was started once nothing is said.  Pure arithmetic over measurements and prices.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
-from stages.measured import Measured, weighted_sum
-from stages.report.serving.cost import queries_per_usd
-
-Mix = Mapping[str, float]  # workload -> share of the queries
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A format under load: what it does to a latency at some request rates, and the most requests a second it answers.
-
-    ``points`` are (requests/s, latency), sorted by rate.
-    """
-
-    points: Sequence[tuple[float, Measured]]
-    capacity: Measured
-
-    def latency_at(self, rate: float) -> Measured:
-        """Interpolated; load never makes faster, so the ends bound what lies beyond them."""
-        rates = [known for known, _ in self.points]
-        if rate <= rates[0]:
-            return self.points[0][1]
-        if rate > rates[-1]:
-            return Measured(math.inf, self.points[-1][1].low, math.inf)
-        (left, low), (right, high) = next(pair for pair in pairwise(self.points) if pair[0][0] < rate <= pair[1][0])
-        share = (rate - left) / (right - left)
-        return Measured(*(a + share * (b - a) for a, b in zip(low, high, strict=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A format as it is served on one kind of GPU.  What could not be measured is not there."""
-
-    recipe: str
-    latency_s: Mapping[str, Measured]  # workload -> of one query at a time
-    queries_per_s: Mapping[str, Measured]  # workload -> at saturation
-    sync_usd_per_hour: float  # of the GPUs that answered one query at a time
-    async_usd_per_hour: float
-    recovery: Measured | None = None
-    curves: Mapping[str, Curve] = field(default_factory=dict)
+from stages.grid.multiplicity import holm
+from stages.measured import FALSE_SHARE, ONCE, Replicated
+from stages.report.serving.front import Front, unbeaten
+from stages.report.serving.options import Curve, Mix, Option, async_cost_usd, sync_cost_usd
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``best`` is None where the intervals of several ``candidates`` overlap, or where there are none.
+    """``best`` is None where several ``candidates`` cannot be told apart, or where there are none.
 
-    One option alone, with others unknown, is no best.
+    One option alone, with others unknown, is no best.  The first candidate has the lowest number.
     """
 
     best: str | None
     candidates: tuple[str, ...]
     unknown: tuple[str, ...] = ()  # options that lack a measurement, and might be better
+    once: tuple[str, ...] = ()  # candidates that were measured once, so that nothing tells them from others
 
     @property
     def text(self) -> str:
         if not self.candidates:
             return "not measured"
+        if self.best is None and self.candidates[0] in self.once and len(self.candidates) > 1:
+            return self._noted(
+                f"{ONCE}, no verdict; the lowest is {self.candidates[0]}", {"not measured": self.unknown}
+            )
         known = self.best or f"not enough evidence: {' or '.join(self.candidates)}"
-        return f"{known} (not measured: {', '.join(self.unknown)})" if self.unknown else known
+        return self._noted(known, {ONCE: self.once, "not measured": self.unknown})
+
+    def _noted(self, text: str, notes: Mapping[str, Sequence[str]]) -> str:
+        said = "; ".join(f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
+        return f"{text} ({said})" if said else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,57 +61,48 @@ class Recommendation:
     synchronous: Verdict
     asynchronous: Verdict
     flips: tuple[Flip, ...]
-    unbeaten: tuple[str, ...]
+    untested: tuple[str, ...]  # workloads with formats whose curves were measured once
+    unbeaten: Front
 
 
 def recommend(options: Sequence[Option], mix: Mix) -> Recommendation:
     """The advice that the measurements of ``options`` support for queries drawn from ``mix``."""
     synchronous = _known(options, lambda option: sync_cost_usd(option, mix))
     asynchronous = _known(options, lambda option: async_cost_usd(option, mix))
-    flips = [flip for workload in mix for flip in find_flips(workload, _curves(options, workload))]
+    curves = {workload: _curves(options, workload) for workload in mix}
     names = [option.recipe for option in options]
     return Recommendation(
-        cheapest(synchronous, names), cheapest(asynchronous, names), tuple(flips), unbeaten(options, mix)
+        cheapest(synchronous, names),
+        cheapest(asynchronous, names),
+        tuple(flip for workload, own in curves.items() for flip in find_flips(workload, own)),
+        tuple(workload for workload, own in curves.items() if any(curve.is_once for curve in own.values())),
+        unbeaten(options, mix),
     )
 
 
-def sync_cost_usd(option: Option, mix: Mix) -> Measured | None:
-    """Dollars for a query of the mix, one after the other; None if one of its workloads is not measured."""
-    return _mean(
-        mix,
-        {
-            name: queries_per_usd(latency.reciprocal(), option.sync_usd_per_hour).reciprocal()
-            for name, latency in option.latency_s.items()
-        },
-    )
-
-
-def async_cost_usd(option: Option, mix: Mix) -> Measured | None:
-    """Dollars for a query of the mix at saturation; None if one of its workloads is not measured."""
-    return _mean(
-        mix,
-        {
-            name: queries_per_usd(rate, option.async_usd_per_hour).reciprocal()
-            for name, rate in option.queries_per_s.items()
-        },
-    )
-
-
-def cheapest(costs: Mapping[str, Measured], names: Sequence[str] = ()) -> Verdict:
-    """The lowest of the known among ``names``, if its interval lies below all others."""
+def cheapest(costs: Mapping[str, Replicated], names: Sequence[str] = ()) -> Verdict:
+    """The lowest of the known among ``names``, if it differs from each other one by Welch's test, adjusted by Holm for
+    their number.
+    """
     unknown = tuple(name for name in names if name not in costs)
     if not costs:
         return Verdict(None, (), unknown)
-    leader = min(costs, key=lambda name: (costs[name].value, costs[name].low))
-    rivals = [name for name in costs if name != leader and not costs[leader].is_below(costs[name])]
-    is_alone = len(costs) == 1 and unknown
-    return Verdict(None if rivals or is_alone else leader, (leader, *rivals), unknown)
+    leader = min(costs, key=lambda name: costs[name].value)
+    others = [name for name in costs if name != leader]
+    tested = [name for name in others if not (costs[leader].is_once or costs[name].is_once)]
+    ps = holm([costs[leader].p_apart(costs[name]) for name in tested])
+    behind = {name for name, p in zip(tested, ps, strict=True) if p <= FALSE_SHARE}
+    candidates = (leader, *(name for name in others if name not in behind))
+    is_best = candidates == (leader,) and (others or not unknown)
+    once = tuple(name for name in candidates if costs[name].is_once)
+    return Verdict(leader if is_best else None, candidates, unknown, once)
 
 
 def find_flips(workload: str, curves: Mapping[str, Curve]) -> list[Flip]:
     """The changes of the fastest format with the request rate, each between the nearest rates that show it."""
     rates = {rate for curve in curves.values() for rate, _ in curve.points}
-    rates |= {math.nextafter(curve.capacity.high, math.inf) for curve in curves.values()}
+    most = (curve.capacity.measured.high for curve in curves.values())
+    rates |= {math.nextafter(high, math.inf) for high in most if high is not None}
     winners = [(rate, best) for rate in sorted(rates) if (best := fastest(curves, rate).best) is not None]
     return [
         Flip(workload, before, after, low, high)
@@ -148,46 +113,15 @@ def find_flips(workload: str, curves: Mapping[str, Curve]) -> list[Flip]:
 
 def fastest(curves: Mapping[str, Curve], rate: float) -> Verdict:
     """The format with the lowest latency at a request rate; none where one may keep up with it or may not."""
-    able = {name: curve for name, curve in curves.items() if curve.capacity.high >= rate}
-    if any(curve.capacity.low < rate for curve in able.values()):
+    able = {name: curve for name, curve in curves.items() if curve.may_reach(rate)}
+    if not all(curve.surely_reaches(rate) for curve in able.values()):
         return Verdict(None, tuple(able))
-    return cheapest({name: curve.latency_at(rate) for name, curve in able.items()})
+    found = cheapest({name: curve.latency_at(rate) for name, curve in able.items()})
+    is_bound = found.best is not None and len(able) > 1 and not able[found.best].is_known_at(rate)
+    return Verdict(None, tuple(able)) if is_bound else found
 
 
-def unbeaten(options: Sequence[Option], mix: Mix) -> tuple[str, ...]:
-    """The Pareto set over recovery, latency alone and cost at saturation.
-
-    An option leaves it when another is at least as good in all three and better in one beyond doubt.  An option that
-    lacks one of them can neither beat nor be beaten, and is left out.
-    """
-    losses = {option.recipe: known for option in options if (known := _losses(option, mix)) is not None}
-    return tuple(
-        name for name, own in losses.items() if not any(_beats(other, own) for other in losses.values() if other != own)
-    )
-
-
-def _losses(option: Option, mix: Mix) -> tuple[Measured, ...] | None:
-    """What should be small: cost, latency, and 1 - recovery (shifted, since a recovery may exceed 1)."""
-    cost, latency = async_cost_usd(option, mix), _mean(mix, option.latency_s)
-    if option.recovery is None or cost is None or latency is None:
-        return None
-    recovery = option.recovery
-    return cost, latency, Measured(-recovery.value, -recovery.high, -recovery.low)
-
-
-def _beats(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a.value <= b.value for a, b in pairs) and any(a.is_below(b) for a, b in pairs)
-
-
-def _mean(mix: Mix, terms: Mapping[str, Measured]) -> Measured | None:
-    if not mix.keys() <= terms.keys():
-        return None
-    total = sum(mix.values())
-    return weighted_sum((share / total, terms[name]) for name, share in mix.items())
-
-
-def _known(options: Sequence[Option], cost: Callable[[Option], Measured | None]) -> dict[str, Measured]:
+def _known(options: Sequence[Option], cost: Callable[[Option], Replicated | None]) -> dict[str, Replicated]:
     return {option.recipe: known for option in options if (known := cost(option)) is not None}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.measured import Measured
+from stages.measured import Measured, measured
 from stages.report.config import ServingConfig, TrialRow
 from stages.report.serving.results import Served, base_of, read_served, reduction_of, speedup_of
 
@@ -18,10 +18,13 @@ class Cost:
     saturated: Measured | None = None
 
     @property
-    def value(self) -> float | None:
+    def ranked_by(self) -> Measured | None:
         """The one that candidates are ranked by."""
-        known = self.saturated or self.alone
-        return None if known is None else known.value
+        return self.saturated or self.alone
+
+    @property
+    def value(self) -> float | None:
+        return None if self.ranked_by is None else self.ranked_by.value
 
 
 def relative_costs(
@@ -36,7 +39,7 @@ def relative_costs(
 
 
 def _cost(served: Served, base: Served | None) -> Cost:
-    return Cost(_where(served), reduction_of(served, base), speedup_of(served, base))
+    return Cost(_where(served), measured(reduction_of(served, base)), measured(speedup_of(served, base)))
 
 
 def _where(served: Served) -> str:

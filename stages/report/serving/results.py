@@ -1,41 +1,79 @@
 """From published points to what a reader compares: costs, ratios to the base, and options to choose from.
 
-A point that is not valid is kept for showing and is in no derived number.
+What is not valid is kept for showing and is in no derived number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.measured import Measured, weighted_sum
+from stages.inference import critical_value
+from stages.measured import CONFIDENCE, Measured, Replicated
 from stages.report.artifact import Row
-from stages.report.config import GpuConfig, ServingConfig, SloConfig, TrialRow, usd_per_hour
+from stages.report.config import GpuConfig, ServingConfig, TrialRow, usd_per_hour
 from stages.report.serving.cost import cost_reduction, queries_per_usd, speedup
-from stages.report.serving.recommendation import Curve, Mix, Option
+from stages.report.serving.options import Curve, Mix, Option
 from stages.serving.artifact import PointFacts, read_point
 
-ASSUMED_SHARE = 0.1  # the relative half-interval of what was not repeated, where nothing of its trial was
+Number = Callable[[PointFacts], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One published point of a trial; ``mode`` is synchronous, throughput or rate-SHARE."""
+    """One workload in one mode of a trial, at every start; ``mode`` is synchronous, throughput or rate-SHARE."""
 
     trial: TrialRow
     mode: str
-    facts: PointFacts
+    starts: Sequence[PointFacts]  # those that were published
+
+    @property
+    def facts(self) -> PointFacts:
+        """For what is the same at every start."""
+        return self.starts[0]
 
     @property
     def workload(self) -> str:
         return self.facts.workload
 
     @property
+    def valid(self) -> list[PointFacts]:
+        """The starts that count."""
+        return [facts for facts in self.starts if facts.validity.is_valid]
+
+    @property
     def is_valid(self) -> bool:
-        return self.facts.validity.is_valid
+        return bool(self.valid)
+
+    def over_starts(self, number: Number) -> Replicated | None:
+        """Of the starts that count, or of all to show them where none does; what is not positive was not measured."""
+        found = {facts.start: value for facts in self.valid or self.starts if (value := number(facts))}
+        return Replicated.of(self.trial.name, found) if found else None
 
     @property
     def rate(self) -> float | None:
-        return self.facts.requests_per_s.mean
+        found = self.over_starts(requests_per_s)
+        return None if found is None else found.value
+
+    @property
+    def latency_s(self) -> float | None:
+        found = self.over_starts(median_latency_s)
+        return None if found is None else found.value
+
+
+def requests_per_s(facts: PointFacts) -> float | None:
+    """Mean of the start's runs."""
+    return facts.requests_per_s.mean
+
+
+def median_latency_s(facts: PointFacts) -> float | None:
+    """Of the start's requests."""
+    return facts.latency_s.median
+
+
+def median_itl_ms(facts: PointFacts) -> float | None:
+    """Of the start's requests."""
+    return facts.itl_ms.median
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +94,36 @@ class Served:
         return usd_per_hour(self.gpu, max(num_gpus, 1))
 
     @property
-    def latency_s(self) -> dict[str, Measured]:
+    def latency_s(self) -> dict[str, Replicated]:
         """One query at a time, by workload."""
-        found = {name: point.facts.latency_s for name, point in self.valid("synchronous").items()}
-        return _with_intervals({name: (each.median, each.low, each.high) for name, each in found.items()})
+        return self._known("synchronous", median_latency_s)
 
     @property
-    def requests_per_s(self) -> dict[str, Measured]:
+    def requests_per_s(self) -> dict[str, Replicated]:
         """At maximum throughput, by workload."""
-        found = {name: point.facts.requests_per_s for name, point in self.valid("throughput").items()}
-        return _with_intervals({name: (each.mean, each.low, each.high) for name, each in found.items()})
+        return self._known("throughput", requests_per_s)
+
+    def _known(self, mode: str, number: Number) -> dict[str, Replicated]:
+        found = {name: point.over_starts(number) for name, point in self.valid(mode).items()}
+        return {name: each for name, each in found.items() if each is not None}
 
     @property
-    def sync_queries_per_usd(self) -> dict[str, Measured]:
+    def sync_queries_per_usd(self) -> dict[str, Replicated]:
         return {name: queries_per_usd(found.reciprocal(), self.hourly_usd) for name, found in self.latency_s.items()}
 
     @property
-    def async_queries_per_usd(self) -> dict[str, Measured]:
+    def async_queries_per_usd(self) -> dict[str, Replicated]:
         return {name: queries_per_usd(found, self.hourly_usd) for name, found in self.requests_per_s.items()}
 
 
 def read_served(trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapping[str, Path]) -> list[Served]:
-    """The points among ``inputs`` (``profile/<trial>/<workload>/<mode>``); DataError for a damaged one."""
+    """The points among ``inputs`` (``profile/<trial>/<workload>/<mode>``, of later starts ``.../<mode>/2``).
+
+    Raises DataError for a damaged one.
+    """
     gpus = {gpu.name: gpu for gpu in serving.gpus}
     return [
-        Served(trial, gpus[serving.gpu_of[trial.name]], list(_points(trial, inputs)))
+        Served(trial, gpus[serving.gpu_of[trial.name]], _points(trial, inputs))
         for trial in trials
         if trial.name in serving.gpu_of
     ]
@@ -94,14 +137,14 @@ def base_of(served: Served, everything: Sequence[Served]) -> Served | None:
     return next((other for other in same if other.trial.is_base), None)
 
 
-def reduction_of(served: Served, base: Served | None) -> Measured | None:
+def reduction_of(served: Served, base: Served | None) -> Replicated | None:
     """Cost reduction against the base, one query at a time; None for the base itself."""
     if base is None or served is base:
         return None
     return cost_reduction(served.sync_queries_per_usd, base.sync_queries_per_usd)
 
 
-def speedup_of(served: Served, base: Served | None) -> Measured | None:
+def speedup_of(served: Served, base: Served | None) -> Replicated | None:
     """Speed-up against the base at maximum throughput per dollar of hardware; None for the base itself."""
     if base is None or served is base:
         return None
@@ -110,46 +153,52 @@ def speedup_of(served: Served, base: Served | None) -> Measured | None:
     return speedup(served.async_queries_per_usd, base.async_queries_per_usd)
 
 
-def option_of(served: Served, rows: Sequence[Row]) -> Option:
-    """The trial as something to choose."""
+def option_of(served: Served, rows: Sequence[Row], confidence: float) -> Option:
+    """The trial as something to choose; the intervals of ``rows`` are of that confidence."""
     return Option(
         served.trial.label,
         served.latency_s,
         served.requests_per_s,
         served.hourly_usd,
         served.hourly_usd,
-        recovery_of(served.trial, rows),
+        recovery_of(served.trial, rows, confidence),
         {name: curve for name in served.requests_per_s if (curve := curve_of(served, name)) is not None},
     )
 
 
-def recovery_of(trial: TrialRow, rows: Sequence[Row]) -> Measured | None:
-    """Mean recovery of the trial's tasks; None unless all were measured."""
+def recovery_of(trial: TrialRow, rows: Sequence[Row], confidence: float) -> Measured | None:
+    """Mean recovery of the trial's tasks, taken as independent; None unless all were measured, and without an interval
+    unless all have one, of the rows' ``confidence``.
+    """
     own = [row for row in rows if row["trial"] == trial.name]
     if trial.is_base and own:
-        return Measured.exactly(1.0)
+        return Measured(1.0, 1.0, 1.0)
     if not own or any(row["recovery"] is None for row in own):
         return None
-    return weighted_sum(
-        (1 / len(own), _measured(row["recovery"], row["recovery_low"], row["recovery_high"])) for row in own
-    )
+    value = math.fsum(row["recovery"] for row in own) / len(own)
+    if any(row["recovery_low"] is None or row["recovery_high"] is None for row in own):
+        return Measured(value)
+    scale = critical_value(CONFIDENCE) / critical_value(confidence) / len(own)
+    below = scale * math.hypot(*(row["recovery"] - row["recovery_low"] for row in own))
+    above = scale * math.hypot(*(row["recovery_high"] - row["recovery"] for row in own))
+    return Measured(value, value - below, value + above)
 
 
 def curve_of(served: Served, workload: str) -> Curve | None:
     """Inter-token latency (ms) against request rate; None without a point that has one."""
     capacity = served.requests_per_s.get(workload)
     found = sorted(
-        (point.rate, latency)
-        for point in served.points
-        if point.workload == workload and point.is_valid and point.rate and (latency := _itl(point))
+        (
+            (point.rate, latency)
+            for point in served.points
+            if point.workload == workload
+            and point.is_valid
+            and point.rate
+            and (latency := point.over_starts(median_itl_ms))
+        ),
+        key=lambda known: known[0],
     )
     return Curve(found, capacity) if found and capacity is not None else None
-
-
-def _itl(point: Point) -> Measured | None:
-    """Milliseconds between two tokens; what was not repeated is not known exactly."""
-    found = point.facts.itl_ms
-    return _with_intervals({"": (found.median, found.low, found.high)}).get("")
 
 
 def mixes_of(serving: ServingConfig, served: Sequence[Served]) -> dict[str, Mix]:
@@ -164,39 +213,11 @@ def workloads_of(served: Sequence[Served]) -> list[str]:
     return list(dict.fromkeys(point.workload for each in served for point in each.points))
 
 
-def goodput_of(served: Served, workload: str, serving: ServingConfig) -> float | None:
-    """The highest measured rate (requests/s) that meets the objectives at p90; None if none does, or there are none."""
-    rates = [
-        point.rate
-        for point in served.points
-        if point.workload == workload and point.is_valid and point.rate is not None and _meets(point, serving.slo)
-    ]
-    return max(rates, default=None) if serving.slo.is_set else None
-
-
-def _meets(point: Point, slo: SloConfig) -> bool:
-    """An unknown p90 meets nothing."""
-    held = [(point.facts.itl_ms.p90, slo.itl_ms), (point.facts.ttft_ms.p90, slo.ttft_ms)]
-    return all(limit is None or (p90 is not None and p90 <= limit) for p90, limit in held)
-
-
-def _points(trial: TrialRow, inputs: Mapping[str, Path]) -> Iterator[Point]:
-    prefix = f"profile/{trial.name}/"
+def _points(trial: TrialRow, inputs: Mapping[str, Path]) -> list[Point]:
+    """In the order of the plan's first start."""
+    prefix, found = f"profile/{trial.name}/", dict[tuple[str, str], list[PointFacts]]()
     for name, path in inputs.items():
         if name.startswith(prefix):
-            yield Point(trial, name.rsplit("/", 1)[1], read_point(path))
-
-
-def _with_intervals(found: Mapping[str, tuple[float | None, float | None, float | None]]) -> dict[str, Measured]:
-    """What is known; what was not repeated takes the widest relative interval of what was."""
-    known = {name: (value, low, high) for name, (value, low, high) in found.items() if value is not None}
-    repeated = [(high - low) / 2 / value for value, low, high in known.values() if low is not None and high is not None]
-    share = min(max(repeated, default=ASSUMED_SHARE), 1.0)
-    return {
-        name: Measured(value, value * (1 - share), value * (1 + share)) if low is None else _measured(value, low, high)
-        for name, (value, low, high) in known.items()
-    }
-
-
-def _measured(value: float, low: float | None, high: float | None) -> Measured:
-    return Measured(value, value if low is None else low, value if high is None else high)
+            workload, mode, *_ = name.removeprefix(prefix).split("/")
+            found.setdefault((workload, mode), []).append(read_point(path))
+    return [Point(trial, mode, starts) for (_, mode), starts in found.items()]

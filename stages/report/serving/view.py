@@ -5,11 +5,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stages.measured import Measured
+from stages.measured import ONCE, Replicated, measured
 from stages.report.artifact import Row
-from stages.report.config import ServingConfig, TrialRow
+from stages.report.config import ServingConfig, SloConfig, TrialRow
 from stages.report.numbers import MISSING, number
 from stages.report.serving.chart import bar_chart, curve_chart
+from stages.report.serving.goodput import goodput_of
 from stages.report.serving.points import point_lines, point_rows, why_lines
 from stages.report.serving.recommendation import Recommendation, recommend
 from stages.report.serving.results import (
@@ -17,7 +18,6 @@ from stages.report.serving.results import (
     Served,
     base_of,
     curve_of,
-    goodput_of,
     mixes_of,
     option_of,
     read_served,
@@ -32,12 +32,19 @@ INVALID = "†"
 
 
 def serving_view(
-    trials: Sequence[TrialRow], serving: ServingConfig, inputs: Mapping[str, Path], rows: Sequence[Row]
+    trials: Sequence[TrialRow],
+    serving: ServingConfig,
+    inputs: Mapping[str, Path],
+    rows: Sequence[Row],
+    confidence: float,
 ) -> dict[str, Any]:
-    """Everything the templates show of serving: prices, and a section for each model and GPU."""
+    """Everything the templates show of serving: prices, and a section for each model and GPU.
+
+    ``confidence`` is that of the rows' intervals.
+    """
     served = [each for each in read_served(trials, serving, inputs) if each.points]
     keyed = groupby(sorted(served, key=_place), key=_place)
-    sections = [_section(list(group), serving, inputs, rows) for _, group in keyed]
+    sections = [_section(list(group), serving, inputs, rows, confidence) for _, group in keyed]
     return {"prices": [_price(gpu) for gpu in serving.gpus], "sections": sections, "invalid": INVALID}
 
 
@@ -61,10 +68,14 @@ def _place(served: Served) -> tuple[str, str]:
 
 
 def _section(
-    served: Sequence[Served], serving: ServingConfig, inputs: Mapping[str, Path], rows: Sequence[Row]
+    served: Sequence[Served],
+    serving: ServingConfig,
+    inputs: Mapping[str, Path],
+    rows: Sequence[Row],
+    confidence: float,
 ) -> dict[str, Any]:
     workloads, recipes = workloads_of(served), [each.trial.label for each in served]
-    options = [option_of(each, rows) for each in served]
+    options = [option_of(each, rows, confidence) for each in served]
     mixes = mixes_of(serving, served)
     model, gpu = _place(served[0])
     ceilings = {each.trial.name: _ceilings(each, inputs) for each in served}
@@ -102,10 +113,10 @@ def _line(served: Served, everything: Sequence[Served], workloads: Sequence[str]
     }
 
 
-def _cell(point: Point | None, per_usd: Measured | None, is_sync: bool) -> dict[str, str]:
+def _cell(point: Point | None, per_usd: Replicated | None, is_sync: bool) -> dict[str, str]:
     if point is None:
         return {"value": MISSING, "per_usd": ""}
-    value = point.facts.latency_s.median if is_sync else point.rate
+    value = point.latency_s if is_sync else point.rate
     return {
         "value": significant(value) + ("" if point.is_valid else f" {INVALID}"),
         "per_usd": f"({significant(per_usd.value)})" if per_usd else "",
@@ -139,9 +150,9 @@ def _tokens_per_s(served: Served, mix: Mapping[str, float]) -> float | None:
 
 
 def _first_token(served: Served, prompt_tokens: int) -> str:
-    points = served.valid("synchronous").values()
-    found = (p.facts.ttft_ms.median for p in points if p.facts.prompt_tokens == prompt_tokens)
-    return significant(next(found, None))
+    points = [p for p in served.valid("synchronous").values() if p.facts.prompt_tokens == prompt_tokens]
+    found = points[0].over_starts(lambda facts: facts.ttft_ms.median) if points else None
+    return significant(None if found is None else found.value)
 
 
 def _advice(mix: str, found: Recommendation) -> dict[str, Any]:
@@ -150,12 +161,13 @@ def _advice(mix: str, found: Recommendation) -> dict[str, Any]:
         f"{significant(flip.high_rate)}"
         for flip in found.flips
     ]
+    flips += [f"{workload}: {ONCE}, no verdict" for workload in found.untested]
     return {
         "mix": mix,
         "synchronous": found.synchronous.text,
         "asynchronous": found.asynchronous.text,
-        "flips": flips or ["none between the measured rates"],
-        "unbeaten": ", ".join(found.unbeaten) or "not enough is measured (recovery, latency and cost are needed)",
+        "flips": flips or ["none is shown between the measured rates"],
+        "unbeaten": found.unbeaten.text,
     }
 
 
@@ -165,10 +177,15 @@ def _goodput(served: Sequence[Served], workloads: Sequence[str], serving: Servin
     if not asked:
         return None
     lines = [
-        {"recipe": each.trial.label, "cells": [significant(goodput_of(each, name, serving)) for name in workloads]}
+        {"recipe": each.trial.label, "cells": [_goodput_cell(each, name, serving.slo) for name in workloads]}
         for each in served
     ]
     return {"objective": " and ".join(asked), "rows": lines}
+
+
+def _goodput_cell(served: Served, workload: str, slo: SloConfig) -> str:
+    found = goodput_of(served, workload, slo)
+    return found.text(significant(found.rate))
 
 
 def _charts(
@@ -194,7 +211,7 @@ def _bars(served: Sequence[Served], workload: str, mode: str, is_sync: bool) -> 
     found = []
     for each in served:
         point = next((p for p in each.points if p.workload == workload and p.mode == mode), None)
-        value = None if point is None else point.facts.latency_s.median if is_sync else point.rate
+        value = None if point is None else point.latency_s if is_sync else point.rate
         if point is not None and value is not None:
             per_usd = (each.sync_queries_per_usd if is_sync else each.async_queries_per_usd).get(workload)
             cell = _cell(point, per_usd, is_sync)
@@ -222,5 +239,7 @@ def _shape(workload: str, served: Sequence[Served]) -> str:
     return f"{point.facts.prompt_tokens} / {point.facts.output_tokens}"
 
 
-def _interval(ratio: Measured | None) -> str:
-    return "" if ratio is None or ratio.low == ratio.high else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+def _interval(ratio: Replicated | None) -> str:
+    if (found := measured(ratio)) is None:
+        return ""
+    return ONCE if found.low is None or found.high is None else f"[{found.low:.2f}, {found.high:.2f}]"

@@ -83,7 +83,8 @@ def test_what_moves_a_clock_makes_another_point(tmp_path: Path, one: Plan, chang
 
 
 @pytest.mark.parametrize(
-    "same", ["server.num_clients=9", "server.port=8123", "gpu.prices=[{num_gpus: 1, usd_per_hour: 9}]"]
+    "same",
+    ["server.num_clients=9", "server.port=8123", "server.num_starts=1", "gpu.prices=[{num_gpus: 1, usd_per_hour: 9}]"],
 )
 def test_what_does_not_keeps_it(tmp_path: Path, one: Plan, same: str) -> None:
     assert points(one) == points(planned(tmp_path, *ONE, "gpu.driver=570.1", same))
@@ -93,6 +94,29 @@ def test_more_rates_leave_what_is_measured(tmp_path: Path) -> None:
     before, after = planned(tmp_path, SMOKE), planned(tmp_path, SMOKE, "workloads.short.rates=[0.5,0.8]")
     assert points(before) < points(after)
     assert len(points(after)) == len(points(before)) + 2
+
+
+def test_a_server_that_is_started_again_measures_every_point_again(tmp_path: Path) -> None:
+    once, thrice = planned(tmp_path, SMOKE), planned(tmp_path, SMOKE, "server.num_starts=3")
+    assert points(once) < points(thrice), "the first start keeps what it measured"
+    assert len(points(thrice)) == 3 * len(points(once))
+    assert all("start" not in step.payload[3] for step in by_stage(once, "profile")), "nor does its fingerprint change"
+    for trial in thrice.trials.values():
+        rates = [thrice.steps[trial.steps[f"profile/short/rate-0.5{start}"]] for start in ("", "/2", "/3")]
+        assert {step.inputs["throughput"] for step in rates} == {trial.steps["profile/short/throughput"]}
+        assert [step.config.start for step in rates] == [1, 2, 3]
+    starts = [batch for batch in batches(thrice.steps.values()) if batch.steps[0].stage.name == "profile"]
+    assert sorted((batch.steps[0].trial, batch.turn, len(batch.steps)) for batch in starts) == [
+        (trial, turn, 5) for trial in sorted(thrice.trials) for turn in range(3)
+    ]
+
+
+def test_where_nothing_is_said_a_server_is_started_as_often_as_an_interval_needs(tmp_path: Path) -> None:
+    assert {step.config.start for step in by_stage(planned(tmp_path, "suite=none", "serving=smoke"), "profile")} == {
+        1,
+        2,
+        3,
+    }
 
 
 def test_a_new_price_makes_a_new_report_only(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """Which batch is next, and where it goes: the longest way to the end first, and GPUs wait for nothing without one."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from pipeline.running.batches import Batch, batches
+from pipeline.running.inline import InlineRunner
 from pipeline.running.nodes import Node
 from pipeline.running.order import Graph, Ready, cpus_per_gpu, critical_paths
+from pipeline.running.outcome import RunContext
 from pipeline.running.room import Room
 from pipeline.steps.step import Resources, Step
+from pipeline.store.store import Address
 from tests.pipeline.fakes import note, serving
 
 HOST = Node(16, 4, 128, "host", "h")
@@ -54,6 +60,31 @@ def test_the_longest_way_to_the_end_is_first() -> None:
 
 def test_of_equals_the_plans_first_is_first() -> None:
     assert order([long(1, name) for name in "abc"]) == ["a", "b", "c"]
+
+
+def test_repetitions_alternate_however_long_each_takes() -> None:
+    """a, b, c and again, although three of the longest would come first by what is behind them."""
+    steps = [
+        replace(long(seconds, f"{name}{turn}", resources=SERVER), turn=turn)
+        for seconds, name in ((9, "a"), (5, "b"), (7, "c"))
+        for turn in range(3)
+    ]
+    first = long(1, "what has no turn", resources=SERVER)
+    assert order([*steps, first]) == ["a0", "c0", "b0", "what has no turn", "a1", "c1", "b1", "a2", "c2", "b2"]
+
+
+def test_repetitions_alternate_in_one_process_as_well(tmp_path: Path) -> None:
+    """What is made late of a first turn comes before what could already run of a second one."""
+    made = note("made of", note("fetched"))
+    names = {"a": note("fetched"), "b": made}
+    steps = [
+        replace(note(f"{name}{turn}", checkpoint, scratch=str(tmp_path)), turn=turn)
+        for name, checkpoint in names.items()
+        for turn in range(2)
+    ]
+    context = RunContext(Address(tmp_path / "store"), "run", max_attempts=1)
+    InlineRunner().run(batches([note("fetched"), made, *steps]), context, lambda done: None)
+    assert (tmp_path / "calls").read_text().split() == ["a0", "b0", "a1", "b1"]
 
 
 def test_a_batch_takes_those_of_its_family_that_are_ready_up_to_a_number() -> None:

@@ -2,11 +2,14 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.compare.artifact import SCHEMA
 from stages.errors import DataError
 from stages.report.artifact import (
+    SERVING,
     SUMMARY,
     SUMMARY_DOCUMENT,
     SUMMARY_SCHEMA,
@@ -86,6 +89,12 @@ def test_serving_reads_back_where_there_is_any(written):
     write_serving(written, [{"trial": "m/w8a8", "workload": "rag", "is_valid": True, "reasons": []}])
     (row,) = read_serving(written).to_pylist()
     assert (row["workload"], row["is_valid"], row["latency_s_median"]) == ("rag", True, None)
+
+
+def test_serving_of_a_report_from_before_starts_were_counted_reads_back(written):
+    pq.write_table(pa.table({"trial": ["m/w8a8"], "requests_per_s": [4.0]}), written / SERVING)
+    (row,) = read_serving(written).to_pylist()
+    assert (row["requests_per_s"], row["num_starts"], row["itl_ms_p90_high"]) == (4.0, None, None)
 
 
 def test_a_damaged_summary_is_named(written):

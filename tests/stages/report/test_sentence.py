@@ -13,7 +13,7 @@ from stages.report.serving.relative import Cost
 SIZES = {"bf16": 15.0, "w8a8_fp": 8.4, "w8a8_int": 8.1, "w4a16_int": 5.1}
 COSTS = {
     "m/w8a8_fp": Cost("1 × H100 at 2.49 $/h", saturated=Measured(1.47, 1.40, 1.55)),
-    "m/w4a16_int": Cost("1 × H100 at 2.49 $/h", Measured.exactly(1.9), Measured(1.57, 1.5, 1.6)),
+    "m/w4a16_int": Cost("1 × H100 at 2.49 $/h", Measured(1.9), Measured(1.57, 1.5, 1.6)),
 }
 
 
@@ -66,6 +66,18 @@ def test_verdicts_costs_and_hardware_are_joined_and_what_is_cheaper_is_named_wit
     ) == (
         "Ship w8a8_fp: equivalent on V1, not worse on V2; 1.47 [1.40, 1.55] times the queries per dollar of bf16 at "
         "saturation (1 × H100 at 2.49 $/h); w4a16_int is 1.57 times but degraded on mmlu_pro."
+    )
+
+
+def test_a_price_that_was_measured_once_says_so() -> None:
+    once = {"m/w8a8_fp": Cost("H100", Measured(1.4), Measured(1.5)), "m/w4a16_int": Cost("H100", Measured(1.6))}
+    ship, refuse = verdict("w8a8_fp", "ship"), verdict("w4a16_int", "do not ship", "arc: lost 3 points")
+    assert said([verdict("bf16"), ship, refuse], costs=once) == (
+        "Ship w8a8_fp: 1.50 (measured once) times the queries per dollar of bf16 at saturation, 1.40 (measured once) "
+        "one at a time (H100); w4a16_int is 1.60 times, measured once, but not to ship (arc: lost 3 points)."
+    )
+    assert "(1.60 times the queries per dollar of bf16, measured once; arc" in said(
+        [verdict("bf16"), refuse], costs=once
     )
 
 

@@ -29,7 +29,7 @@ from stages.serving.artifact import (
 from stages.serving.roofline import Work
 
 GPU = GpuState("NVIDIA H100 80GB HBM3", "570.1", 1980, None, 40, 120.5, 4.0, 81000.0, 0, None)
-KNOWN = Distribution(n=2, mean=1.5, median=1.5, low=1.0, high=2.0, p90=None, p99=None, spread=0.5)
+KNOWN = Distribution(n=2, mean=1.5, median=1.5, p90=None, p99=None, spread=0.5)
 FACTS = PointFacts(
     workload="rag",
     mode="rate",
@@ -39,17 +39,17 @@ FACTS = PointFacts(
     replicas=1,
     rate_share=0.5,
     asked_requests_per_s=4.0,
-    requests_per_s=Rate(mean=3.9, low=None, high=None),
+    requests_per_s=Rate(mean=3.9),
     latency_s=KNOWN,
     ttft_ms=KNOWN,
-    itl_ms=replace(KNOWN, n=0, mean=None, median=None, low=None, high=None, spread=None),
+    itl_ms=replace(KNOWN, n=0, mean=None, median=None, spread=None),
     direct_requests_per_s=None,
     validity=Validity(
         is_valid=False,
         reasons=["the GPU was slowed by heat or its power supply (91 °C)"],
         num_requests=10,
         num_failed=1,
-        warm_up=WarmUp(num_discarded=2, method="MSER"),
+        warm_up=WarmUp(num_discarded=2, method="the first fifth"),
         client_ceiling=ClientCeiling(500.0, None),
         repeats=[],
         spread=None,
@@ -66,6 +66,7 @@ FACTS = PointFacts(
     ),
     work=Work(1024, 128, 15.0, 14.0, 128.0, 15.0, "bf16"),
     concurrency=256,
+    start=2,
 )
 
 
@@ -80,6 +81,16 @@ def test_a_point_reads_back_with_its_requests_and_log(written):
     assert read_point(written) == FACTS
     assert pq.read_table(written / REQUESTS).to_pylist() == [{"start_s": 0.0, "error": None}]
     assert (written / LOG).read_text() == "Using MacheteLinearKernel"
+
+
+def test_a_point_of_before_starts_were_repeated_is_of_the_first(written):
+    kept = json.loads((written / POINT).read_text())
+    del kept["start"]
+    kept["requests_per_s"] |= {"low": 3.0, "high": 4.0}
+    kept["latency_s"] = {name: kept["latency_s"][name] for name in ("n", "median", "p90", "p99")} | {"low": 1.0}
+    (written / POINT).write_text(json.dumps(kept))
+    found = read_point(written)
+    assert (found.start, found.latency_s.median, found.latency_s.p90_high) == (1, 1.5, None)
 
 
 @pytest.mark.parametrize("damage", [{"requests_per_s": None}, {"validity": {}}, {"device": {"product": "H100"}}])

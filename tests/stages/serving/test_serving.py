@@ -8,15 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.errors import ConfigError, EngineError
 from stages.evaluate.config import EngineConfig
 from stages.gpu import GpuState, check_fits, check_gpus, read_gpus
-from stages.serving import validity
+from stages.serving import measure, validity
 from stages.serving.artifact import ClientCeiling
 from stages.serving.config import ProfileConfig, ProfileMode, ServerConfig, WorkloadConfig
 from stages.serving.kernels import kernels_of
@@ -347,6 +348,65 @@ def test_only_answers_under_load_count_at_a_rate():
     """Two that ended after the last request had come met an emptying queue."""
     done = [request(0, 2), request(1, 3), request(2, 4), request(3, 5), request(4, 6)]
     assert under_load(done) == done[:3]
+
+
+@dataclass
+class Canned:
+    """A session that was served already."""
+
+    requests: list[dict[str, float | int | None]]
+    ceilings = dict.fromkeys((True, False), ClientCeiling(1e6, 1e9))
+
+    def run(self, *_: object) -> list[dict[str, float | int | None]]:
+        return self.requests
+
+    def direct_rate(self, *_: object) -> float:
+        return 1e-6
+
+    def reset(self) -> None: ...
+
+
+def one_by_one(latencies: list[float]) -> Canned:
+    ends = list(itertools.accumulate(latencies))
+    return Canned([request(end - latency, end) for end, latency in zip(ends, latencies, strict=True)])
+
+
+def asked(mode: ProfileMode, **load: object) -> ProfileConfig:
+    workload = WorkloadConfig(prompt_tokens=16, output_tokens=8, **load)
+    return ProfileConfig(workload="w", load=workload, mode=mode, engine=EngineConfig(), device="cpu", vllm="0")
+
+
+def test_how_much_is_cut_as_warm_up_is_not_chosen_by_what_was_measured():
+    """Eight alike, of which a rule that looks at them cuts up to half: what is left seems steadier than it is."""
+    rng = np.random.default_rng(0)
+    cuts = {
+        measure.synchronous(asked(ProfileMode.synchronous), one_by_one(rng.lognormal(0, 0.05, 8).tolist())).num_warm_up
+        for _ in range(50)
+    }
+    assert cuts == {1}
+
+
+def test_one_start_has_a_rate_without_an_interval():
+    """However often it was asked: what the start happened to be is in every answer."""
+    alone = measure.synchronous(asked(ProfileMode.synchronous), one_by_one([1.0, 1.1, 0.9, 1.0, 1.05, 0.95]))
+    full = measure.throughput(asked(ProfileMode.throughput, num_runs=3), one_by_one([1.0, 1.1]))
+    assert [asdict(each.rate).keys() for each in (alone, full)] == [{"mean"}] * 2
+    assert full.repeats == [pytest.approx(2 / 2.1)] * 3
+
+
+@pytest.mark.parametrize(("growth", "is_steady"), [(0.0, True), (1.0, False)])
+def test_a_rate_at_which_answers_grow_slower_is_not_valid(growth, is_steady):
+    many = [request(i, i + 1) | {"itl_ms": 10.0 * (1 + growth * i / 50) + i % 3} for i in range(50)]
+    found = measure.at_rate(asked(ProfileMode.rate), Canned(many), 1.0)
+    assert (found.reasons == []) == is_steady
+    assert is_steady or "no steady state was found in the 49 answers" in found.reasons[0]
+    few = measure.at_rate(asked(ProfileMode.rate), Canned(many[:12]), 1.0)
+    assert "no steady state was found in the 11 answers" in few.reasons[0]
+
+
+def test_each_start_asks_prompts_of_its_own():
+    first = asked(ProfileMode.throughput)
+    assert measure.seed_of(first, 1) != measure.seed_of(replace(first, start=2), 1)
 
 
 def test_the_cause_of_a_failed_start_is_told_and_its_log_kept(tmp_path, tiny_model, capfd, monkeypatch):
