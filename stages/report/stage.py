@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND
-from stages.report.artifact import HTML, MARKDOWN, VERDICTS, Row, Summary, write_serving, write_summary
+from stages.report.appendix import drifts, gates, lacking, sources
+from stages.report.artifact import HTML, MARKDOWN, MOST_SENTENCES, VERDICTS, Row, Summary, write_serving, write_summary
 from stages.report.chart import forest_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
 from stages.report.flips import write_flip_pages
-from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
+from stages.report.methods import notes, settings, statistics_facts
 from stages.report.numbers import MISSING
+from stages.report.order import headline, in_order
 from stages.report.rendering import render
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
@@ -23,7 +25,7 @@ from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
-VERSION = 10
+VERSION = 11
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -41,14 +43,18 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
-    verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
+    verdicts = trial_verdicts(
+        config.trials, config.suites, planned(rows, config.failures), found, comparisons, config.failures
+    )
     relative = relative_costs(config.trials, config.serving, inputs)
+    verdicts = in_order(config.trials, verdicts, relative)
     summary = Summary(
         title=config.title,
         rows=rows,
         suites=suites,
         trials=verdicts,
         sentences=sentences(config.trials, verdicts, rows, suites, relative),
+        headline=headline(verdicts),
     )
     write_summary(out, summary)
     pages = write_flip_pages(config, comparisons, out)
@@ -91,9 +97,11 @@ def _view(
         section["chart"] = forest_chart(config.tasks, own, rows)
     return {
         "title": config.title,
+        "headline": summary.headline,
         "sentences": summary.sentences,
+        "most_sentences": MOST_SENTENCES,
         "sections": sections,
-        "failures": config.failures,
+        "failures": lacking(config.failures),
         "gates": gates(config.trials, inputs),
         "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons, rows),

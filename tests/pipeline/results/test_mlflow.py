@@ -82,13 +82,15 @@ def test_a_task_s_numbers_stand_under_its_name_and_durations_are_summed_by_kind(
         if not store.has(ref):
             with store.draft(plan.steps[ref]) as draft:
                 draft.publish({"score": 0.5, "p": 0.1}, {"started": 1.0, "ended": 3.0})
-    shown = trial_metrics(store, plan, trial)
-    assert shown["tabular/score"] == 0.5
+    of_tasks, of_steps = trial_metrics(store, plan, trial)
+    assert not of_tasks.keys() & of_steps.keys()
+    shown = of_tasks | of_steps
+    assert of_tasks["tabular/score"] == 0.5
     assert "tabular/p" not in shown  # no headline
     assert not [name for name in shown if name.startswith("answer/") and name != "answer/duration_s"]
     num_shards = sum(role.startswith("answer/") for role in trial.steps)
     assert num_shards > 2
-    assert shown["answer/duration_s"] == 2.0 * num_shards
+    assert of_steps["answer/duration_s"] == 2.0 * num_shards
     places = {place for _, place, _ in small_files(plan, trial)}
     assert {"answer/tabular/tabular_iris/0001", "compare/tabular"} <= places
 
