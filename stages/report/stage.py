@@ -18,6 +18,7 @@ from stages.report.rendering import render
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
+from stages.report.serving.tables import section_tables
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.steadiness import held_open
 from stages.report.suites import confidence_of, suite_means, suite_notes
@@ -77,6 +78,7 @@ def _serving(config: ReportConfig, inputs: Mapping[str, Path], rows: list[Row], 
 
     view = serving_view(config.trials, config.serving, inputs, rows)
     for section in view["sections"]:
+        section["tables"] = section_tables(section)
         for picture in section["charts"]:
             picture["file"] = f"{section['name']}-{picture['name']}.svg"
             text = render("report_serving.svg.j2", {"chart": picture["chart"]})

@@ -1,5 +1,6 @@
 """What tracking shows of a trial follows from its roles and the table of stages."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,12 @@ def test_every_stage_can_be_loaded_and_has_a_version() -> None:
 
 @pytest.mark.dear
 def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by_themselves(
-    plan: Plan, store: Store, tmp_path: Path
+    plan: Plan, store: Store, tmp_path: Path, mlflow_at: Callable[[Path], Path]
 ) -> None:
     import mlflow
 
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'mlflow.db')}")
     Mirror(plan, store, TrackingConfig()).write()
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(plan.name)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     shown = runs["smollm2_135m/w8a8_int"]

@@ -1,6 +1,7 @@
 """What a reviewer meets in tracking: descriptions, metrics and tags of the verdicts, a view of the runs, and tables."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ def store(plan: Plan, tmp_path: Path) -> Store:
 
 @pytest.mark.dear
 def test_a_run_s_scores_stand_above_its_other_numbers_also_if_it_was_shown_at_work(
-    plan: Plan, report: Path, tmp_path: Path
+    plan: Plan, report: Path, tmp_path: Path, mlflow_at: Callable[[Path], Path]
 ) -> None:
     """MLflow's pages show metrics in the order in which they came."""
     import mlflow
@@ -217,7 +218,7 @@ def test_a_run_s_scores_stand_above_its_other_numbers_also_if_it_was_shown_at_wo
     trial = next(each for each in plan.trials.values() if each.trial.name == TRIALS[2])
     store = Store(tmp_path / "results" / "store")
     mirror = Mirror(plan, store, TrackingConfig())
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'results' / 'mlflow.db')}")
 
     def numbers() -> dict[str, float]:
         experiment = client.get_experiment_by_name(plan.name)
@@ -242,13 +243,18 @@ def test_a_run_s_scores_stand_above_its_other_numbers_also_if_it_was_shown_at_wo
 
 @pytest.mark.dear
 def test_the_mirror_writes_it_once_and_leaves_what_people_write(
-    plan: Plan, store: Store, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    store: Store,
+    report: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mlflow_at: Callable[[Path], Path],
 ) -> None:
     import mlflow
 
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'results' / 'mlflow.db')}")
     mirror = Mirror(plan, store, TrackingConfig())
     page = mirror.write(report, "FINISHED")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(plan.name)
 
     def runs() -> dict[str, Any]:

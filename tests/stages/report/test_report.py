@@ -509,3 +509,34 @@ def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluatio
     means = {row["suite"]: row["mean"] for row in page.summary["suites"] if row["trial"] == "m/w8a8"}
     assert means == {"both": None, "alike": 0.5}
     assert "m/w8a8: two arithmetics (simulated dequantized to float32 for arc, ifeval; native Mach" in page.markdown
+
+
+def test_many_trials_are_shown_in_the_order_of_what_is_decided_and_the_most_when_asked_for(write, inputs):
+    names = [f"m/r{number:02}" for number in range(30)]
+    extra = [TrialRow(name=name, model="m", recipe=name[2:], base="m/bf16") for name in names]
+    failures = [
+        FailureRow(step=f"answer/{name}-arc", trial=name, task="arc", status="failed", message="the engine died")
+        for name in names
+    ]
+    page = write(inputs, trials=[*extra, *TRIALS], failures=[*FAILURES, *failures])
+    tables = Tables(page.html).tables
+    assert "0 of 32 formats may be shipped, 30 not decided, 2 not to be shipped." in page.html
+    (rest,) = (heading for heading in tables if heading.startswith("13 more: "))
+    assert rest == "13 more: 10 not decided, 2 not to be shipped, 1 base"
+    first, last = tables["Verdicts"][1:], tables[rest][1:]
+    assert {line[1].split(" 0 of")[0] for line in first} == {"? not decided"} and len(first) == 20
+    assert [line[1].split()[0] for line in last] == ["?"] * 10 + ["✘"] * 2 + ["base"]
+    assert first[0][2] == "arc has no result: answer failed (the engine died)"
+    listed = [line for line in page.markdown.splitlines() if line.startswith("|") and "? not decided" in line]
+    assert len(listed) == 30  # Markdown folds nothing
+
+
+def test_a_suite_of_many_tasks_is_shown_in_parts_that_fit_a_window(write):
+    tasks = [f"leaderboard_task_number_{number}" for number in range(40)]
+    lacking = [FailureRow(step=f"s/{task}", trial="m/w8a8", task=task, status="failed") for task in tasks]
+    page = write({}, trials=TRIALS, tasks=tasks, suites=[], failures=lacking)
+    parts = Tables(page.html).parts["Tasks"]
+    assert len(parts) > 2 and all(part[0][0] == "format" for part in parts)
+    assert sum(len(part[0]) - 1 for part in parts) == 40
+    assert max(sum(len(cell) for cell in part[0]) for part in parts) < 500
+    assert len({row[0] for part in parts for row in part[1:]}) == 3
