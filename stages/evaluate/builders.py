@@ -7,7 +7,6 @@ the engine has all cores, and processes more would only take memory.
 import os
 import pickle
 import signal
-import sys
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -21,9 +20,6 @@ from stages.processes import end_with_parent
 if TYPE_CHECKING:
     from stages.evaluate.config import AnswerConfig, EngineConfig
     from stages.evaluate.engines.harness_model import HarnessModel
-
-# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
-SWITCH_INTERVAL_S = 0.0005
 
 
 class Builder(Protocol):
@@ -42,15 +38,12 @@ class Here:
     def __init__(self, model: "HarnessModel", work_dir: Path) -> None:
         self._tasks = Tasks(model, work_dir)
         self._thread = ThreadPoolExecutor(1, "builder")
-        self._switch_interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     def submit(self, config: "AnswerConfig", data: Mapping[str, Path]) -> Future[Built]:
         return self._thread.submit(self._tasks.built, config, data)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
-        sys.setswitchinterval(self._switch_interval_s)
 
 
 class Apart:

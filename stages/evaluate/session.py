@@ -2,16 +2,18 @@
 
 The next checkpoint of the same family takes the place of the first in it: tasks and tokens stay what they are.
 
-The next shards are built while the engine answers this one (``builders``).  The engine stays in the thread that opened
-it: on a CPU, moved to another, it kept that one waiting until it had nothing left to do.
+The next shards are built while the engine answers this one (``builders``), and what the engine is given of the next is
+made ready in a thread beside it.  The engine stays in the thread that opened it: on a CPU, moved to another, it kept
+that one waiting until it had nothing left to do.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError, EngineError, StageError
 from stages.evaluate.building import Asked, Built, asked_for
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from stages.evaluate.engines.protocol import Engine
 
 
+# Python hands over between threads after 5 ms otherwise, as long as a small model's decode step.
+SWITCH_INTERVAL_S = 0.0005
+
+
 @dataclass(frozen=True, slots=True)
 class AnsweredShard:
     """How a shard's task was asked, and its documents with their answers."""
@@ -36,10 +42,14 @@ class AnsweredShard:
 
 @dataclass(slots=True, eq=False)
 class Shard:
-    """A shard under way; ``names`` are those of its requests in the engine, once they are there."""
+    """A shard under way; ``names`` are those of its requests in the engine, once they are there.
+
+    ``ready`` is what an engine that goes ahead is started with: None of a shard that is not scored alone.
+    """
 
     checkpoint: Path
     built: Future[Built]
+    ready: Future[Any] | None = None
     names: list[str] | None = None
     is_passed: bool = False  # put into the engine, and then another one was asked for
 
@@ -62,6 +72,9 @@ class Session:
         self._overlaps = overlaps
         self._under_way: dict[tuple[Path, str], Shard] = {}
         self._generations: dict[str, Generation] = {}
+        self._thread = ThreadPoolExecutor(1, "ready")
+        self._switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._ahead: Shard | None = None  # in the engine, whose scores nobody has asked for yet
 
     def announce(self, config: "AnswerConfig", checkpoint: Path, data: Mapping[str, Path]) -> None:
@@ -74,6 +87,7 @@ class Session:
         """The answers to a shard, announced or not.  Raises what building or answering it raised."""
         self.announce(config, self._checkpoint, data)
         key = self._checkpoint, asked_for(config, data)
+        self._ready_after(key)
         try:
             answered = self._answer(self._under_way[key])
         finally:
@@ -104,7 +118,9 @@ class Session:
         """Drop what is under way and close the engine."""
         try:
             self._builder.close()
+            self._thread.shutdown(cancel_futures=True)
         finally:
+            sys.setswitchinterval(self._switch_interval_s)
             self.engine.close()
 
     def _answer(self, shard: Shard) -> AnsweredShard:
@@ -138,15 +154,21 @@ class Session:
         written = (self._generations.pop(name) for name in shard.names)
         return self.model.assembled(built.requests, iter(()), written)
 
+    def _ready_after(self, key: tuple[Path, str]) -> None:
+        """Let a thread make ready what will be asked for after this, as soon as it is built."""
+        shard = next((shard for other, shard in self._under_way.items() if other != key and not shard.is_passed), None)
+        if shard is not None and shard.ready is None and isinstance(self.engine, Ahead):
+            shard.ready = self._thread.submit(_ready, shard, self.engine)
+
     def _go_ahead(self) -> None:
         """Give the engine the next shard, if its answers are scores alone."""
         shard, engine = self._next(), self.engine
         if shard is None or not isinstance(engine, Ahead):
             return
-        requests = shard.built.result().requests
-        if all(item.generation is None for item in requests):
+        ready = _ready(shard, engine) if shard.ready is None else shard.ready.result()
+        if ready is not None:
             self._finish_begun()
-            engine.start([score for item in requests for score in item.scores])
+            engine.start(ready)
             self._ahead = shard
 
     def _next(self) -> Shard | None:
@@ -191,6 +213,14 @@ def _built(shard: Shard) -> Built:
         return shard.built.result()
     except BrokenExecutor as error:  # a new session has new processes
         raise EngineError("the process that made its prompts died; was there memory enough for it?") from error
+
+
+def _ready(shard: Shard, engine: Ahead) -> Any:
+    """What the engine is started with; None of a shard of which something is written."""
+    requests = _built(shard).requests
+    if any(item.generation is not None for item in requests):
+        return None
+    return engine.ready([score for item in requests for score in item.scores])
 
 
 def _only_writes(built: Built) -> bool:

@@ -131,6 +131,7 @@ class Bench:
     kill_within_s: float
     seed: int
     recipes: str
+    is_more: bool
 
     @property
     def own(self) -> Path:
@@ -161,11 +162,13 @@ def main() -> int:
     parser.add_argument(
         "--recipes", default="", help="of trials, killed and inline, where time is scarce: bf16,w8a8_fp"
     )
+    parser.add_argument("--more", action="store_true", help="four times the documents: engines' starts weigh less")
     parser.add_argument("parts", nargs="+", choices=[*PARTS])
     given = parser.parse_args()
     places = (given.out.resolve(), given.hub.resolve(), given.work.resolve())
     layers = {"8b": given.layers, "70b": given.rank_layers}
-    bench = Bench(*places, layers, given.rehearse, given.fresh, given.kill_within, given.seed, given.recipes)
+    said = (given.rehearse, given.fresh, given.kill_within, given.seed, given.recipes, given.more)
+    bench = Bench(*places, layers, *said)
     bench.out.mkdir(parents=True, exist_ok=True)
     bench.work.mkdir(parents=True, exist_ok=True)
     _write_sweeps(bench)
@@ -264,6 +267,7 @@ def _write_sweeps(bench: Bench) -> None:
     del shape["num_hidden_layers"]
     real = {"many": 1172, "some": 128, "few": 20, "written": 256, "leaves": "", "length": 2048}
     small = {"many": 24, "some": 8, "few": 2, "written": 16, "leaves": ", leaves: [mmlu_virology]", "length": 64}
+    real |= {"some": 512, "few": 100} if bench.is_more else {}
     asked = small if bench.is_rehearsal else real
     model, engine, more = ("tiny", "transformers", ", dtype: float32, num_cpus: 1") if bench.is_rehearsal else (
         "shape8b", "vllm_gpu", ", gpu_memory_gib: 80")  # fmt: skip

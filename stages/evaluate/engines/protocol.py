@@ -111,5 +111,8 @@ class Overlapping(Protocol):
 class Ahead(Protocol):
     """An engine that works on requests before their scores are asked for, while something else is done here."""
 
-    def start(self, requests: Sequence[ScoreRequest]) -> None:
+    def ready(self, requests: Sequence[ScoreRequest]) -> Any:
+        """What ``start`` takes, made in any thread while the engine is at other requests; good for one start."""
+
+    def start(self, ready: Any) -> None:
         """Forget what was before and begin with what ``loglikelihood`` will be asked for next; ``reset`` drops it."""

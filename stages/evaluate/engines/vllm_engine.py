@@ -1,9 +1,9 @@
 """vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from stages.evaluate.engines.simulated import (
     simulation_facts,
     write_dense_copy,
 )
+from stages.evaluate.engines.vllm_queue import Made, Queue
 from stages.evaluate.engines.vllm_requests import generation, sampling
 from stages.evaluate.engines.vllm_rows import read_asked_rows_alone
 from stages.evaluate.engines.vllm_scoring import Job, Scoring
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
     from stages.evaluate.config import EngineConfig
 
 
+@dataclass(frozen=True, slots=True)
+class ReadyScores:
+    """What is scored, and the requests for it that vLLM has not been given yet."""
+
+    requests: list[ScoreRequest]
+    scoring: Scoring
+    made: Sequence[Made]
+
+
 class VllmEngine:
     """One open ``vllm.LLM`` of the checkpoint directory ``checkpoint``."""
 
@@ -46,7 +56,6 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Path, config: "EngineConfig") -> None:
         self._config = config
-        self._numbers = itertools.count()
         self._started: tuple[list[ScoreRequest], Scoring] | None = None
         start = Start.of(checkpoint, config)
         self._process_state = ProcessState(start.cache, start.keeps_plan)
@@ -57,6 +66,7 @@ class VllmEngine:
             if isinstance(error, StageError):
                 raise
             raise EngineError(f"vLLM could not load {checkpoint.name}: {one_line(error)}") from error
+        self._queue = Queue(self._llm.llm_engine)
         self._block_size: int = self._llm.llm_engine.vllm_config.cache_config.block_size
         if self._is_cpu:
             self._check_pace(checkpoint, config.dtype)
@@ -143,10 +153,14 @@ class VllmEngine:
     def _platform(self) -> str:
         return "cpu" if self._is_cpu else "cuda"
 
-    def start(self, requests: Sequence[ScoreRequest]) -> None:
+    def ready(self, requests: Sequence[ScoreRequest]) -> ReadyScores:
+        """Make what ``start`` puts into the engine, also while that is at work in another thread."""
+        return self._ready(list(requests), Scoring.of(requests, self._block_size))
+
+    def start(self, ready: ReadyScores) -> None:
         """Begin with what ``loglikelihood`` will be asked for next, as if nothing had been asked before."""
         self.reset()
-        self._started = list(requests), self._put(Scoring.of(requests, self._block_size))
+        self._started = ready.requests, self._put(ready)
 
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Score every request; equal requests are asked once."""
@@ -155,7 +169,7 @@ class VllmEngine:
         hidden = [request for request in scores if scores[request] is None]
         uncached = [Job(each.context, each.continuation, is_span=True, reads_cache=False) for each in hidden]
         again = Scoring([([request], [job]) for request, job in zip(hidden, uncached, strict=True)])
-        scores |= self._read(self._put(again))
+        scores |= self._read(self._put(self._ready(hidden, again)))
         found = [scores[request] for request in requests]
         if None in found:
             raise EngineError("vLLM returned no log-probability for a prompt token; this version is not supported")
@@ -169,11 +183,18 @@ class VllmEngine:
         if started is not None:
             self._read(started[1])
             self.reset()
-        return self._put(Scoring.of(requests, self._block_size))
+        return self._put(self.ready(requests))
 
-    def _put(self, scoring: Scoring) -> Scoring:
-        scoring.named(self._add([job.prompt for job in scoring.jobs], [job.params for job in scoring.jobs]))
-        return scoring
+    def _ready(self, requests: list[ScoreRequest], scoring: Scoring) -> ReadyScores:
+        jobs = scoring.jobs
+        with _alive():
+            made = self._queue.made([job.prompt for job in jobs], [job.params for job in jobs])
+        return ReadyScores(requests, scoring, made)
+
+    def _put(self, ready: ReadyScores) -> Scoring:
+        with _alive():
+            ready.scoring.named(self._queue.add(ready.made))
+        return ready.scoring
 
     def _read(self, scoring: Scoring) -> dict[ScoreRequest, Score | None]:
         """Each context's outputs while the engine is at the next ones: at the end little is left to do."""
@@ -211,6 +232,7 @@ class VllmEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
+        del self._queue  # it holds the engine, too
         self._llm = None
         cleanup_dist_env_and_memory()
         gc.collect()
@@ -229,14 +251,8 @@ class VllmEngine:
 
     def _add(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[str]:
         """Put all requests into the engine at once, as ``LLM.generate`` does; their names."""
-        from vllm.sampling_params import RequestOutputKind
-
-        names = [str(next(self._numbers)) for _ in prompts]
-        for name, prompt, settings in zip(names, prompts, params, strict=True):
-            settings.output_kind = RequestOutputKind.FINAL_ONLY
-            with _alive():
-                self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, settings)
-        return names
+        with _alive():
+            return self._queue.add(self._queue.made(prompts, params))
 
     def _step(self) -> dict[str, Any]:
         """One step of the engine; the outputs that are complete, by their requests' names."""

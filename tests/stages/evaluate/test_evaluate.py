@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -625,15 +626,21 @@ def test_a_shard_that_was_begun_and_never_asked_for_harms_no_other(session, conf
 
 
 class Scoring(WritingEngine):
-    """Remembers what it was given before that was asked for."""
+    """Remembers what it was given before that was asked for, and which thread made it ready."""
 
     def __init__(self):
         super().__init__()
-        self.calls, self.started = [], None
+        self.calls, self.started, self.made_ready = [], None, []
+        self.is_one_ready = threading.Event()
+
+    def ready(self, requests):
+        self.made_ready.append(threading.current_thread())
+        self.is_one_ready.set()
+        return list(requests)
 
     def start(self, requests):
         self.reset()
-        self.started = list(requests)
+        self.started = requests
         self.calls.append(("start", len(requests)))
 
     def reset(self):
@@ -643,6 +650,8 @@ class Scoring(WritingEngine):
         self.started = None
 
     def loglikelihood(self, requests):
+        if len(self.made_ready) == 0:
+            assert self.is_one_ready.wait(10), "the next is made ready while the engine is at this one"
         started, self.started = self.started, None
         self.calls.append(("had" if started == list(requests) else "asked", len(requests)))
         return super().loglikelihood(requests)
@@ -663,6 +672,7 @@ def test_the_engine_has_the_next_shard_before_the_last_one_is_written(session, c
     size = engine.calls[0][1]
     assert [name for name, _ in engine.calls] == ["asked", "start", "had", "start", "dropped", "asked"]
     assert {each for _, each in engine.calls} == {size}
+    assert threading.current_thread() not in engine.made_ready, "the thread that the engine works in waits for it"
     ahead.close()
 
 

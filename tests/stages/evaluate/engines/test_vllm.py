@@ -69,18 +69,18 @@ def score_requests(session):
 
 
 def test_no_prompt_is_asked_twice_and_no_context_computed_twice(session, score_requests, monkeypatch):
-    asked, outputs, add, step = [], [], session.engine._add, session.engine._step
+    asked, outputs, add, step = [], [], session.engine._queue.add, session.engine._step
 
-    def counted(prompts, params):
-        asked.append(len(prompts))
-        return add(prompts, params)
+    def counted(requests):
+        asked.append(len(requests))
+        return add(requests)
 
     def observed():
         found = step()
         outputs.extend(found.values())
         return found
 
-    monkeypatch.setattr(session.engine, "_add", counted)
+    monkeypatch.setattr(session.engine._queue, "add", counted)
     monkeypatch.setattr(session.engine, "_step", observed)
     session.engine.reset()
     session.engine.loglikelihood(score_requests)
@@ -218,7 +218,7 @@ def test_shards_that_overlap_get_the_same_texts(session, inputs, tmp_path, monke
         return begin(requests)
 
     monkeypatch.setattr(engine, "begin", observed)
-    monkeypatch.setattr(engine, "start", lambda requests: started.append(len(requests)) or start(requests))
+    monkeypatch.setattr(engine, "start", lambda ready: started.append(len(ready.requests)) or start(ready))
     overlapping = Session(session.model, engine, inputs["checkpoint"], Here(session.model, tmp_path), overlaps=True)
     unknown = config_of("no_such_task", 0, 3)
     refused = config_of("mathador_easy", 0, 3, gen_kwargs={"do_sample": True, "temperature": 1.0})
