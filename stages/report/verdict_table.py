@@ -92,16 +92,16 @@ def verdict_table(
 
 
 def _brief(whole: Table, num_suites: int) -> Table:
-    """What a narrow column has room for: the counts in one, and the reasons last, which take the room that is left."""
-    suites = slice(3, 3 + num_suites)
-    counts, worst = slice(suites.stop, suites.stop + len(_COUNTED)), suites.stop + len(_COUNTED)
-
-    def chosen(cells: Sequence[Any], joined: Any) -> list[Any]:
-        return [*cells[:2], *cells[suites], joined, cells[worst], cells[2]]
-
+    """What a narrow page has room for: means without intervals, counts in one column, and last the reasons."""
+    suites, counts = slice(3, 3 + num_suites), slice(3 + num_suites, 3 + num_suites + len(_COUNTED))
+    worst = counts.stop
     marks = Heading(" / ".join(each.text for each in whole.headings[counts]), (", ".join(_COUNTED),))
-    lines = [chosen(line.cells, Cell(" / ".join(each.text for each in line.cells[counts]))) for line in whole.rows]
-    return Table(chosen(whole.headings, marks), [Line(cells) for cells in lines])
+    rows = []
+    for cells, _ in whole.rows:
+        means = [Cell(each.text) for each in cells[suites]]
+        numbers = Cell(" / ".join(each.text for each in cells[counts]))
+        rows.append(Line([*cells[:2], *means, numbers, cells[worst], cells[2]]))
+    return Table([*whole.headings[:2], *whole.headings[suites], marks, whole.headings[worst], whole.headings[2]], rows)
 
 
 def _decision(verdict: TrialVerdict, rows: Sequence[Row]) -> Cell:
