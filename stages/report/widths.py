@@ -9,13 +9,13 @@ from itertools import groupby
 
 from stages.report.cells import Cell, Heading, Line, Table
 
-PAGE_PX = 1230  # of a window of 1,300, without margins and scroll bar
+PAGE_PX = 1225  # of a window of 1,300, without margins and scroll bar
 MOST_CHARACTERS = 26  # of a text in one line; a longer one is broken
-WHY_CHARACTERS = 30  # of reasons, which are set small
+WHY_CHARACTERS = 28  # of reasons, which are set small
 TEXT_PX, DENSE_PX, NOTE_PX, WHY_PX, HEADING_PX = 15, 13, 12, 12.5, 13
 PADDING_PX, DENSE_PADDING_PX = 16, 14
-_EM = 0.61  # of a character, on the mean
-_BOLD = 1.07
+_DIGIT, _LETTER = 0.64, 0.59  # of the size of a font
+_BOLD = 1.1
 
 
 def fitted(table: Table, *, is_dense: bool = False) -> list[Table]:
@@ -36,13 +36,18 @@ def width_px(table: Table, column: int, is_dense: bool) -> float:
     """Of a column that is no wider than it must be."""
     text_px, padding_px = (DENSE_PX, DENSE_PADDING_PX) if is_dense else (TEXT_PX, PADDING_PX)
     heading, cells = table.headings[column], [row.cells[column] for row in table.rows]
-    ends = [_word(heading.text) * HEADING_PX * _BOLD, *(_word(note) * NOTE_PX for note in heading.notes)]
+    of_cells = _LETTER if heading.is_left or column < table.num_keys else _DIGIT
+    ends = [
+        _word(heading.text) * HEADING_PX * _BOLD * _LETTER,
+        *(_word(note) * NOTE_PX * _LETTER for note in heading.notes),
+    ]
     for cell in cells:
         if cell.look == "why":
-            ends.append(min(len(cell.text), WHY_CHARACTERS) * WHY_PX)
+            ends.append(min(len(cell.text), WHY_CHARACTERS) * WHY_PX * _DIGIT)
         else:
-            ends += [min(len(cell.text), MOST_CHARACTERS) * text_px, min(_line(cell.note), MOST_CHARACTERS) * NOTE_PX]
-    return _EM * max(ends) + padding_px
+            ends.append(min(len(cell.text), MOST_CHARACTERS) * text_px * of_cells)
+            ends.append(min(_line(cell.note), MOST_CHARACTERS) * NOTE_PX * of_cells)
+    return max(ends) + padding_px
 
 
 def is_broken(cell: Cell) -> bool:
