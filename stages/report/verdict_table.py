@@ -92,16 +92,14 @@ def verdict_table(
 
 
 def _brief(whole: Table, num_suites: int) -> Table:
-    """What a narrow page has room for: means without intervals, counts in one column, and last the reasons."""
-    suites, counts = slice(3, 3 + num_suites), slice(3 + num_suites, 3 + num_suites + len(_COUNTED))
-    worst = counts.stop
+    """What a narrow page has room for: no suites, the counts in one column, and last the reasons."""
+    counts = slice(3 + num_suites, 3 + num_suites + len(_COUNTED))
     marks = Heading(" / ".join(each.text for each in whole.headings[counts]), (", ".join(_COUNTED),))
     rows = []
     for cells, _ in whole.rows:
-        means = [Cell(each.text) for each in cells[suites]]
         numbers = Cell(" / ".join(each.text for each in cells[counts]))
-        rows.append(Line([*cells[:2], *means, numbers, cells[worst], cells[2]]))
-    return Table([*whole.headings[:2], *whole.headings[suites], marks, whole.headings[worst], whole.headings[2]], rows)
+        rows.append(Line([*cells[:2], numbers, cells[counts.stop], cells[2]]))
+    return Table([*whole.headings[:2], marks, whole.headings[counts.stop], whole.headings[2]], rows)
 
 
 def _decision(verdict: TrialVerdict, rows: Sequence[Row]) -> Cell:
