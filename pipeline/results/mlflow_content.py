@@ -49,9 +49,17 @@ def trial_key(trial: TrialPlan) -> str:
     return fingerprint(sorted(ref.fingerprint for ref in own))
 
 
-def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> dict[str, float]:
+class TrialMetrics(NamedTuple):
+    """Numbers of a trial's tasks, and of its other steps."""
+
+    of_tasks: dict[str, float]
+    of_steps: dict[str, float]
+
+
+def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> TrialMetrics:
     """What the stages say of a trial's steps, by role, and what each kind took; what is unknown is not there."""
-    found: dict[str, float | None] = {}
+    of_tasks: dict[str, float | None] = {}
+    of_steps: dict[str, float | None] = {}
     durations_s: dict[str, float] = {}
     for role, ref in trial.steps.items():
         if (manifest := store.manifest(ref)) is None:
@@ -59,11 +67,16 @@ def trial_metrics(store: Store, plan: Plan, trial: TrialPlan) -> dict[str, float
         shown, metrics = _shown(plan, ref), manifest["metrics"]
         place = slot_of(role) if shown.by_slot else role
         names = metrics if shown.metrics is None else shown.metrics
+        found = of_tasks if shown.by_slot else of_steps
         found |= {f"{place}/{name}": metrics.get(name) for name in names}
         if (duration_s := _duration_s(manifest)) is not None:
             took = f"{kind_of(role)}/duration_s"
             durations_s[took] = durations_s.get(took, 0.0) + duration_s
-    return {name: float(value) for name, value in {**found, **durations_s}.items() if value is not None}
+    return TrialMetrics(_known(of_tasks), _known({**of_steps, **durations_s}))
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def last_ended_s(store: Store, trial: TrialPlan) -> float:

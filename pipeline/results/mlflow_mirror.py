@@ -24,6 +24,7 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
+from pipeline.results.mlflow_numbers import metrics
 from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_review
 from pipeline.results.mlflow_review_writing import write_experiment, write_review
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
@@ -60,12 +61,12 @@ class Mirror:
         document = None if report is None else read_document(report)
         parent_id = parent.info.run_id
         for trial in self.plan.trials.values():
-            run = self._write_trial(client, experiment_id, parent_id, trial, status)
-            if document is None:
-                continue
-            review = trial_review(document, trial.trial.name, experiment_id, parent_id, run.info.run_id)
-            if review is not None:
-                write_review(client, run, review)
+            run = self._trial_run(client, experiment_id, parent_id, trial)
+            if document is not None:  # first: MLflow's pages show metrics in the order in which they came
+                review = trial_review(document, trial.trial.name, experiment_id, parent_id, run.info.run_id)
+                if review is not None:
+                    write_review(client, run, review)
+            self._write_trial(client, run, trial, status)
         if report is not None and document is not None:
             self._write_report(client, parent, report, document)
             write_experiment(client, parent, document)
@@ -124,27 +125,32 @@ class Mirror:
             client.delete_run(created.info.run_id)
         return kept
 
-    def _write_trial(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan, status: str) -> Any:
+    def _trial_run(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan) -> Any:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
-        run = self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
+        return self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
+
+    def _write_trial(self, client: Any, run: Any, trial: TrialPlan, status: str) -> None:
         steps = dict.fromkeys(trial.steps.values())
         present = [ref for ref in steps if self.store.has(ref)]
-        content = content_of(self.plan, present)
         complete = len(present) == len(steps)
+        # While a trial is at work only its scores are shown, or what came before them would stand above them for ever.
+        is_over = complete or status != "RUNNING"
+        content = content_of(self.plan, present) if is_over else f"{content_of(self.plan, present)} at work"
         _set_status(client, run, "FINISHED" if complete else status)
         if run.data.tags.get(CONTENT_TAG) == content:
-            return run
+            return
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
-        values = trial_metrics(self.store, self.plan, trial)
-        gone = {key for key in run.data.metrics if not key.startswith(REVIEWED)} - values.keys()
-        _log_metrics(client, run, {**values, **dict.fromkeys(gone, math.nan)}, last_ended_s(self.store, trial))
+        of_tasks, of_steps = trial_metrics(self.store, self.plan, trial)
+        present_keys = {key for key in run.data.metrics if not key.startswith(REVIEWED)}
+        values = of_tasks | {key: value for key, value in of_steps.items() if is_over or key in present_keys}
+        gone = dict.fromkeys(present_keys - values.keys(), math.nan)
+        _log_metrics(client, run, {**values, **gone}, last_ended_s(self.store, trial))
         self._log_inputs(client, run.info.run_id, trial)
         for local, remote in self._artifacts(trial):
             client.log_artifact(run.info.run_id, str(local), remote)
         self._log_table(client, run.info.run_id, trial)
         client.set_tag(run.info.run_id, CONTENT_TAG, content)
-        return run
 
     def _log_inputs(self, client: Any, run_id: str, trial: TrialPlan) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -187,11 +193,8 @@ class Mirror:
 
 def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:
     """Of two values of one metric MLflow shows the later one."""
-    from mlflow.entities import Metric
-
     if values:
-        metrics = [Metric(key, value, int(at_s * 1000), 0) for key, value in values.items()]
-        client.log_batch(run.info.run_id, metrics=metrics)
+        client.log_batch(run.info.run_id, metrics=metrics(values, int(at_s * 1000)))
 
 
 def _log_params(client: Any, run: Any, config: Config) -> None:

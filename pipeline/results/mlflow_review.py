@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.mlflow_table import TABLE
-from pipeline.results.mlflow_view import COUNTS, DECISION, WHY, WORST, address
+from pipeline.results.mlflow_view import COUNTS, DECISION, RANK, WHY, WORST, WORST_TASK, address, run_address
 from stages.errors import redacted
-from stages.report.artifact import DECISIONS, HTML, Summary, TrialVerdict
+from stages.report.artifact import DECISIONS, HTML, MOST_SENTENCES, Summary, TrialVerdict
 
 NOTE = "mlflow.note.content"  # what its pages show as the description, in Markdown
 # Beginnings of names of metrics that come from the report, and not from a trial's own steps.
@@ -32,18 +32,21 @@ class Review:
 def parent_review(document: Summary, text: str, experiment_id: str, run_id: str) -> Review:
     """Of a plan's run: ``text``, the report's beginning, the number of each verdict, and the worst recovery."""
     judged = [each for each in document.trials if not each.is_base]
-    artifacts = f"{_page(experiment_id, run_id)}/artifacts/report"
-    links = f"[Report]({artifacts}/{HTML}) · [all trials]({address(experiment_id)})"
-    said, table = _parted(_linked(text, artifacts))
-    return Review(metrics=_sums(judged), tags={NOTE: shortened([said, links], table, MAX_NOTE)})
+    links = f"[Report]({_report(experiment_id, run_id)}) · [all trials]({address(experiment_id)})"
+    said, table = _parted(_linked(text, experiment_id, run_id))
+    return Review(metrics=_sums(judged), tags={NOTE: shortened([*_said(said), links], table, MAX_NOTE)})
 
 
 def experiment_note(document: Summary, experiment_id: str, run_id: str) -> str:
-    """The sentences, and where the rest is."""
-    run, said = _page(experiment_id, run_id), document.sentences
-    lines = [line for model, text in said.items() for line in (f"**{_cell(model)}**: {_cell(text)}", "")]
-    where = f"[Verdicts]({run}) · [report]({run}/artifacts/report/{HTML}) · [all trials]({address(experiment_id)})"
-    return redacted("\n".join([*lines, where]) if sum(map(len, lines)) < MAX_NOTE else where)
+    """How many formats may be shipped and where to read of it, in the one line that MLflow's pages show of it, then the
+    sentences.
+    """
+    run, report = run_address(experiment_id, run_id), _report(experiment_id, run_id)
+    where = f"[All trials]({address(experiment_id)}) · [verdicts]({run}) · [report]({report})"
+    several = len(document.sentences) > 1
+    said = [f"{f'**{_cell(model)}:** ' * several}{_cell(text)}" for model, text in document.sentences.items()]
+    first = f"{document.headline}. {where}" if document.headline else where
+    return redacted("\n\n".join([first, *_said(said)]))
 
 
 def trial_review(document: Summary, trial: str, experiment_id: str, parent_id: str, run_id: str) -> Review | None:
@@ -59,7 +62,8 @@ def trial_review(document: Summary, trial: str, experiment_id: str, parent_id: s
         metrics |= {f"suite/{mean.suite}/{each}": getattr(mean, each) for each in _OF_SUITES}
     for row in rows:
         metrics |= {f"{kind}/{row['task']}": row[kind] for kind in ("recovery", "difference")}
-    note = _trial_note(verdict, rows, _page(experiment_id, parent_id), _page(experiment_id, run_id))
+    metrics[RANK] = document.trials.index(verdict) + 1
+    note = _trial_note(verdict, rows, _links(verdict, experiment_id, parent_id, run_id))
     tags = {f"verdict.{row['task']}": _word(row) for row in rows if row["verdict"] is not None}
     known = {each: float(value) for each, value in metrics.items() if value is not None}
     return Review(metrics=known, tags={**tags, **_decided(verdict), NOTE: note})
@@ -74,20 +78,33 @@ def shortened(before: Sequence[str], table: Sequence[str], most: int) -> str:
     return redacted("\n\n".join([head, "\n".join(kept), *rest]))[:most]
 
 
-def _page(experiment_id: str, run_id: str) -> str:
-    return f"#/experiments/{experiment_id}/runs/{run_id}"
+def _said(sentences: Sequence[str]) -> list[str]:
+    """The first of them, no more than a description has room for beside other things, and how many there are more."""
+    kept = list(sentences[: MOST_SENTENCES + 1])
+    while kept and sum(map(len, kept)) > MAX_NOTE // 2:
+        kept.pop()
+    rest = len(sentences) - len(kept)
+    return [*kept, *([f"{rest} models more are in the report."] if rest else [])]
 
 
-def _parted(text: str) -> tuple[str, list[str]]:
-    """What is said, and the lines of the table."""
+def _report(experiment_id: str, run_id: str) -> str:
+    return run_address(experiment_id, run_id, f"report/{HTML}")
+
+
+def _parted(text: str) -> tuple[list[str], list[str]]:
+    """The paragraphs of what is said, and the lines of the table."""
     lines = text.splitlines()
-    said = "\n".join(line for line in lines if not line.startswith("|"))
-    return said.strip(), [line for line in lines if line.startswith("|")]
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("|")]
+    return said, [line for line in lines if line.startswith("|")]
 
 
-def _linked(text: str, artifacts: str) -> str:
+def _linked(text: str, experiment_id: str, run_id: str) -> str:
     """Links to the report's files as links to the run's."""
-    return re.sub(r"\]\(<([^<>]*)>\)", lambda found: f"]({artifacts}/{found[1]})", text)
+
+    def link(found: re.Match[str]) -> str:
+        return f"]({run_address(experiment_id, run_id, f'report/{found[1]}')})"
+
+    return re.sub(r"\]\(<([^<>]*)>\)", link, text)
 
 
 def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:
@@ -102,12 +119,13 @@ def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:
 
 def _numbers(verdict: TrialVerdict) -> dict[str, float | None]:
     counts = {f"verdict/{name}": getattr(verdict, of_trial) for name, of_trial in COUNTS.items()}
-    return {**counts, WORST: verdict.worst_recovery, "verdict/p": verdict.p, "verdict/adjusted_p": verdict.adjusted_p}
+    return {WORST: verdict.worst_recovery, "verdict/p": verdict.p, "verdict/adjusted_p": verdict.adjusted_p, **counts}
 
 
 def _decided(verdict: TrialVerdict) -> dict[str, str]:
-    why = redacted("; ".join(verdict.reasons))[:MAX_TAG]
-    return {DECISION: "base" if verdict.is_base else verdict.decision or "not judged"} | ({WHY: why} if why else {})
+    decision = "base" if verdict.is_base else verdict.decision or "not judged"
+    known = {WORST_TASK: verdict.worst_task or "", WHY: redacted("; ".join(verdict.reasons))[:MAX_TAG]}
+    return {DECISION: decision} | {key: text for key, text in known.items() if text}
 
 
 def _word(row: Mapping[str, Any]) -> str:
@@ -116,13 +134,17 @@ def _word(row: Mapping[str, Any]) -> str:
     return f"{row['verdict']}{confirmed}"
 
 
-def _trial_note(verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], parent: str, own: str) -> str:
+def _links(verdict: TrialVerdict, experiment_id: str, parent_id: str, run_id: str) -> str:
+    links = f"[All trials]({address(experiment_id)}) · [verdicts]({run_address(experiment_id, parent_id)})"
+    links += f" · [report]({_report(experiment_id, parent_id)})"
+    otherwise = f" · [what it answers otherwise]({run_address(experiment_id, run_id, TABLE)})"
+    return links if verdict.is_base else f"{links}{otherwise}"
+
+
+def _trial_note(verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], links: str) -> str:
     """What was decided of a trial and why, then its tasks."""
     said = "Base of its model" if verdict.is_base else f"**{(verdict.decision or 'not judged').capitalize()}**"
     reasons = "\n".join(f"- {_cell(reason)}" for reason in verdict.reasons)
-    links = f"[All trials]({parent}) · [report]({parent}/artifacts/report/{HTML})"
-    if not verdict.is_base:
-        links += f" · [what it answers otherwise]({own}/artifacts/{TABLE})"
     table = ["| task | n | score | base | difference | verdict |", "|---|--:|--:|--:|--:|---|", *map(_line, rows)]
     return shortened([said, reasons, links], table, MAX_NOTE)
 

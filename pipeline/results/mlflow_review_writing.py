@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.results.mlflow_numbers import metrics
 from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note
-from pipeline.results.mlflow_view import VIEW_TAG, WHY, view_of
+from pipeline.results.mlflow_view import VIEW_TAG, WHY, WORST_TASK, view_of
 from pipeline.steps.fingerprint import fingerprint
 from stages.report.artifact import Summary
 
@@ -19,7 +20,7 @@ VERDICT_TAGS = "verdict."
 
 def write_review(client: Any, run: Any, review: Review) -> None:
     """What of a report is this run's; a description that somebody has rewritten stays."""
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import RunTag
 
     digest = fingerprint([dict(review.metrics), dict(review.tags)])
     if run.data.tags.get(REVIEW_TAG) == digest:
@@ -30,10 +31,11 @@ def write_review(client: Any, run: Any, review: Review) -> None:
     tags = _unless_rewritten(run.data.tags, review.tags) | {REVIEW_TAG: digest}
     client.log_batch(
         run.info.run_id,
-        metrics=[Metric(key, value, now_ms, 0) for key, value in values.items()],
+        metrics=metrics(values, now_ms),
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    for key in {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key == WHY} - review.tags.keys():
+    ours = {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key in (WHY, WORST_TASK)}
+    for key in ours - review.tags.keys():
         client.delete_tag(run.info.run_id, key)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.results.mlflow_numbers import shown
 from pipeline.steps.roles import under
 from pipeline.store.store import Store
 from stages.compare.artifact import read_flips
@@ -49,7 +50,7 @@ def _row(task: str, flip: Mapping[str, Any]) -> Sequence[Any]:
     answers = [_shown(flip[f"{side}_answers"], flip[f"{side}_extracted"]) for side in ("base", "trial")]
     question = "\n".join([flip["question"] or "", *(f"- {choice}" for choice in flip["choices"] or ())])
     document = f"{flip['leaf']} {flip['doc_id']}"
-    scores = flip["base_score"], flip["trial_score"]
+    scores = [None if score is None else shown(score) for score in (flip["base_score"], flip["trial_score"])]
     return [task, flip["change"], question[-_MOST:], (flip["target"] or "")[:_MOST], *answers, *scores, document]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 VIEW = "verdicts"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-DECISION, WHY = "decision", "why"
+DECISION, WHY, WORST_TASK = "decision", "why", "worst_task"
 # Metrics of a run's verdicts, by what of a trial's verdict they are.
 COUNTS = {
     "cells": "num_cells",
@@ -19,14 +19,34 @@ COUNTS = {
     "equivalent": "num_equivalent",
     "inconclusive": "num_inconclusive",
 }
-WORST = "verdict/worst_recovery"
-_WIDE, _NARROW = 300, 150  # pixels of a column
+WORST, RANK = "verdict/worst_recovery", "verdict/rank"
+# Pixels of columns. Beside the menu and MLflow's own first columns a window of 1,300 has room for some 650.
+_WIDTHS = {
+    "attributes.`Run Name`": 220,
+    "runDateAndNestInfo": 90,
+    f"tags.`{DECISION}`": 95,
+    f"metrics.`{WORST}`": 130,
+    f"tags.`{WORST_TASK}`": 110,
+    f"tags.`{WHY}`": 300,
+}
+_NARROW = 150
 _MAX_VIEW = 19_000  # characters; MLflow takes 20,000
 
 
+# Without these words a page of MLflow's stands in its menu for agents, and an experiment opens on their usage; no tag
+# of an experiment says it (in MLflow 3.17), nor does its page remember it.
+_OF_RUNS = "workflowType=machine_learning"
+
+
 def address(experiment_id: str) -> str:
-    """Of an experiment's runs, behind MLflow's host: without these words it opens on the usage of agents."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    """Of an experiment's runs, behind MLflow's host."""
+    return f"#/experiments/{experiment_id}/runs?{_OF_RUNS}&viewStateShareKey={VIEW}"
+
+
+def run_address(experiment_id: str, run_id: str, artifact: str = "") -> str:
+    """Of a run, or of one of its artifacts."""
+    place = f"/artifacts/{artifact}" if artifact else ""
+    return f"#/experiments/{experiment_id}/runs/{run_id}{place}?{_OF_RUNS}"
 
 
 def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
@@ -36,21 +56,24 @@ def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
 
 
 def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
-    tags = [f"tags.`{name}`" for name in ("recipe", DECISION, WHY)]
+    first = [f"tags.`{DECISION}`", f"metrics.`{WORST}`", f"tags.`{WORST_TASK}`", f"tags.`{WHY}`"]
     counted = [f"verdict/{name}" for name in COUNTS if name != "cells"]
     of_suites = [f"suite/{suite}/difference" for suite in suites]
-    metrics = [f"metrics.`{name}`" for name in (WORST, *of_suites, *counted, *(f"recovery/{task}" for task in tasks))]
+    columns = [
+        *first,
+        *(f"metrics.`{name}`" for name in (*of_suites, *counted, *(f"recovery/{task}" for task in tasks))),
+    ]
     charts = [
         *(_chart("verdicts", name) for name in (WORST, *counted[:1])),
         *(_chart("suites", f"suite/{suite}/{number}") for suite in suites for number in ("recovery", "difference")),
         *(_chart("recovery", f"recovery/{task}") for task in tasks),
     ]
     state = {
-        "selectedColumns": [*tags, *metrics],
-        "columnOrder": ["runName", *tags, *metrics],
-        "columnWidths": {**dict.fromkeys([*tags, *metrics], _NARROW), tags[-1]: _WIDE},
-        "orderByKey": f"metrics.`{WORST}`",
-        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": ["runName", *columns],
+        "columnWidths": {**dict.fromkeys(columns, _NARROW), **_WIDTHS},
+        "orderByKey": f"metrics.`{RANK}`",
+        "orderByAsc": True,
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
         "isAccordionReordered": True,  # or MLflow sorts them among the sections that it makes itself
         "compareRunSections": [_section(name) for name in dict.fromkeys(each["metricSectionId"] for each in charts)],

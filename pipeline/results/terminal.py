@@ -1,7 +1,7 @@
 """What a person reads in the terminal: plans, reasons, states and the final table."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.steps.step import Step, StepRef
 from pipeline.store.ledger import Failure
 from pipeline.store.storage import Stored
 from pipeline.store.store import Store
-from stages.report.artifact import HTML, read_document, read_serving
+from stages.report.artifact import HTML, MOST_SENTENCES, Summary, read_document, read_serving
 from stages.report.config import FailureRow
 from stages.units import GIB
 
@@ -143,8 +143,8 @@ def finished(
 ) -> None:
     """What to ship, the final tables, and whatever was asked for, has no number and why."""
     document = read_document(store.path(report.ref))
-    for model, sentence in document.sentences.items():
-        say(console, sentence if len(document.sentences) == 1 else f"{model}: {sentence}")
+    for line in what_to_ship(document):
+        say(console, line)
     for table in tables_of(document, read_serving(store.path(report.ref)), confidence):
         console.print(table)
     for note in dict.fromkeys(trial.notes for trial in report.config.trials if trial.notes):
@@ -157,6 +157,18 @@ def finished(
             say(console, f"note: {trial.name}: {caution}")
     _say_what_is_missing(console, report.config.failures, failures, asked)
     say(console, f"{num_run} steps run")
+
+
+def what_to_ship(document: Summary) -> Iterator[str]:
+    """A sentence a model; of several models also how many of all formats may be shipped, and the first sentences."""
+    sentences = [
+        (f"{model}: " if len(document.sentences) > 1 else "") + text for model, text in document.sentences.items()
+    ]
+    if len(sentences) > 1 and document.headline:
+        yield f"{document.headline}."
+    yield from sentences[:MOST_SENTENCES]
+    if len(sentences) > MOST_SENTENCES:
+        yield f"{len(sentences) - MOST_SENTENCES} models more are in the report"
 
 
 def _say_what_is_missing(

@@ -14,6 +14,7 @@ MARKDOWN, HTML = "report.md", "report.html"
 VERDICTS = "verdicts.md"  # its beginning: the sentences and the table of verdicts, a line for each trial
 SUMMARY, SUMMARY_DOCUMENT, SERVING = "summary.parquet", "summary.json", "serving.parquet"
 
+MOST_SENTENCES = 6  # models whose sentence is said at once; the others' are where somebody asks for them
 MOST_FLIPS, FEWEST_FLIPS, MOST_FLIPS_IN_ALL = 200, 20, 30_000  # documents answered otherwise; some 1.5 kB each
 
 Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
@@ -87,13 +88,17 @@ class TrialVerdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The summary as a document; ``sentences``, by model, say what to ship."""
+    """The summary as a document; ``headline`` counts what may be shipped, ``sentences``, by model, say what to ship.
+
+    ``trials`` are in the order in which they are read, not in the sweep's.
+    """
 
     title: str
     rows: list[Row]
     suites: list[SuiteMean] = field(default_factory=list)
     trials: list[TrialVerdict] = field(default_factory=list)
     sentences: dict[str, str] = field(default_factory=dict)
+    headline: str = ""
 
 
 SUMMARY_SCHEMA = pa.schema(plain_columns(SummaryCell) | plain_columns(Numbers))

@@ -24,20 +24,16 @@ class Column(NamedTuple):
     name: str
     cell: Callable[[Row, Places], Cell]
     is_left: bool = False
+    is_bound: bool = False  # to the column before it
 
 
-def _score_with_interval(row: Row, places: Places) -> Cell:
+def score_with_recovery(row: Row, places: Places) -> Cell:
+    """Beneath the score its recovery with the verdict's mark, and its interval."""
     if row["score"] is None:
         return Cell(MISSING, row["status"], "absent")
-    return Cell(
-        number(row["score"], places.score), interval(row["score_low"], row["score_high"], places.score), "score"
-    )
-
-
-def _recovery_with_mark(row: Row, places: Places) -> Cell:
-    recovery = "base" if _is_known_base(row) else percent(row["recovery"], places.recovery)
-    look = "absent" if row["score"] is None else _look(row)
-    return Cell(f"{recovery} {_mark(row)}".strip(), look=look)
+    recovery = "base" if _is_known_base(row) else f"{percent(row['recovery'], places.recovery)} {_mark(row)}".strip()
+    ends = interval(row["score_low"], row["score_high"], places.score)
+    return Cell(number(row["score"], places.score), f"{recovery}\n{ends}", f"score {_look(row)}".strip())
 
 
 def _score(row: Row, places: Places) -> Cell:
@@ -118,11 +114,10 @@ def _count(name: str) -> Callable[[Row, Places], Cell]:
     return lambda row, _: Cell(count(row[name]))
 
 
-# What the tables show of each task, and of each number in detail: a column more is a line here.
-MEASURES = (Column("score", _score_with_interval), Column("recovery", _recovery_with_mark))
+# What is shown of each number in detail: a column more is a line here.
 COLUMNS = (
     Column("task", _text("task")),
-    Column("recipe", _text("recipe"), is_left=True),
+    Column("format", lambda row, _: Cell(row["trial"].removeprefix(f"{row['model']}/")), is_left=True),
     Column("metric", _text("metric"), is_left=True),
     Column("n", _count("n")),
     Column("missing", _count("num_missing")),
@@ -130,14 +125,14 @@ COLUMNS = (
     Column("cut", _count("num_cut")),
     Column("stopped", _count("num_stopped")),
     Column("score", _score),
-    Column("interval", _score_interval),
+    Column("interval", _score_interval, is_bound=True),
     Column("base", _base_score),
     Column("recovery", _recovery),
-    Column("interval", _recovery_interval),
+    Column("interval", _recovery_interval, is_bound=True),
     Column("difference", _difference),
-    Column("interval", _difference_interval),
+    Column("interval", _difference_interval, is_bound=True),
     Column("lost", _count("num_base_only_right")),
-    Column("won", _count("num_trial_only_right")),
+    Column("won", _count("num_trial_only_right"), is_bound=True),
     Column("p", lambda row, _: Cell(p_value(row["difference_p"]))),
     Column("exact p", lambda row, _: Cell(p_value(row["mcnemar_p"]))),
     Column("clusters", _clusters),
@@ -151,10 +146,10 @@ COLUMNS = (
 )
 NORMALIZED_COLUMNS = (
     Column("normalized", _score),
-    Column("interval", _score_interval),
+    Column("interval", _score_interval, is_bound=True),
     Column("base", _base_score),
     Column("recovery", _recovery),
-    Column("interval", _recovery_interval),
+    Column("interval", _recovery_interval, is_bound=True),
 )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stages.report.cells import Cell, Heading
+from stages.report.cells import Cell, Heading, Line, Table
 from stages.report.config import CostRow, CostsConfig, GpuRow
 from stages.report.numbers import MISSING, count, number, percent
 
@@ -26,14 +26,12 @@ GPU_HEADINGS = (
 
 
 def costs_view(costs: CostsConfig | None) -> dict[str, object] | None:
-    """Headings and rows of the two tables; None where nothing is known."""
+    """The two tables; None where nothing is known."""
     if costs is None:
         return None
     return {
-        "stage_headings": STAGE_HEADINGS,
-        "stages": [_cost_cells(row) for row in (*costs.stages, _whole(costs.stages))],
-        "gpu_headings": GPU_HEADINGS,
-        "gpus": [_gpu_cells(row) for row in costs.gpus],
+        "stages": Table(STAGE_HEADINGS, [Line(_cost_cells(row)) for row in (*costs.stages, _whole(costs.stages))]),
+        "gpus": Table(GPU_HEADINGS, [Line(_gpu_cells(row)) for row in costs.gpus]),
     }
 
 

@@ -1,18 +1,16 @@
-"""How the numbers were obtained: settings that all evaluations share, those that differ, sizes, notes and inputs."""
+"""How the numbers were obtained: settings that all evaluations share, those that differ, sizes and notes."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from stages.compare.artifact import ComparisonFacts
-from stages.drift import DriftFacts, read_drift
 from stages.evaluate.endpoint_config import SERVED
 from stages.evaluate.recorded.artifact import IMPORTED
-from stages.gate.artifact import Check, read_checks
 from stages.report.artifact import Row
+from stages.report.cells import Table, plain
 from stages.report.config import TrialRow
-from stages.report.numbers import MISSING, count, decimals, interval, number, percent, percent_interval
+from stages.report.numbers import MISSING, count
 from stages.report.rows import Comparisons, arithmetic_of
 
 
@@ -27,8 +25,8 @@ def statistics_facts(comparisons: Comparisons) -> dict[str, str]:
     }
 
 
-def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, Any]:
-    """Evaluation settings: ``common`` to all, in the ``columns`` of a row for each task, or ``by_model``."""
+def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, Table]:
+    """Evaluation settings: of each task, and those ``common`` to all or to a model; none where nothing is compared."""
     models = {trial.name: trial.model for trial in trials}
     values: dict[str, dict[tuple[str, str], str]] = {}
     for (trial, task), comparison in comparisons.items():
@@ -38,11 +36,11 @@ def settings(trials: Sequence[TrialRow], comparisons: Comparisons) -> dict[str, 
     by_task = {field: _by(1, cells) for field, cells in values.items() if field not in common}
     columns = {field: found for field, found in by_task.items() if found is not None}
     rest = [field for field in by_task if field not in columns]
+    names = ["task", "lm-eval task", "version", "documents", "of", "metric", "aggregation", *columns]
+    by_model = [line for field in rest for line in _lines_by_model(field, values[field])]
     return {
-        "common": common,
-        "columns": list(columns),
-        "tasks": list(_tasks(comparisons, columns)),
-        "by_model": [line for field in rest for line in _lines_by_model(field, values[field])],
+        "tasks": plain(names, list(_tasks(comparisons, columns)), left={*names} - {"documents", "of"}),
+        "common": plain(["setting", "value"], [*common.items(), *by_model], left=["value"]),
     }
 
 
@@ -143,71 +141,26 @@ def _arithmetics(comparisons: Comparisons) -> Iterator[str]:
         )
 
 
-def gates(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """The checks each checkpoint passed, a line for each trial and a column for each check."""
-    found = {
-        trial.name: {check.name: check for check in read_checks(inputs[f"gate/{trial.name}"])}
-        for trial in trials
-        if f"gate/{trial.name}" in inputs
-    }
-    names = list(dict.fromkeys(name for checks in found.values() for name in checks))
-    lines = [
-        {"trial": trial, "cells": [_check(checks[name]) if name in checks else MISSING for name in names]}
-        for trial, checks in found.items()
-    ]
-    return {"names": names, "rows": lines}
-
-
-def drifts(trials: Sequence[TrialRow], inputs: Mapping[str, Path]) -> list[dict[str, str]]:
-    """How far each checkpoint's expectations are from its base's on the same text, a line for each trial."""
-    return [
-        {"trial": trial.name, **_drift(read_drift(inputs[f"drift/{trial.name}"]))}
-        for trial in trials
-        if f"drift/{trial.name}" in inputs
-    ]
-
-
-def sources(inputs: Mapping[str, Path]) -> list[dict[str, str]]:
-    """The artifacts read; a directory's name ends with the fingerprint of what it holds."""
-    return [{"input": name, "directory": inputs[name].name} for name in sorted(inputs)]
-
-
-def _drift(facts: DriftFacts) -> dict[str, str]:
-    kl, agreement = (facts.mean_kl_low, facts.mean_kl_high), (facts.top1_agreement_low, facts.top1_agreement_high)
-    places, of_share = (
-        decimals([kl]),
-        decimals([(agreement[0] and 100 * agreement[0], agreement[1] and 100 * agreement[1])]),
-    )
-    return {
-        "mean_kl": f"{number(facts.mean_kl, places)} {interval(*kl, places)}",
-        "top1_agreement": f"{percent(facts.top1_agreement, of_share)} {percent_interval(*agreement, of_share)}",
-        "loss": number(facts.loss, 4),
-        "base_loss": number(facts.base_loss, 4),
-        "num_documents": count(facts.num_documents),
-        "num_tokens": count(facts.num_tokens),
-    }
-
-
 def _settings_of(facts: ComparisonFacts) -> dict[str, str]:
     leaves = [leaf.comparable for leaf in facts.leaves.values() if leaf]
     fields = dict.fromkeys(field for leaf in leaves for field in leaf)
     return {field: _listed(_text(leaf.get(field)) for leaf in leaves) for field in fields}
 
 
-def _tasks(comparisons: Comparisons, columns: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+def _tasks(comparisons: Comparisons, columns: Mapping[str, Mapping[str, str]]) -> Iterator[list[str]]:
     for task in dict.fromkeys(task for _, task in comparisons):
         known = [comparison.facts for (_, name), comparison in comparisons.items() if name == task]
         leaves = [leaf for leaf in known[0].leaves.values() if leaf]
-        yield {
-            "task": task,
-            "leaves": _leaves(known[0]),
-            "version": _listed(_text(leaf.version) for leaf in leaves),
-            "metric": _listed(facts.metric or MISSING for facts in known),
-            "aggregation": _listed(_aggregation(facts) for facts in known),
-            "documents": _listed(count(_num_documents(facts)) for facts in known),
-            "of": count(sum(leaf.num_docs for leaf in leaves)),
-            "cells": [found.get(task, MISSING) for found in columns.values()],
-        }
+        yield [
+            task,
+            _leaves(known[0]),
+            _listed(_text(leaf.version) for leaf in leaves),
+            _listed(count(_num_documents(facts)) for facts in known),
+            count(sum(leaf.num_docs for leaf in leaves)),
+            _listed(facts.metric or MISSING for facts in known),
+            _listed(_aggregation(facts) for facts in known),
+            *(found.get(task, MISSING) for found in columns.values()),
+        ]
 
 
 def _leaves(facts: ComparisonFacts) -> str:
@@ -238,20 +191,11 @@ def _by(position: int, cells: Mapping[tuple[str, str], str]) -> dict[str, str] |
     return found
 
 
-def _lines_by_model(field: str, cells: Mapping[tuple[str, str], str]) -> Iterator[dict[str, str]]:
+def _lines_by_model(field: str, cells: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, str]]:
     by_model = _by(0, cells)
     if by_model is None:
         by_model = {f"{model}, {task}": text for (model, task), text in cells.items()}
-    yield from ({"field": field, "where": where, "value": text} for where, text in by_model.items())
-
-
-def _check(check: Check) -> str:
-    """``value / what is expected``; a check that is not of a number has passed, failed or could not be made."""
-    outcome = {True: "passed", False: "failed", None: MISSING}[check.passed]
-    if check.value is None:
-        return outcome
-    numbers = [f"{each:.4g}" for each in (check.value, check.expected) if each is not None]
-    return " / ".join(numbers) if check.passed else f"{' / '.join(numbers)} ({outcome})"
+    yield from ((f"{field} ({where})", text) for where, text in by_model.items())
 
 
 def _listed(texts: Iterator[str]) -> str:

@@ -46,7 +46,7 @@ def reasons(
         lines += [_bad_cell(row) for row in rows if is_bad(row) and row["task"] not in said]
     elif decision.word == NOT_DECIDED:
         lines += [_line(each, confidence) for each in asked if not each.requirement.holds(alpha)]
-        lines += [] if lines else [_among_trials(decision, num_trials, alpha)]
+        lines += [] if lines or decision.p is None else [_among_trials(decision, num_trials, alpha)]
     return [*lines, *_to_know(rows)]
 
 

@@ -50,7 +50,9 @@ def sentences(
     models = dict.fromkeys(verdict.model for verdict in verdicts)
     of_model = {model: [each for each in verdicts if each.model == model] for model in models}
     return {
-        model: _sentence([_candidate(each, named, rows, suites, costs) for each in own if not each.is_base], own)
+        model: _sentence([_candidate(each, named, rows, suites, costs) for each in own if not each.is_base])
+        if any(not each.is_base for each in own)
+        else _bases_alone(own, named)
         for model, own in of_model.items()
     }
 
@@ -79,9 +81,15 @@ def _candidate(
     )
 
 
-def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict]) -> str:
-    if not candidates:
-        return f"Only {listed(each.recipe for each in all_trials)} is here: there is nothing to compare with it."
+def _bases_alone(bases: Sequence[TrialVerdict], named: Mapping[str, TrialRow]) -> str:
+    names = listed(named[each.trial].label for each in bases)
+    one = len(bases) == 1
+    said = f"There is only the base, {names}: " if one else f"There are only bases, {names}: "
+    lacking = [f"; {named[each.trial].label}: {each.reasons[0]}" for each in bases if each.reasons]
+    return f"{said}nothing to compare with {'it' if one else 'them'}{''.join(lacking[:MOST_NAMED])}."
+
+
+def _sentence(candidates: Sequence[Candidate]) -> str:
     ranked = sorted(candidates, key=lambda each: each.rank)
     shippable = [each for each in ranked if each.verdict.decision == SHIP]
     if shippable:
@@ -91,7 +99,7 @@ def _sentence(candidates: Sequence[Candidate], all_trials: Sequence[TrialVerdict
         refused = [each for each in ranked if each not in undecided]
         end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
         nearest = sorted(undecided, key=lambda each: 1.0 if each.verdict.p is None else each.verdict.p)
-        return f"Nothing can be said to ship yet: {_whys(nearest, _reason)}{end}."
+        return f"Nothing may be shipped yet: {_whys(nearest, _reason)}{end}."
     return f"Ship none of these formats: {_whys(ranked, _loss)}."
 
 

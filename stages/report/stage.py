@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from stages.compare.verdict import LEGEND
-from stages.report.artifact import HTML, MARKDOWN, VERDICTS, Row, Summary, write_serving, write_summary
+from stages.report.appendix import drifts, gates, lacking, sources
+from stages.report.artifact import HTML, MARKDOWN, MOST_SENTENCES, VERDICTS, Row, Summary, write_serving, write_summary
 from stages.report.chart import forest_chart
 from stages.report.config import ReportConfig
 from stages.report.costs import costs_view
 from stages.report.flips import write_flip_pages
-from stages.report.methods import drifts, gates, notes, settings, sources, statistics_facts
+from stages.report.methods import notes, settings, statistics_facts
 from stages.report.numbers import MISSING
+from stages.report.order import headline, in_order
 from stages.report.rendering import render
 from stages.report.rows import Comparisons, read_comparisons, summary_rows
 from stages.report.sentence import sentences
 from stages.report.serving.relative import relative_costs
+from stages.report.serving.tables import section_tables
 from stages.report.serving.view import serving_points, serving_view
 from stages.report.steadiness import held_open
 from stages.report.suites import confidence_of, suite_means, suite_notes
@@ -42,14 +45,18 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     rows = confirmed(cells, config.failures)
     found = list(suite_means(config.trials, config.suites, rows, comparisons, config.data))
     suites = [mean for mean, _ in found]
-    verdicts = trial_verdicts(config.trials, config.suites, planned(rows, config.failures), found, comparisons)
+    verdicts = trial_verdicts(
+        config.trials, config.suites, planned(rows, config.failures), found, comparisons, config.failures
+    )
     relative = relative_costs(config.trials, config.serving, inputs)
+    verdicts = in_order(config.trials, verdicts, relative)
     summary = Summary(
         title=config.title,
         rows=rows,
         suites=suites,
         trials=verdicts,
         sentences=sentences(config.trials, verdicts, rows, suites, relative),
+        headline=headline(verdicts),
     )
     write_summary(out, summary)
     pages = write_flip_pages(config, comparisons, out)
@@ -74,6 +81,7 @@ def _serving(
 
     view = serving_view(config.trials, config.serving, inputs, rows, confidence)
     for section in view["sections"]:
+        section["tables"] = section_tables(section)
         for picture in section["charts"]:
             picture["file"] = f"{section['name']}-{picture['name']}.svg"
             text = render("report_serving.svg.j2", {"chart": picture["chart"]})
@@ -94,9 +102,11 @@ def _view(
         section["chart"] = forest_chart(config.tasks, own, rows)
     return {
         "title": config.title,
+        "headline": summary.headline,
         "sentences": summary.sentences,
+        "most_sentences": MOST_SENTENCES,
         "sections": sections,
-        "failures": config.failures,
+        "failures": lacking(config.failures),
         "gates": gates(config.trials, inputs),
         "drifts": drifts(config.trials, inputs),
         "notes": notes(config.trials, comparisons, rows),

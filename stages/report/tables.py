@@ -5,8 +5,8 @@ from typing import Any
 
 from stages.compare.artifact import NORMALIZED
 from stages.report.artifact import Row, SuiteMean
-from stages.report.cells import Cell, Heading
-from stages.report.columns import COLUMNS, MEASURES, NORMALIZED_COLUMNS, places_of
+from stages.report.cells import Cell, Heading, Line, Table
+from stages.report.columns import COLUMNS, NORMALIZED_COLUMNS, places_of, score_with_recovery
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import (
     MISSING,
@@ -20,6 +20,7 @@ from stages.report.numbers import (
 MOST_OPEN = 20  # trials of a model whose tables a page shows before somebody asks for them
 # Of a suite's mean, which has no interval, raw and normalized (a number of up to 100), and of its recovery in per cent.
 _MEAN_DECIMALS, _NORMALIZED_MEAN_DECIMALS, _RECOVERY_DECIMALS = 4, 2, 2
+_MEAN_HEADINGS = (Heading("mean"), Heading("recovery", is_bound=True))
 
 
 def model_sections(
@@ -51,27 +52,34 @@ def model_sections(
 def _table(
     suite: SuiteRow, trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]
 ) -> dict[str, Any]:
-    """A line for each trial; ``MEASURES`` of each task, then the suite's mean."""
+    """A line for each trial: each task's score with its recovery, then the suite's mean."""
     shown = [_as_normalized(row) for row in rows] if suite.normalized else rows
     columns = {task: [row for row in shown if row["task"] == task] for task in suite.tasks}
-    cells = {(row["trial"], row["task"]): found for column in columns.values() for row, found in _cells(column)}
-    missing = [Cell(MISSING, "missing", "absent")] + [Cell(MISSING, look="absent")] * (len(MEASURES) - 1)
+    cells = {
+        (row["trial"], row["task"]): score_with_recovery(row, places)
+        for column in columns.values()
+        for places in [places_of(column)]
+        for row in column
+    }
+    missing = Cell(MISSING, "missing", "absent")
     means = {mean.trial: mean for mean in suite_means if mean.suite == suite.name}
-    of_tasks = [heading for task, column in columns.items() for heading in _headings(task, column)]
+    of_tasks = [_heading(task, column) for task, column in columns.items()]
     return {
         "title": f"{suite.name}, normalized" if suite.normalized else suite.name,
-        "headings": [Heading("recipe"), *of_tasks, *((Heading("mean"), Heading("recovery")) if means else ())],
-        "rows": [
-            {
-                "is_base": trial.is_base,
-                "cells": [
-                    Cell(trial.recipe, f"{gib(trial.size_gib)} GiB"),
-                    *(cell for task in suite.tasks for cell in cells.get((trial.name, task), missing)),
-                    *(_mean_cells(means[trial.name], trial) if means else ()),
-                ],
-            }
-            for trial in trials
-        ],
+        "table": Table(
+            [Heading("format"), *of_tasks, *(_MEAN_HEADINGS if means else ())],
+            [
+                Line(
+                    [
+                        Cell(trial.label, f"{gib(trial.size_gib)} GiB"),
+                        *(cells.get((trial.name, task), missing) for task in suite.tasks),
+                        *(_mean_cells(means[trial.name], trial) if means else ()),
+                    ],
+                    "base" if trial.is_base else "",
+                )
+                for trial in trials
+            ],
+        ),
     }
 
 
@@ -85,22 +93,15 @@ def _as_normalized(row: Row) -> Row:
     return row | {raw: row[name] for name, raw in NORMALIZED.items()}
 
 
-def _headings(task: str, rows: Sequence[Row]) -> list[Heading]:
-    """Of one task's measures: the first one's names the task."""
+def _heading(task: str, rows: Sequence[Row]) -> Heading:
     metrics = sorted({row["metric"] for row in rows if row["metric"]})
     sizes = sorted({row["n"] for row in rows if row["n"] is not None})
     ends = dict.fromkeys([sizes[0], sizes[-1]]) if sizes else {}
     notes = (" / ".join(metrics) or MISSING, f"n = {' to '.join(map(count, ends)) or MISSING}")
-    return [Heading(task, notes), *(Heading(measure.name) for measure in MEASURES[1:])]
+    return Heading(task, notes)
 
 
-def _cells(rows: Sequence[Row]) -> list[tuple[Row, list[Cell]]]:
-    """The cells of one task, which share their number of decimals."""
-    places = places_of(rows)
-    return [(row, [measure.cell(row, places) for measure in MEASURES]) for row in rows]
-
-
-def _details(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, Any]:
+def _details(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
     """Every number of a model, task by task: ``COLUMNS``, and ``NORMALIZED_COLUMNS`` where there is one."""
     has_normalized = any(row["normalized"] is not None for row in rows)
     lines = []
@@ -112,9 +113,9 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, Any]:
             cells = [each.cell(row, places) for each in COLUMNS]
             if has_normalized:
                 cells += [each.cell(on_scale, scaled_places) for each in NORMALIZED_COLUMNS]
-            lines.append({"task": task, "cells": cells})
+            lines.append(Line(cells, "group" if row is column[0] else ""))
     columns = (*COLUMNS, *(NORMALIZED_COLUMNS if has_normalized else ()))
-    return {"headings": [Heading(each.name, is_left=each.is_left) for each in columns], "rows": lines}
+    return Table([Heading(each.name, (), each.is_left, each.is_bound) for each in columns], lines, num_keys=2)
 
 
 def _suite_cell(mean: SuiteMean, trial: TrialRow) -> dict[str, str]:

@@ -7,15 +7,17 @@ from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE,
 from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, SHIP
 from stages.measured import ONCE
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
-from stages.report.cells import Cell, Heading
+from stages.report.cells import Cell, Heading, Line, Table
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import MISSING, count, decimals, gib, interval, number, percent
+from stages.report.order import counted
 from stages.report.serving.relative import Cost
 
 DECISION_MARKS = {SHIP: "✔", DO_NOT_SHIP: "✘", NOT_DECIDED: "?"}
 _DECISION_LOOKS = {SHIP: "ship", DO_NOT_SHIP: "refused", NOT_DECIDED: "undecided"}
 _COUNTED = (DEGRADED, IMPROVED, EQUIVALENT, INCONCLUSIVE)
 MOST_REASONS = 1
+MOST_LINES = 20  # that a page shows before somebody asks for the others
 
 
 def decision_shown(decision: str | None) -> str:
@@ -45,12 +47,13 @@ def verdict_table(
     costs: Mapping[str, Cost],
     flips: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Headings and a line for each trial; ``flips`` are the pages of flipped documents."""
+    """A line for each trial, in the order of ``verdicts``: all of them, with every column and in ``brief``, or the
+    ``first`` and the ``rest``.  ``flips`` are the pages of flipped documents.
+    """
     means = {(mean.trial, mean.suite): mean for mean in suite_means}
-    of_trial = {verdict.trial: verdict for verdict in verdicts}
+    named = {trial.name: trial for trial in trials}
     places = {suite.name: _places([mean for mean in suite_means if mean.suite == suite.name]) for suite in suites}
     sizes = {trial.model: trial.size_gib for trial in trials if trial.is_base}
-    models = list(dict.fromkeys(trial.model for trial in trials))
     headings = [
         Heading("format"),
         Heading("ship it?", is_left=True),
@@ -62,42 +65,51 @@ def verdict_table(
         *([Heading("queries per dollar", ("of base",))] if costs else []),
     ]
     lines = []
-    for trial in sorted(trials, key=lambda each: _place(each, models, of_trial.get(each.name))):
-        verdict = of_trial.get(trial.name)
+    for verdict in verdicts:
+        trial = named[verdict.trial]
         own = [row for row in rows if row["trial"] == trial.name]
         cells = [
             Cell(trial.label, trial.model, "name", flips.get(trial.name, "")),
-            _decision(trial, verdict, f"{sum(row['status'] == 'measured' for row in own)} of {len(own)} tasks"),
-            Cell("" if verdict is None else reasons_shown(verdict), look="why"),
+            _decision(verdict, own),
+            Cell(reasons_shown(verdict), look="why"),
             *(_suite(means.get((trial.name, suite.name)), suite, places[suite.name]) for suite in suites),
             *(_count(verdict, each) for each in _COUNTED),
             _worst(verdict),
             _size(trial, sizes.get(trial.model)),
             *([_cost(trial, costs)] if costs else []),
         ]
-        lines.append({"is_base": trial.is_base, "model": trial.model, "cells": cells})
+        lines.append(Line(cells, "base" if trial.is_base else ""))
     more = [each for each in verdicts if len(each.reasons) > MOST_REASONS]
     return {
-        "headings": headings,
-        "rows": lines,
+        "table": (table := Table(headings, lines, num_keys=2)),
+        "brief": _brief(table, len(suites)),
+        "first": Table(headings, lines[:MOST_LINES], num_keys=2),
+        "rest": Table(headings, lines[MOST_LINES:], num_keys=2),
+        "counted": counted(verdicts[MOST_LINES:]),
         "reasons": [
             {"trial": each.trial, "decision": decision_shown(each.decision), "lines": each.reasons} for each in more
         ],
     }
 
 
-def _place(trial: TrialRow, models: Sequence[str], verdict: TrialVerdict | None) -> tuple[int, bool, int]:
-    """By model: what may be shipped, what is not decided, what is not to be, and what that was compared with."""
-    order = [SHIP, NOT_DECIDED, DO_NOT_SHIP]
-    decision = None if verdict is None else verdict.decision
-    return models.index(trial.model), trial.is_base, order.index(decision) if decision in order else len(order)
+def _brief(whole: Table, num_suites: int) -> Table:
+    """What a narrow page has room for: no suites, the counts in one column, and last the reasons."""
+    counts = slice(3 + num_suites, 3 + num_suites + len(_COUNTED))
+    marks = Heading(" / ".join(each.text for each in whole.headings[counts]), (", ".join(_COUNTED),))
+    rows = []
+    for cells, _ in whole.rows:
+        numbers = Cell(" / ".join(each.text for each in cells[counts]))
+        rows.append(Line([*cells[:2], numbers, cells[counts.stop], cells[2]]))
+    return Table([*whole.headings[:2], marks, whole.headings[counts.stop], whole.headings[2]], rows)
 
 
-def _decision(trial: TrialRow, verdict: TrialVerdict | None, measured: str) -> Cell:
-    if trial.is_base:
+def _decision(verdict: TrialVerdict, rows: Sequence[Row]) -> Cell:
+    """With how many of its tasks were measured, if these are not all."""
+    num_measured = sum(row["status"] == "measured" for row in rows)
+    measured = "" if num_measured == len(rows) else f"{num_measured} of {len(rows)} tasks"
+    if verdict.is_base:
         return Cell("base", measured)
-    decision = None if verdict is None else verdict.decision
-    return Cell(decision_shown(decision), measured, _DECISION_LOOKS.get(str(decision), "absent"))
+    return Cell(decision_shown(verdict.decision), measured, _DECISION_LOOKS.get(str(verdict.decision), "absent"))
 
 
 def _suite(mean: SuiteMean | None, suite: SuiteRow, places: int) -> Cell:
@@ -118,8 +130,8 @@ def _places(means: Sequence[SuiteMean]) -> int:
     return decimals([(scale * low, scale * high) for low, high, scale in known if low is not None and high is not None])
 
 
-def _count(verdict: TrialVerdict | None, word: str) -> Cell:
-    if verdict is None or verdict.is_base:
+def _count(verdict: TrialVerdict, word: str) -> Cell:
+    if verdict.is_base:
         return Cell(MISSING, look="absent")
     number_of = getattr(verdict, f"num_{word}")
     confirmed = getattr(verdict, f"num_confirmed_{word}", number_of)
@@ -128,8 +140,8 @@ def _count(verdict: TrialVerdict | None, word: str) -> Cell:
     )
 
 
-def _worst(verdict: TrialVerdict | None) -> Cell:
-    if verdict is None or verdict.is_base or verdict.worst_task is None:
+def _worst(verdict: TrialVerdict) -> Cell:
+    if verdict.is_base or verdict.worst_task is None:
         return Cell(MISSING, look="absent")
     return Cell(verdict.worst_task, percent(verdict.worst_recovery, 1))
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE
 from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
-from stages.grid.shipping import Case, decide
+from stages.grid.shipping import DO_NOT_SHIP, Case, decide
 from stages.report.artifact import Row, TrialVerdict
 from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained
 from stages.report.config import FailureRow, SuiteRow, TrialRow
+from stages.report.lack import lack_of
 from stages.report.numbers import count, number
 from stages.report.reasons import reasons
 from stages.report.rows import Comparisons
@@ -38,8 +39,9 @@ def trial_verdicts(
     rows: Sequence[Row],
     means: Sequence[Found],
     comparisons: Comparisons,
+    failures: Sequence[FailureRow] = (),
 ) -> list[TrialVerdict]:
-    """Of each trial what is decided and why.
+    """Of each trial what is decided and why; of a base what it lacks.
 
     ``rows`` are ``confirmed`` and ``planned``.
     """
@@ -55,12 +57,17 @@ def trial_verdicts(
         for name, found in asked.items()
     ]
     decisions = dict(zip(asked, decide(cases, confidence), strict=True))
+    bases = {trial.model: trial.name for trial in trials if trial.is_base}
     verdicts = []
     for trial in trials:
-        found: dict[str, Any] = _counts(own[trial.name], trial.is_base)
+        lack = lack_of(trial, trial.base or bases.get(trial.model), own[trial.name], failures)
+        found: dict[str, Any] = _counts(own[trial.name], trial.is_base) | {"reasons": lack.lines}
         if decision := decisions.get(trial.name):
-            lines = reasons(decision, asked[trial.name], own[trial.name], len(asked), confidence)
-            found |= {"decision": decision.word, "reasons": lines, "p": decision.p, "adjusted_p": decision.adjusted_p}
+            asked_of = [each for each in asked[trial.name] if not lack.explains(each)]
+            lines = reasons(decision, asked_of, own[trial.name], len(asked), confidence)
+            found |= {"decision": decision.word}
+            found |= {"reasons": [*lines, *lack.lines] if decision.word == DO_NOT_SHIP else [*lack.lines, *lines]}
+            found |= {"p": decision.p, "adjusted_p": decision.adjusted_p}
         verdicts.append(
             TrialVerdict(trial=trial.name, model=trial.model, recipe=trial.recipe, is_base=trial.is_base, **found)
         )

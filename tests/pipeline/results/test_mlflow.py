@@ -1,5 +1,6 @@
 """What tracking shows of a trial follows from its roles and the table of stages."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,12 @@ def test_every_stage_can_be_loaded_and_has_a_version() -> None:
 
 @pytest.mark.dear
 def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by_themselves(
-    plan: Plan, store: Store, tmp_path: Path
+    plan: Plan, store: Store, tmp_path: Path, mlflow_at: Callable[[Path], Path]
 ) -> None:
     import mlflow
 
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'mlflow.db')}")
     Mirror(plan, store, TrackingConfig()).write()
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(plan.name)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     shown = runs["smollm2_135m/w8a8_int"]
@@ -83,13 +84,15 @@ def test_a_task_s_numbers_stand_under_its_name_and_durations_are_summed_by_kind(
         if not store.has(ref):
             with store.draft(plan.steps[ref]) as draft:
                 draft.publish({"score": 0.5, "p": 0.1}, {"started": 1.0, "ended": 3.0})
-    shown = trial_metrics(store, plan, trial)
-    assert shown["tabular/score"] == 0.5
+    of_tasks, of_steps = trial_metrics(store, plan, trial)
+    assert not of_tasks.keys() & of_steps.keys()
+    shown = of_tasks | of_steps
+    assert of_tasks["tabular/score"] == 0.5
     assert "tabular/p" not in shown  # no headline
     assert not [name for name in shown if name.startswith("answer/") and name != "answer/duration_s"]
     num_shards = sum(role.startswith("answer/") for role in trial.steps)
     assert num_shards > 2
-    assert shown["answer/duration_s"] == 2.0 * num_shards
+    assert of_steps["answer/duration_s"] == 2.0 * num_shards
     places = {place for _, place, _ in small_files(plan, trial)}
     assert {"answer/tabular/tabular_iris/0001", "compare/tabular"} <= places
 

@@ -3,7 +3,6 @@
 import functools
 import os
 import shlex
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,22 +55,11 @@ def test_the_command_for_a_review_is_quoted(tmp_path: Path, monkeypatch: pytest.
     assert shlex.split(line)[-1] == f"sqlite:///{tmp_path}/my runs%3F/mlflow.db"
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    import mlflow
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def home(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with such a database, where a store's parent may be."""
+def home(mlflow_at: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a database, where a store's parent may be."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty, tmp_path / "mlflow.db")
-    return tmp_path
+    return mlflow_at(tmp_path / "mlflow.db").parent
 
 
 def mirror(home: Path, text: str, name: str = "sweep", store: str = "store") -> Mirror:

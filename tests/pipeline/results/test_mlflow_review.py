@@ -1,6 +1,7 @@
 """What a reviewer meets in tracking: descriptions, metrics and tags of the verdicts, a view of the runs, and tables."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,16 @@ import pytest
 from pipeline.config.execution import TrackingConfig
 from pipeline.planning.plan import Plan
 from pipeline.results.mlflow_mirror import Mirror
-from pipeline.results.mlflow_review import MAX_NOTE, NOTE, parent_review, shortened, trial_review
-from pipeline.results.mlflow_view import VIEW_TAG, address, view_of
+from pipeline.results.mlflow_numbers import shown
+from pipeline.results.mlflow_review import (
+    MAX_NOTE,
+    NOTE,
+    experiment_note,
+    parent_review,
+    shortened,
+    trial_review,
+)
+from pipeline.results.mlflow_view import VIEW_TAG, address, run_address, view_of
 from pipeline.store.store import Store
 from stages.compare.artifact import FLIPS_SCHEMA, write_flips
 from stages.report.artifact import SuiteMean, Summary, TrialVerdict, read_document, read_verdicts_text, write_summary
@@ -95,8 +104,8 @@ def test_a_plan_s_run_shows_the_table_with_links_into_itself_and_counts_the_verd
     review = parent_review(read_document(report), read_verdicts_text(report), "7", "abc")
     note = review.tags[NOTE]
     assert note.startswith(f"**{SAID}**")
-    assert "[r1](#/experiments/7/runs/abc/artifacts/report/flips/r1.html)" in note
-    assert "[Report](#/experiments/7/runs/abc/artifacts/report/report.html)" in note and address("7") in note
+    assert f"[r1]({run_address('7', 'abc', 'report/flips/r1.html')})" in note
+    assert f"[Report]({run_address('7', 'abc', 'report/report.html')})" in note and address("7") in note
     assert {
         name: review.metrics[f"verdict/{name}"] for name in ("ship", "do_not_ship", "not_decided", "worst_recovery")
     } == {
@@ -120,9 +129,13 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
     note = four.tags[NOTE]
     assert note.startswith("**Do not ship**\n\n- tabular: lost \\| \\<b\\>\n")
     assert "| tabular | 20 | 0.3000 | 0.4000 | -0.1000 [-0.2000, -0.0100] | degraded, confirmed |" in note
-    assert "[what it answers otherwise](#/experiments/7/runs/def/artifacts/flips.json)" in note
+    assert f"[what it answers otherwise]({run_address('7', 'def', 'flips.json')})" in note
+    assert f"[verdicts]({run_address('7', 'abc')})" in note
     assert trial_review(replace(DOCUMENT, trials=[]), TRIALS[1], "7", "abc", "def") is None
-    assert base.tags["decision"] == "base" and not base.metrics
+    assert (four.tags["worst_task"], "worst_task" in base.tags) == ("tabular", False)
+    assert base.tags["decision"] == "base" and base.metrics == {"verdict/rank": 1}
+    assert (eight.metrics["verdict/rank"], four.metrics["verdict/rank"]) == (2, 3)
+    assert next(iter(four.metrics)) == "verdict/worst_recovery"
 
 
 def test_what_does_not_fit_a_description_is_counted() -> None:
@@ -134,14 +147,48 @@ def test_what_does_not_fit_a_description_is_counted() -> None:
     assert shortened(["said"], table[:3], MAX_NOTE) == "\n\n".join(["said", "\n".join(table[:3])])
 
 
+def test_an_experiment_s_description_begins_with_one_line_that_leads_to_its_runs() -> None:
+    """MLflow opens an experiment on another page, and shows of its description one line."""
+    headline = "1 of 2 formats may be shipped, 1 not to be shipped"
+    first, blank, said = experiment_note(replace(DOCUMENT, headline=headline), "7", "abc").split("\n")
+    assert first.startswith(f"{headline}. [All trials]({address('7')}) · [verdicts]({run_address('7', 'abc')}) · ")
+    assert (blank, said) == ("", SAID)
+    assert "workflowType=machine_learning" in address("7") and "workflowType=machine_learning" in run_address("7", "a")
+    many = {f"model {n}": "x" * 700 for n in range(50)}
+    note = experiment_note(replace(DOCUMENT, headline=headline, sentences=many), "7", "abc")
+    num_said = sum(line.startswith("**model") for line in note.splitlines())
+    assert len(note) < MAX_NOTE and 3 < num_said < 50
+    assert note.endswith(f"\n\n{50 - num_said} models more are in the report.")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.8749999999999999, "0.875"),
+        (0.032407407407407406, "0.0324074"),
+        (-3.1622776601683795e-05, "-3.16228e-05"),
+        (134515008.0, "134515008.0"),
+        (1234567.89, "1234568.0"),
+        (14.957142857142857, "14.9571"),
+        (0.0, "0.0"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_have_as_many_digits_as_mean_something(value: float, expected: str) -> None:
+    assert str(shown(value)) == expected
+
+
+def test_documents_that_are_right_are_told_apart_from_one_more_of_fourteen_thousand() -> None:
+    assert len({shown(n / 14_042) for n in range(14_043)}) == 14_043
+
+
 def test_a_view_names_columns_and_charts_and_fits_a_tag() -> None:
     state = json.loads(view_of(["v1"], ["arc", "gsm8k"]))
-    assert state["selectedColumns"][:4] == [
-        "tags.`recipe`",
-        "tags.`decision`",
-        "tags.`why`",
-        "metrics.`verdict/worst_recovery`",
-    ]
+    first = ["tags.`decision`", "metrics.`verdict/worst_recovery`", "tags.`worst_task`", "tags.`why`"]
+    assert state["selectedColumns"][:4] == first and state["columnOrder"][1:5] == first
+    assert sum(state["columnWidths"][name] for name in first[:3]) < 350  # what a window of 1,300 has room for
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`verdict/rank`", True)
     assert {"metrics.`suite/v1/difference`", "metrics.`recovery/gsm8k`"} <= set(state["selectedColumns"])
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
@@ -162,14 +209,52 @@ def store(plan: Plan, tmp_path: Path) -> Store:
 
 
 @pytest.mark.dear
+def test_a_run_s_scores_stand_above_its_other_numbers_also_if_it_was_shown_at_work(
+    plan: Plan, report: Path, tmp_path: Path, mlflow_at: Callable[[Path], Path]
+) -> None:
+    """MLflow's pages show metrics in the order in which they came."""
+    import mlflow
+
+    trial = next(each for each in plan.trials.values() if each.trial.name == TRIALS[2])
+    store = Store(tmp_path / "results" / "store")
+    mirror = Mirror(plan, store, TrackingConfig())
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'results' / 'mlflow.db')}")
+
+    def numbers() -> dict[str, float]:
+        experiment = client.get_experiment_by_name(plan.name)
+        (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{TRIALS[2]}'")
+        return dict(run.data.metrics)
+
+    for stages in (("fetch_model", "quantize", "gate"), ("compare",)):
+        for ref in dict.fromkeys(trial.steps.values()):
+            if ref.stage in stages:
+                with store.draft(plan.steps[ref]) as draft:
+                    if ref.stage == "compare":
+                        write_flips(draft.path, pa.Table.from_pylist([], FLIPS_SCHEMA))
+                    draft.publish({"score": 0.1 + 0.2}, {"started": 1.0, "ended": 3.0})
+        mirror.write()
+        assert {name.partition("/")[0] for name in numbers()} <= {"mathador", "tabular"}
+    mirror.write(report, "KILLED")
+    killed = list(numbers())
+    assert killed[:2] == ["mathador/score", "tabular/score"]
+    assert 2 <= killed.index("verdict/worst_recovery") < killed.index("checkpoint/score")
+    assert numbers()["tabular/score"] == 0.3  # not 0.30000000000000004
+
+
+@pytest.mark.dear
 def test_the_mirror_writes_it_once_and_leaves_what_people_write(
-    plan: Plan, store: Store, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    store: Store,
+    report: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mlflow_at: Callable[[Path], Path],
 ) -> None:
     import mlflow
 
+    client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'results' / 'mlflow.db')}")
     mirror = Mirror(plan, store, TrackingConfig())
     page = mirror.write(report, "FINISHED")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(plan.name)
 
     def runs() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.results.plan_summary import PlanSummary, TrialSummary
 from pipeline.running.expectation import Expectation
 from pipeline.running.schedule import Capacity
 from pipeline.store.ledger import Failure
+from stages.report.artifact import Summary
 from tests.pipeline.fakes import note
 
 
@@ -82,3 +83,15 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(console: Console, name:
 def test_a_line_leaves_secrets_out(console: Console) -> None:
     say(console, "results go to s3://KEY:secret@bucket/prefix")
     assert printed(console) == "results go to s3://***@bucket/prefix\n"
+
+
+def test_what_to_ship_is_said_of_one_model_in_a_sentence_and_of_many_not_of_all() -> None:
+    headline = "1 of 9 formats may be shipped, 8 not decided"
+    one = Summary(title="t", rows=[], sentences={"m": "Ship w8a8_fp."}, headline=headline)
+    assert list(terminal.what_to_ship(one)) == ["Ship w8a8_fp."]
+    many = Summary(title="t", rows=[], sentences={f"m{n}": "Ship w8a8_fp." for n in range(9)}, headline=headline)
+    assert list(terminal.what_to_ship(many)) == [
+        f"{headline}.",
+        *(f"m{n}: Ship w8a8_fp." for n in range(6)),
+        "3 models more are in the report",
+    ]

@@ -102,24 +102,40 @@ def written(write, inputs):
 
 
 class Tables(HTMLParser):
-    """Every table of a page as rows of cell texts, by the heading or summary above it."""
+    """Every table of a page as rows of cell texts, by the heading or summary above it; its parts side by side."""
 
     def __init__(self, html):
         super().__init__()
-        self.tables, self.heading, self._path, self._in_heading = {}, "", [], False
+        self.parts, self.heading, self._path, self._in_heading = {}, "", [], False
         self.feed(html)
+        self.tables = {heading: self._whole(parts) for heading, parts in self.parts.items()}
+
+    def _whole(self, parts):
+        whole = [list(row) for row in parts[0]]
+        for part in parts[1:]:
+            if part[0][0] != whole[0][0]:  # another table, not a part
+                whole += part
+                continue
+            keys = next(i for i, (one, other) in enumerate(zip(whole[0], part[0], strict=False)) if one != other)
+            for row, more in zip(whole, part, strict=True):
+                assert row[:keys] == more[:keys]
+                row += more[keys:]
+        return whole
 
     def handle_starttag(self, tag, attrs):
         self._in_heading = tag in ("h2", "h3", "summary")
         if self._in_heading:
             self.heading = ""
+        if tag == "table":
+            self.parts.setdefault(self.heading, []).append([])
         if tag == "tr":
-            self.tables.setdefault(self.heading, []).append([])
+            self.parts[self.heading][-1].append([])
         if tag in ("td", "th"):
-            self.tables[self.heading][-1].append("")
+            self.parts[self.heading][-1][-1].append("")
         if tag == "small":
             self.handle_data(" ")
-        self._path.append(tag)
+        if tag != "wbr":
+            self._path.append(tag)
 
     def handle_endtag(self, tag):
         self._in_heading = False
@@ -130,7 +146,7 @@ class Tables(HTMLParser):
         if self._in_heading:
             self.heading += data
         elif {"td", "th"} & set(self._path):
-            self.tables[self.heading][-1][-1] += data
+            self.parts[self.heading][-1][-1][-1] += data
 
 
 def as_numbers(text):
@@ -181,25 +197,21 @@ def test_every_number_of_the_page_is_the_parquets_rounded(written):
 
 def test_the_table_of_a_suite_shows_scores_means_and_recovery(written):
     header, base, eight, four = Tables(written.html).tables["both"]
-    assert [text.split()[0] for text in header] == [
-        "recipe",
-        "gsm8k",
-        "recovery",
-        "arc",
-        "recovery",
-        "mean",
-        "recovery",
-    ]
+    assert [text.split()[0] for text in header] == ["format", "gsm8k", "arc", "mean", "recovery"]
     rows = {(row["recipe"], row["task"]): row for row in written.rows}
-    assert as_numbers(base[5]) == [pytest.approx(0.6875, abs=1e-4)]
-    assert base[2].strip() == base[6].strip() == "base"
+    assert as_numbers(base[3]) == [pytest.approx(0.6875, abs=1e-4)]
+    assert base[1].split()[1] == base[4].strip() == "base"
     expected = rows["w8a8", "gsm8k"]["score"] / rows["bf16", "gsm8k"]["score"]
-    recovery, low, high = as_numbers(eight[6])
+    score, recovery, *ends = as_numbers(eight[1])
+    assert score == pytest.approx(rows["w8a8", "gsm8k"]["score"], abs=0.01)
+    assert recovery == pytest.approx(100 * rows["w8a8", "gsm8k"]["recovery"], abs=0.6)
+    assert ends == pytest.approx([rows["w8a8", "gsm8k"][f"score_{end}"] for end in ("low", "high")], abs=0.01)
+    recovery, low, high = as_numbers(eight[4])
     assert recovery == pytest.approx(100 * expected, abs=0.01)
     assert low < recovery < high
     assert four[1].split() == ["–", "failed"]
-    assert [text.strip() for text in four[5:]] == ["–", "–"]
-    assert "▼" in four[4]
+    assert [text.strip() for text in four[3:]] == ["–", "–"]
+    assert "▼" in four[2]
 
 
 def test_suite_means_are_null_where_a_member_is_missing(written):
@@ -235,7 +247,7 @@ def test_a_normalized_suite_shows_both_scales_and_averages_the_normalized_one(wr
     widths = [(found["recovery_high"] - found["recovery_low"]) for found in (one, row)]
     assert widths[0] == pytest.approx(widths[1] / 3**0.5, rel=0.25)
     table = Tables(page.html).tables["v2, normalized"]
-    assert as_numbers(table[2][3])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
+    assert as_numbers(table[2][2])[0] == pytest.approx(500 / 9, abs=0.5)  # arc: (2/3 - 1/4) / (3/4)
     detail = next(line for line in Tables(page.html).tables["Every number of m"] if line[:2] == ["arc", "w8a8"])
     assert as_numbers(detail[8])[0] == pytest.approx(2 / 3, abs=0.01)
     assert as_numbers(detail[27])[0] == pytest.approx(500 / 9, abs=0.5)
@@ -278,7 +290,7 @@ def test_the_table_of_verdicts_says_of_each_trial_whether_to_ship_it_and_why(wri
     table = [dict(zip(names, line, strict=True)) for line in lines]
     assert [line["format"].split()[0] for line in table] == ["w8a8", "w4a16", "bf16"]
     shipped = [line["ship"] for line in table]
-    assert shipped == ["✘ do not ship 3 of 3 tasks", "✘ do not ship 2 of 3 tasks", "base 3 of 3 tasks"]
+    assert shipped == ["✘ do not ship", "✘ do not ship 2 of 3 tasks", "base"]
     decided = {verdict["trial"]: verdict for verdict in written.summary["trials"]}
     for line, name in zip(table[:2], ("m/w8a8", "m/w4a16"), strict=True):
         assert line["why"].startswith(decided[name]["reasons"][0])
@@ -291,8 +303,18 @@ def test_the_page_begins_with_the_sentence_that_the_summary_has(written):
     (sentence,) = written.summary["sentences"].values()
     assert sentence.startswith("Ship none of these formats: w8a8 (0.55 of the size of bf16; degraded on gsm8k and arc)")
     assert written.html.index(sentence.replace("'", "&#39;")) < written.html.index("<table")
-    assert written.markdown.splitlines()[2] == f"**{sentence}**"
-    assert written.files["verdicts.md"].decode().startswith(f"**{sentence}**")
+    headline = "0 of 2 formats may be shipped, 2 not to be shipped"
+    assert written.summary["headline"] == headline
+    assert written.html.index(headline) < written.html.index(sentence)
+    assert written.markdown.splitlines()[2:5] == [f"**{headline}.**", "", sentence]
+    assert written.files["verdicts.md"].decode().startswith(f"**{headline}.**\n\n{sentence}\n")
+    (head, _, eight, *_) = (line for line in written.files["verdicts.md"].decode().splitlines() if line.startswith("|"))
+    assert [cell.split("<br>")[0].strip() for cell in head.split("|")[1:-1]] == [
+        *("format", "ship it?", "▼ / ▲ / = / ?", "worst task", "why"),
+    ]
+    cells = [cell.strip() for cell in eight.split("|")[1:-1]]
+    assert cells[0].startswith("[w8a8](<flips/") and cells[1] == "✘ do not ship" and cells[-1]
+    assert cells[2].count(" / ") == 3
 
 
 def test_a_lower_score_is_better_where_the_metric_says_so(written):
@@ -494,3 +516,34 @@ def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluatio
     means = {row["suite"]: row["mean"] for row in page.summary["suites"] if row["trial"] == "m/w8a8"}
     assert means == {"both": None, "alike": 0.5}
     assert "m/w8a8: two arithmetics (simulated dequantized to float32 for arc, ifeval; native Mach" in page.markdown
+
+
+def test_many_trials_are_shown_in_the_order_of_what_is_decided_and_the_most_when_asked_for(write, inputs):
+    names = [f"m/r{number:02}" for number in range(30)]
+    extra = [TrialRow(name=name, model="m", recipe=name[2:], base="m/bf16") for name in names]
+    failures = [
+        FailureRow(step=f"answer/{name}-arc", trial=name, task="arc", status="failed", message="the engine died")
+        for name in names
+    ]
+    page = write(inputs, trials=[*extra, *TRIALS], failures=[*FAILURES, *failures])
+    tables = Tables(page.html).tables
+    assert "0 of 32 formats may be shipped, 30 not decided, 2 not to be shipped." in page.html
+    (rest,) = (heading for heading in tables if heading.startswith("13 more: "))
+    assert rest == "13 more: 10 not decided, 2 not to be shipped, 1 base"
+    first, last = tables["Verdicts"][1:], tables[rest][1:]
+    assert {line[1].split(" 0 of")[0] for line in first} == {"? not decided"} and len(first) == 20
+    assert [line[1].split()[0] for line in last] == ["?"] * 10 + ["✘"] * 2 + ["base"]
+    assert first[0][2].startswith("arc has no result: answer failed (the engine died)")
+    listed = [line for line in page.markdown.splitlines() if line.startswith("|") and "? not decided" in line]
+    assert len(listed) == 30  # Markdown folds nothing
+
+
+def test_a_suite_of_many_tasks_is_shown_in_parts_that_fit_a_window(write):
+    tasks = [f"leaderboard_task_number_{number}" for number in range(40)]
+    lacking = [FailureRow(step=f"s/{task}", trial="m/w8a8", task=task, status="failed") for task in tasks]
+    page = write({}, trials=TRIALS, tasks=tasks, suites=[], failures=lacking)
+    parts = Tables(page.html).parts["Tasks"]
+    assert len(parts) > 2 and all(part[0][0] == "format" for part in parts)
+    assert sum(len(part[0]) - 1 for part in parts) == 40
+    assert max(sum(len(cell) for cell in part[0]) for part in parts) < 500
+    assert len({row[0] for part in parts for row in part[1:]}) == 3

@@ -118,7 +118,7 @@ def test_what_is_missing_is_said_once_for_all_of_whom_it_is_true() -> None:
         ]
     )
     assert sentence == (
-        f"Nothing can be said to ship yet: w8a8_int and w8a8_fp ({missing}; and 1 more); w4a16_int is not to ship."
+        f"Nothing may be shipped yet: w8a8_int and w8a8_fp ({missing}; and 1 more); w4a16_int is not to ship."
     )
 
 
@@ -133,7 +133,18 @@ def test_where_all_is_bad_it_is_said_why() -> None:
 
 
 def test_a_base_alone_is_compared_with_nothing() -> None:
-    assert said([verdict("bf16")]) == "Only bf16 is here: there is nothing to compare with it."
+    assert said([verdict("bf16")]) == "There is only the base, bf16: nothing to compare with it."
+    failed = verdict("bf16", None, "all tasks have no result: answer failed (the engine died)")
+    assert said([failed]).endswith("; bf16: all tasks have no result: answer failed (the engine died).")
+
+
+def test_bases_under_several_seeds_are_told_apart() -> None:
+    names = [f"m/bf16/seed={seed}" for seed in (1, 2)]
+    trials = [TrialRow(name=name, model="m", recipe="bf16", is_base=True, base=name) for name in names]
+    verdicts = [TrialVerdict(trial=name, model="m", recipe="bf16", is_base=True) for name in names]
+    assert sentences(trials, verdicts, [], [], {}) == {
+        "m": "There are only bases, bf16/seed=1 and bf16/seed=2: nothing to compare with them."
+    }
 
 
 def test_a_sentence_stays_one_at_two_hundred_trials() -> None:

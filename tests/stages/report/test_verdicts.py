@@ -133,7 +133,7 @@ def test_a_cell_that_is_degraded_by_itself_is_not_confirmed_among_many_and_faile
     assert failed.cells["int4", "arc"]["adjusted_p"] == many.cells["int4", "arc"]["adjusted_p"]
     assert failed.trials["int4"].num_cells == 3
     assert (failed.trials["int4"].num_degraded, failed.trials["int4"].num_confirmed_degraded) == (1, 0)
-    assert failed.trials["int4"].reasons[0] == "a: nothing can be said of it (failed)"
+    assert failed.trials["int4"].reasons[0] == "a and b have no result: compare failed (no reason is known)"
 
 
 def test_a_trial_is_shipped_whose_suite_is_not_inferior_and_whose_tasks_are_not_worse_than_the_wide_margin(judge):
@@ -288,9 +288,61 @@ def test_a_suite_without_a_member_decides_nothing_and_says_which(judge):
     assert (found.suites["fp8", "v1"]["mean"], found.suites["fp8", "v1"]["verdict"]) == (None, None)
     assert found.trials["fp8"].decision == "not decided"
     assert found.trials["fp8"].reasons == [
-        "v1, mean: nothing can be said of it (gsm8k has no difference from the base)",
-        "gsm8k: nothing can be said of it (failed)",
+        "gsm8k has no result: compare failed (no reason is known)",
     ]
+
+
+def failed(trial, stage, message, status="failed"):
+    return [
+        FailureRow(step=f"{stage}/{trial}-{task}", trial=f"m/{trial}", task=task, status=status, message=message)
+        for task in ("arc", "gsm8k")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        (failed("fp8", "answer", "the engine died"), "answer failed (the engine died)"),
+        (
+            [
+                FailureRow(step="gate/m-fp8", trial="m/fp8", status="failed", message="mean_kl is 4.2"),
+                *failed("fp8", "compare", "needs gate/m-fp8", "skipped"),
+            ],
+            "gate failed (mean_kl is 4.2)",
+        ),
+        (
+            [*failed("bf16", "answer", "out of\nmemory"), *failed("fp8", "compare", "", "skipped")],
+            "answer of the base failed (out of memory)",
+        ),
+        (
+            [
+                FailureRow(step="fetch_model/m", status="failed", message="no such model"),
+                *failed("bf16", "answer", "", "skipped"),
+                *failed("fp8", "answer", "", "skipped"),
+            ],
+            "fetch_model failed (no such model)",
+        ),
+        (failed("fp8", "answer", "not run yet", "missing"), "not run yet"),
+        (failed("fp8", "compare", "", "skipped"), "skipped, because of what failed elsewhere"),
+    ],
+)
+def test_a_trial_without_any_result_says_once_what_stopped_it(judge, failures, said):
+    tasks = ["arc", "gsm8k"]
+    found = judge({"fp8": {}}, suites=[suite(*tasks)], failures=failures, tasks=tasks)
+    assert (found.trials["fp8"].decision, found.trials["fp8"].reasons) == (
+        "not decided",
+        [f"all tasks have no result: {said}"],
+    )
+    assert f"Nothing may be shipped yet: fp8 (all tasks have no result: {said})." in " ".join(found.page.split())
+    assert "0 of 1 format may be shipped, 1 not decided." in found.page
+
+
+def test_what_is_shown_against_a_trial_comes_before_what_it_lacks(judge):
+    broken = {"arc": answers(1000, 200, 5)}
+    trial = judge({"int4": broken}, failures=failed("int4", "answer", "the engine died")[1:], tasks=["gsm8k"])
+    reasons = trial.trials["int4"].reasons
+    assert trial.trials["int4"].decision == "do not ship"
+    assert reasons[0].startswith("arc: lost at least") and reasons[-1].startswith("gsm8k has no result: ")
 
 
 def test_a_normalized_task_of_unlike_leaves_is_confirmed_by_the_p_of_its_own_scale(judge, write_evaluation, tmp_path):
