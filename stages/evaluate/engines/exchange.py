@@ -20,27 +20,20 @@ if TYPE_CHECKING:
 
 
 class Support(NamedTuple):
-    """From which version of vLLM weights behind a kernel can be exchanged, and why."""
+    """From which version of vLLM weights behind a kernel can be exchanged, and where that was tried."""
 
     since: tuple[int, ...]
-    reason: str
+    tried: str
 
 
-_PARAMETERS = "all it reads are parameters, which vLLM copies into the memory that CUDA graphs know"
-_WORKSPACE = "its locks moved at each reload before, while graphs kept their old address"
-_EAGER = "runs without graphs, tried on a CPU: every log-probability a fresh engine's"
-# By class of kernel.  What is not listed is opened anew: nobody has read or tried it.
+_EQUAL = "every log-probability and text a fresh engine's"
+# By class of kernel.  What is not listed is opened anew: Machete and CUTLASS's FP8 keep no more than parameters, too,
+# and Marlin's locks stay where graphs know them since 0.27.1, but nobody has tried.
 KERNELS: Mapping[str, Support] = {
-    "CutlassFP8ScaledMMLinearKernel": Support((0, 26), _PARAMETERS),
-    "CutlassInt8ScaledMMLinearKernel": Support((0, 26), _PARAMETERS),
-    "MacheteLinearKernel": Support((0, 26), f"{_PARAMETERS}, unless columns are reordered, which no family may do"),
-    "MarlinLinearKernel": Support((0, 27, 1), _WORKSPACE),
-    "MarlinFP8ScaledMMLinearKernel": Support((0, 27, 1), _WORKSPACE),
-    "MarlinNvFp4LinearKernel": Support((0, 27, 1), _WORKSPACE),
-    "MarlinMxFp4LinearKernel": Support((0, 27, 1), _WORKSPACE),
-    "CPUWNA16LinearKernel": Support((0, 32), _EAGER),
+    "CutlassInt8ScaledMMLinearKernel": Support((0, 26), f"on an H100, under CUDA graphs: {_EQUAL}"),
+    "CPUWNA16LinearKernel": Support((0, 32), f"on a CPU, without graphs: {_EQUAL}"),
 }
-UNQUANTIZED = Support((0, 26), f"{_PARAMETERS}; {_EAGER}")
+ON_A_CPU = Support((0, 26), f"on a CPU, without graphs: {_EQUAL}")  # dense products, and formats that are simulated
 # Dense decoders of vLLM's ordinary layers, each tried on a CPU.  Experts, state spaces and latent attention keep more
 # than parameters.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -52,8 +45,8 @@ _OF_CACHE = re.compile(
 )
 
 
-def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: str) -> None:
-    """Raise EngineError, saying why, unless vLLM of that version can give a model that computes so other weights."""
+def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise EngineError, saying why, unless an engine of these facts takes other weights for what computes so."""
     config = json.loads((checkpoint / "config.json").read_text())
     if unknown := [name for name in config["architectures"] if name not in ARCHITECTURES]:
         raise EngineError(f"nobody has tried to exchange weights of {unknown[0]}")
@@ -61,12 +54,13 @@ def check_supported(checkpoint: Path, arithmetic: Mapping[str, Any], version: st
         raise EngineError("the order of its columns is kept where a reload does not reach it")
     if any(_OF_CACHE.search(name) for name in read_tensor_infos(checkpoint)):
         raise EngineError("nobody has tried to exchange the scales of a cache of keys and values")
-    for kernel, support in _supports(arithmetic):
+    version = facts["engine_version"]
+    for kernel, support in _supports(arithmetic, is_cpu=facts["platform"] == "cpu"):
         if support is None:
             raise EngineError(f"nobody has tried to exchange weights behind {kernel}")
         if _parsed(version) < support.since:
             since = ".".join(map(str, support.since))
-            raise EngineError(f"{kernel} needs vLLM {since} for it, and this is {version}: {support.reason}")
+            raise EngineError(f"{kernel} needs vLLM {since} for it, and this is {version}: tried {support.tried}")
 
 
 def reload(llm: Any, directory: Path) -> None:
@@ -123,9 +117,9 @@ def _reload_in_worker(worker: Any, directory: str) -> None:
         worker.reload_weights(weights_path=directory)
 
 
-def _supports(arithmetic: Mapping[str, Any]) -> list[tuple[str, Support | None]]:
+def _supports(arithmetic: Mapping[str, Any], is_cpu: bool) -> list[tuple[str, Support | None]]:
     if arithmetic["method"] != "native":
-        return [("the dense product", UNQUANTIZED)]
+        return [("the dense product", ON_A_CPU if is_cpu else None)]
     names = arithmetic["kernels"] or ["a kernel that vLLM does not show"]
     return [(name, KERNELS.get(name)) for name in names]
 

@@ -129,7 +129,7 @@ class VllmEngine:
             raise EngineError("nobody has tried to exchange weights of an engine of several processes")
         if self._config.vllm_args:
             raise EngineError("nobody has tried to exchange weights under engine.vllm_args")
-        check_supported(checkpoint, self.arithmetic, self.facts["engine_version"])
+        check_supported(checkpoint, self.arithmetic, self.facts)
         if self._llm.llm_engine.has_unfinished_requests():
             raise EngineError("requests are under way, whose answers would be of two models")
         self.reset()
