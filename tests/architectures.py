@@ -10,7 +10,7 @@ from typing import Any
 
 _SIZE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
 _LLAMA = {**_SIZE, "intermediate_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 512}
-_GEMMA = {**_LLAMA, "head_dim": 32, "query_pre_attn_scalar": 32}
+_GEMMA = {**_LLAMA, "tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32}
 _ROUTED = {**_LLAMA, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _LATENT = {
     **_ROUTED,
