@@ -1,6 +1,6 @@
 """What a quantized checkpoint's files must be: held against what is foretold, and against what the base loads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,8 +79,10 @@ def check_weights(files: Files, max_size_deviation: float) -> Iterator[Check]:
         checkpoint = opened.enter_context(Reader(files.stored))
         base = _Base(files.expected.base, opened.enter_context(Reader(_stored_base(files.expected.base))))
         yield _check_others(files, checkpoint, base)
-        yield from _check_numbers(files, checkpoint, base)
-        yield _check_close(files, checkpoint, base)
+        bad = [name for name in files.stored if _is_scale(name) and not _are_scales(checkpoint.read(name))]
+        yield _check_scales(bad, base)
+        yield _check_finite(files, checkpoint, base)
+        yield _check_close(files, checkpoint, base, {*files.wrong_layers, *(name.rpartition(".")[0] for name in bad)})
     yield _check_size(files, max_size_deviation)
 
 
@@ -165,17 +167,19 @@ def _bytes(tensor: "Tensor") -> "Tensor":
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _check_numbers(files: Files, checkpoint: Reader, base: _Base) -> Iterator[Check]:
-    """Scales are finite and positive, all else is finite; what is not so in the base is told as the base's fault."""
-    scales = [name for name in files.stored if _is_scale(name)]
-    wrong = [name for name in scales if not _are_scales(checkpoint.read(name))]
-    yield Check("scales_finite_positive", not wrong, len(wrong), 0, _told(files, wrong, "holds a bad scale", base))
-    others = files.stored.keys() - set(scales)
-    wrong = sorted(name for name in others if not _is_finite(checkpoint, name, files.stored[name][1]))
-    yield Check("weights_finite", not wrong, len(wrong), 0, _told(files, wrong, "holds NaN or infinity", base))
+def _check_scales(bad: list[str], base: _Base) -> Check:
+    """Scales are finite and positive; what is no number in the base is told as the base's fault."""
+    return Check("scales_finite_positive", not bad, len(bad), 0, _told(bad, "holds a bad scale", base))
 
 
-def _told(files: Files, names: list[str], what: str, base: _Base) -> str:
+def _check_finite(files: Files, checkpoint: Reader, base: _Base) -> Check:
+    """Whatever is no scale is finite."""
+    others = sorted(name for name in files.stored if not _is_scale(name))
+    bad = [name for name in others if not _is_finite(checkpoint, name, files.stored[name][1])]
+    return Check("weights_finite", not bad, len(bad), 0, _told(bad, "holds NaN or infinity", base))
+
+
+def _told(names: list[str], what: str, base: _Base) -> str:
     detail = _list([f"{name} {what}" for name in names])
     for name in names[:_SHOWN]:
         source = name if name in base else f"{name.rpartition('.')[0]}.weight"
@@ -211,14 +215,14 @@ def _is_finite(checkpoint: Reader, name: str, info: TensorInfo) -> bool:
     return True
 
 
-def _check_close(files: Files, checkpoint: Reader, base: _Base) -> Check:
-    """Dequantized weights are the base's to within what the format allows."""
+def _check_close(files: Files, checkpoint: Reader, base: _Base, unreadable: Container[str]) -> Check:
+    """Dequantized weights are the base's to within what the format allows, but of layers that are known to be wrong."""
     if not files.intent.is_comparable:
         return Check("weights_close", True, None, None, "rotated weights are not comparable with the base's")
     wrong = []
     for name, layer in files.expected.layers.items():
         weight = f"{name}.weight"
-        if name in files.wrong_layers or weight not in base:
+        if name in unreadable or weight not in base:
             continue
         shape = tuple(files.expected.base.tensors[weight].shape)
         read, of_base = partial(_local, checkpoint, name), partial(base.read, weight)
