@@ -3,6 +3,7 @@ each checkpoint read again without the product.
 """
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.results.results import load
+from stages.evaluate.config import EngineConfig, EngineKind
+from stages.evaluate.engines.protocol import ScoreRequest
+from stages.evaluate.session import open_engine
 from tests.architectures import ARCHITECTURES, SIX, make
 from tests.independent_reading import ERRORS, linears, others, quantized, read, relative_error
 
@@ -99,6 +103,36 @@ def six(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Swept:
 @pytest.mark.parametrize("name", SIX)
 def test_of_six_architectures_just_the_linear_layers_are_quantized(six: Swept, name: str) -> None:
     check(six, name)
+
+
+def log_probabilities(checkpoint: Path, kind: EngineKind) -> list[float]:
+    """Of single tokens after a context, of a continuation, and of a whole text."""
+    draw = random.Random(0)
+    tokens = [draw.randrange(3, 380) for _ in range(40)]
+    requests = [ScoreRequest(tuple(tokens[:20]), (token,)) for token in (50, 60, 70)]
+    requests += [ScoreRequest(tuple(tokens[:30]), tuple(tokens[30:])), ScoreRequest((1,), tuple(tokens))]
+    settings = EngineConfig(kind=kind, dtype="float32", max_model_len=256, kv_cache_gib=0.25, max_num_seqs=8)
+    engine = open_engine(checkpoint, settings)
+    try:
+        return [score.logprob for score in engine.loglikelihood(requests)]
+    finally:
+        engine.close()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("qwen3", "w8a8_int"),
+        ("qwen3_moe", "w4a16_int"),
+        pytest.param("gemma2", "w8a8_fp", marks=pytest.mark.full),
+        pytest.param("gpt_oss", "w4a16_int", marks=pytest.mark.full),
+    ],
+)
+def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str, recipe: str) -> None:
+    made = six.checkpoint(name, recipe)
+    found, expected = (log_probabilities(made, kind) for kind in (EngineKind.vllm, EngineKind.transformers))
+    assert found == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.fixture(scope="module")
