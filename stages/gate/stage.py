@@ -1,6 +1,6 @@
 """Refuse a quantized checkpoint that is damaged, incomplete or talks nonsense, before anything is evaluated on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stages.errors import CheckpointError
@@ -17,10 +17,21 @@ from stages.gate.behaviour import (
     read_behaviour,
 )
 from stages.gate.config import GateConfig
+from stages.gate.intent import read_intent
 from stages.gate.weights import check_weights, read_files
 from stages.imports import no_collection
 
-VERSION = 2
+VERSION = 3
+_OF_FILES = {
+    "files_readable",
+    "targeted_layers_quantized",
+    "other_tensors_untouched",
+    "scales_finite_positive",
+    "weights_finite",
+    "weights_close",
+    "size_ratio",
+    "model_loads",
+}
 
 
 def prepare(config: GateConfig) -> None:
@@ -42,16 +53,26 @@ def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     failed = [check for check in checks if not check.passed]
     if failed:
         reasons = "; ".join(f"{check.name} ({check.detail})" for check in failed)
-        raise CheckpointError(f"the checkpoint fails its gate: {reasons}; quantize again or change the recipe")
+        raise CheckpointError(f"the checkpoint fails its gate: {reasons}; {_remedy(failed)}")
     values = {check.name: check.value for check in checks}
     return {name: values.get(name) for name in ("mean_kl", "top1_agreement", "size_ratio", "noise_kl")}
+
+
+def _remedy(failed: Sequence[Check]) -> str:
+    """By where the fault lies: a damaged file is no fault of the recipe, and a base's is none of the checkpoint."""
+    names = {check.name for check in failed}
+    if any("take another base" in check.detail for check in failed):
+        return "nothing that is made of this base computes"
+    if names & _OF_FILES:
+        return "the files are damaged or incomplete: make or fetch them again"
+    return "the files are whole, so it is the recipe that this model does not bear: change it"
 
 
 def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Check]:
     """Checks in order; a part that cannot be read fails the one check that says why, and the rest go on."""
     base_dir, checkpoint_dir = inputs["base"], inputs["checkpoint"]
     try:
-        files = read_files(base_dir, checkpoint_dir)
+        files = read_files(base_dir, checkpoint_dir, read_intent(checkpoint_dir, needs_recipe=True))
     except CheckpointError as error:
         yield Check("files_readable", False, detail=str(error))
         return
@@ -60,7 +81,7 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
     base = _base(config, inputs)
     try:
         checkpoint = observed(checkpoint_dir, config.num_probe_tokens)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, CheckpointError) as error:
         yield Check("model_loads", False, detail=str(error).split("\n")[0])
         return
     yield Check("model_loads", True)

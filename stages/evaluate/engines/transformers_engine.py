@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError, EngineError, one_line
+from stages.checkpoints.opening import load_model
+from stages.errors import CheckpointError, ConfigError, EngineError, one_line
 from stages.evaluate.answers import CUT_OFF, FINISHED
 from stages.evaluate.engines.protocol import (
     GenerateRequest,
@@ -46,15 +47,17 @@ class TransformersEngine:
     def _load(self, checkpoint: Path) -> None:
         with no_collection():
             import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+            from transformers import AutoTokenizer, GenerationConfig
 
         config = self._config
         self._batch_size = config.batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-            model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, config.dtype))
+            model: Any = load_model(checkpoint, dtype=getattr(torch, config.dtype))
             self._model: Any = model.to(self._device).eval()
+        except CheckpointError:
+            raise
         except Exception as error:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error
         _check_window(config.max_model_len, self._model.config)
