@@ -7,6 +7,7 @@ from pipeline.planning.task_facts import TaskFacts
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
+from stages.checkpoints.kernels import Answer
 from stages.checkpoints.sizes import ModelSizes
 
 
@@ -14,11 +15,12 @@ from stages.checkpoints.sizes import ModelSizes
 class TrialPlan:
     """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot.
 
-    ``sizes`` of its model's layers are None where they are not known.
+    ``sizes`` of its model's layers are None where they are not known, ``computed`` where vLLM computes no format.
     """
 
     trial: Trial
     sizes: ModelSizes | None = None
+    computed: Answer | None = None  # what its format is computed with
     steps: dict[str, StepRef] = field(default_factory=dict)
     tasks: dict[str, TaskFacts] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from stages.evaluate.config import (
     ScoreConfig,
     ScoringConfig,
 )
-from stages.quantize import Algorithm, weight_format
+from stages.quantize import Algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def ranges(num_items: int, size: int) -> list[tuple[int, int]]:
 
 
 def answer_config(
-    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, run: Run, shard: Shard
+    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, run: Run, shard: Shard, effective: str | None
 ) -> AnswerConfig:
-    """What a shard is asked."""
+    """What a shard is asked; ``effective`` is what its format is computed as, where that is not what it says."""
     overrides, scoring = known.overrides[leaf], _scoring_settings(known, leaf)
     repeat_start, repeat_stop = shard.repeats or (0, None)
     return AnswerConfig(
@@ -122,7 +122,7 @@ def answer_config(
         engine=_engine_of(config.engine, run.rerun),
         rerun=run.rerun,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
-        weights_alone=_is_weights_alone(config),
+        effective=effective,
     )
 
 
@@ -179,12 +179,3 @@ def _may_be_simulated(config: Config) -> bool:
     """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
     is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu
     return is_on_cpu and config.recipe.algorithm is not Algorithm.none
-
-
-def _is_weights_alone(config: Config) -> bool:
-    """Whether the GPU that is planned with lacks the products of the recipe's format."""
-    found = weight_format(config.recipe)
-    if found is None or found.activations is None:
-        return False
-    is_on_gpu = config.engine.kind is EngineKind.vllm and config.engine.on_gpu
-    return is_on_gpu and not found.rounds_inputs_on(config.gpu.capability)

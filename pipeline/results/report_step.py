@@ -84,6 +84,7 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         notes=_notes(config),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         rounded=_rounded(metrics),
+        computed=trial.computed.caution if trial.computed else None,
         size_gib=metrics.get("size_gib"),
     )
 
