@@ -40,9 +40,10 @@ def load_model(model_dir: Path, *, splits_experts: bool = False, **options: Any)
         if is_compressed:
             config.quantization_config = _in_loaded_names(model_dir, infos, quantization)
         rotations = quantization.get("transform_config") if is_compressed else None
-        model, said = owner_of(config).from_pretrained(
-            model_dir, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with _packed_as_read():
+            model, said = owner_of(config).from_pretrained(
+                model_dir, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     _check_nothing_invented(model_dir, said)
     if is_compressed and options.get("dtype", "auto") != "auto":
         _cast(model, options["dtype"])
@@ -57,6 +58,26 @@ def _as_stored(model_dir: Path, infos: Mapping[str, TensorInfo], splits_experts:
         return
     with linear_experts(expert_classes(model_dir)):
         yield
+
+
+@contextmanager
+def _packed_as_read() -> Iterator[None]:
+    """Some classes would fill a layer's ``weight`` with random numbers where only packed codes are stored, and fall over
+    its absence.
+    """
+    from transformers import PreTrainedModel
+
+    plain = PreTrainedModel._initialize_weights
+
+    def initialize(self: Any, module: Any, *options: Any, **named: Any) -> None:
+        if not hasattr(module, "quantization_scheme"):
+            plain(self, module, *options, **named)
+
+    PreTrainedModel._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = plain
 
 
 def _in_loaded_names(
