@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.planning.answers_asked import check_answers_asked
 from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.published import published_key
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
 from pipeline.planning.shards import (
@@ -32,6 +33,7 @@ from pipeline.steps.stages import (
     DUMMY,
     FETCH_DATASET,
     FETCH_MODEL,
+    FETCH_PUBLISHED,
     FETCH_TOKENIZER,
     GATE,
     OBSERVE,
@@ -47,7 +49,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration, weight_format
+from stages.quantize import QuantizeConfig, check_fits, family, needs_calibration, weight_format
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -69,7 +71,8 @@ def _asked_again(trials: Iterable[Trial]) -> dict[str, int]:
     seen: set[str] = set()
     found = {}
     for trial in trials:
-        made, asked = repr(weight_format(trial.config.recipe)), trial.config.base_reruns
+        recipe, asked = trial.config.recipe, trial.config.base_reruns
+        made = repr([weight_format(recipe), recipe.published, recipe.source])
         found[trial.name] = asked if trial.is_base else min(asked, 1) if made not in seen else 0
         seen.update([] if trial.is_base else [made])
     return found
@@ -82,7 +85,11 @@ class _Builder:
         engine = facts.engine(trial.config.engine)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts, self._num_reruns = plan, facts, num_reruns
-        self._planned = TrialPlan(replace(trial, config=self._config), facts.sizes.get(trial.config.model.name))
+        self._planned = TrialPlan(
+            replace(trial, config=self._config),
+            facts.sizes.get(trial.config.model.name),
+            facts.published.get(published_key(trial.config)),
+        )
         self._steps = self._planned.steps
 
     @property
@@ -150,7 +157,7 @@ class _Builder:
         elif not config.loads_model:
             # Whoever answers, or has answered, has the checkpoint; prompts need the tokenizer.
             self._add("checkpoint", FETCH_TOKENIZER, config.model.source, name)
-        elif config.recipe.algorithm is Algorithm.none:
+        elif config.recipe.is_base:
             self._add("checkpoint", FETCH_MODEL, config.model.source, name)
         else:
             self._check_recipe()
@@ -165,12 +172,9 @@ class _Builder:
         self._add("checkpoint", DUMMY, made, f"{config.model.name}-{config.recipe.name}")
 
     def _add_quantized(self, model: StepRef) -> None:
-        config, inputs = self._config, {"model": model}
+        config = self._config
         label = f"{config.model.name}-{config.recipe.name}"
-        if needs_calibration(config.recipe):
-            inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
-        made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
-        pair = {"base": model, "checkpoint": self._add("checkpoint", QUANTIZE, made, label, inputs)}
+        pair = {"base": model, "checkpoint": self._add_made(model, label)}
         looked_for = ObserveConfig(num_probe_tokens=config.gate.num_probe_tokens)
         observed = self._add("observed", OBSERVE, looked_for, config.model.name, {"model": model})
         self._add("gate", GATE, config.gate, label, {**pair, "observed": observed})
@@ -182,6 +186,16 @@ class _Builder:
                 seed=config.drift.seed,
             )
             self._add("drift", DRIFT, settings, label, {**pair, "text": text}, self._after_gate)
+
+    def _add_made(self, model: StepRef, label: str) -> StepRef:
+        """A checkpoint of the model: somebody else's, or one that is quantized here."""
+        config, inputs = self._config, {"model": model}
+        if self._planned.published is not None:
+            return self._add("checkpoint", FETCH_PUBLISHED, self._planned.published.source, label, inputs)
+        if needs_calibration(config.recipe):
+            inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
+        made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
+        return self._add("checkpoint", QUANTIZE, made, label, inputs)
 
     def _add_tokens(self, role: str, text: CalibrationConfig, model: StepRef) -> StepRef:
         """Token sequences for a model, to calibrate on or to compare on."""
@@ -204,7 +218,7 @@ class _Builder:
                 self._add(
                     shard_role(slot, leaf, index, run.rerun),
                     ANSWER,
-                    answer_config(self._config, task, leaf, known, run, shard),
+                    answer_config(self._config, task, leaf, known, run, shard, self._planned.published),
                     f"{self._trial.name}-{leaf}-{shard.label}{run.label}",
                     inputs,
                     self._after_gate,
@@ -225,7 +239,8 @@ class _Builder:
     def _family(self) -> str:
         """Of the quantized checkpoints of one model those in one format: an open engine may exchange their weights."""
         recipe = self._config.recipe
-        if "model" not in self._steps or not self._config.engine.exchange_weights:
+        is_foretold = "model" in self._steps and self._planned.published is None
+        if not is_foretold or not self._config.engine.exchange_weights:
             return ""
         return f"{self._steps['model'].fingerprint} {family(recipe)}"
 

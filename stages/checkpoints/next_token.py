@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.bf16 import fast_bf16_linear
+from stages.checkpoints.loadable import loading_arguments
 from stages.imports import no_collection
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def open_model(model_dir: Path) -> Iterator[Any]:
         from transformers import AutoModelForCausalLM
 
     with torch.inference_mode(), fast_bf16_linear():
-        yield AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto").eval()
+        settings = loading_arguments(model_dir)
+        yield AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto", **settings).eval()
     gc.collect()  # hooks make a compressed model part of reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
