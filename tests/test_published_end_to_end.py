@@ -48,9 +48,15 @@ def tiny(tmp_path: Path, tiny_model: Path) -> Path:
 def test_checkpoints_of_others_are_trials(tiny: Path) -> None:
     done = run(tiny, "tracking=off")
     assert done.returncode == 0, done.stdout + done.stderr
+    told = "fp8: weights FP8 (blocks of 32 x 32), activations FP8 (groups of 32)"
+    assert f"note: tiny/published_fp8: {told}" in done.stdout
+    (report,) = (tiny / "results" / "store" / "report").glob("*/report.md")
+    assert f"> published_fp8: {told}" in report.read_text()
     for recipe in ("published_fp8", "published_nvfp4"):
         assert re.search(rf"tiny/{recipe}\s+iris\s+6\s+[01]\.\d+", done.stdout), done.stdout
     rows = {row["trial"]: row for row in load(tiny / "results" / "store", "tiny").summary().to_pylist()}
+    assert rows["tiny/published_fp8"]["quantized"].startswith(told)
+    assert rows["tiny/bf16"]["quantized"] is None
     sizes = [rows[f"tiny/{recipe}"]["size_gib"] for recipe in ("bf16", "published_fp8", "published_nvfp4")]
     assert sizes == sorted(sizes, reverse=True)
     fp8, nvfp4 = (arithmetic(tiny, recipe) for recipe in ("published_fp8", "published_nvfp4"))

@@ -35,6 +35,7 @@ class SummaryCell:
     note: str | None = None  # what a reader must know before the score: what is missing, cut, or ended early
     adjusted_p: float | None = None  # of the difference among all cells of the sweep as planned
     is_confirmed: bool | None = None  # whether it confirms a degraded or improved cell; None of any other
+    quantized: str | None = None  # of somebody else's checkpoint: what is quantized, and how
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
