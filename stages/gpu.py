@@ -45,6 +45,19 @@ def read_gpus(number: int) -> list[GpuState] | None:
             return None
 
 
+def compute_capability() -> float | None:
+    """Of the first GPU that this process may use; None where no driver tells it."""
+    with nvml_library() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handles = visible_handles(nvml)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handles[0]) if handles else (None, None)
+        except nvml.NVMLError:
+            return None
+    return None if major is None else float(f"{major}.{minor}")
+
+
 def num_visible_gpus() -> int:
     """GPUs that this process may use, as far as a driver tells."""
     with nvml_library() as nvml:

@@ -18,16 +18,20 @@ import yaml
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.description import describe
+from stages.checkpoints.files import CONFIG
 from stages.checkpoints.finite import check_finite
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
 from stages.checkpoints.layer_names import loaded_layers
+from stages.checkpoints.opening import load_model
 from stages.checkpoints.saving import make_saveable
+from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import ModelSizes, alike
 from stages.checkpoints.smoothing import check_smoothing
 from stages.checkpoints.text_part import make_plain, outside_text
+from stages.documents import write_json
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
@@ -210,19 +214,20 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     with no_collection():
         from llmcompressor import oneshot
         from llmcompressor.core import reset_session
-        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+        from transformers import AutoTokenizer, set_seed
 
     recipe, model_dir = config.recipe, inputs["model"]
     with _as_config_error():
         check_fits(recipe, describe(model_dir).sizes)
     check_finite(model_dir)
     set_seed(config.seed)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map=config.device_map)
+    model = load_model(model_dir, splits_experts=True, dtype="auto", device_map=config.device_map)
     make_plain(model)
     make_saveable(model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(model))
-    modifiers = _build_modifiers(recipe, outside_text(model))
+    kept = outside_text(model)
+    modifiers = _build_modifiers(recipe, kept)
     if recipe.smoothing_strength is not None:
         check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
     with fast_bf16_linear(), tensor_core_hessians(), rounded_layers() as rounded:
@@ -236,6 +241,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     model.save_pretrained(out, save_compressed=True)
     reset_session()  # llm-compressor keeps the model in a global otherwise
     _rewrite_recipe(out / "recipe.yaml")
+    _ignore(out, kept)
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
     num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
@@ -300,6 +306,14 @@ def _build_modifiers(recipe: RecipeConfig, kept: Iterable[str] = ()) -> "list[Mo
     else:
         modifiers.append(QuantizationModifier(**shared))
     return modifiers
+
+
+def _ignore(out: Path, kept: Collection[str]) -> None:
+    """compressed-tensors names in config.json what it left out of a class's layers, not of the classes under it."""
+    described = read_description(out / CONFIG)
+    ignored = described["quantization_config"]["ignore"]
+    ignored += [layer for layer in kept if layer not in ignored]
+    write_json(out / CONFIG, described, indent=2)
 
 
 def _rewrite_recipe(path: Path) -> None:

@@ -12,6 +12,7 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
+from pipeline.planning.kernels_asked import versions
 from pipeline.planning.local_models import check_positions, describe_local, sizes_of
 from pipeline.planning.published import Published, published_of
 from pipeline.planning.recipe_layers import check_recipe_layers
@@ -37,6 +38,7 @@ class Facts:
     samples: Mapping[str, str] = field(default_factory=dict)  # digests of recorded answers, by directory
     sizes: Mapping[str, ModelSizes] = field(default_factory=dict)  # by name of the model; those that are not known lack
     published: Mapping[str, Published] = field(default_factory=dict)  # by ``published_key``
+    vllm: Mapping[bool, str] = field(default_factory=versions)  # its version on CPUs, and on GPUs
 
     def engine(self, config: EngineConfig) -> EngineConfig:
         """``config`` with what makes its recorded answers those and no others."""

@@ -9,6 +9,7 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.answers_asked import check_answers_asked
 from pipeline.planning.facts import Facts
+from pipeline.planning.kernels_asked import computed, effective, with_emulation
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.published import published_key
 from pipeline.planning.resources import resources_of
@@ -82,13 +83,14 @@ class _Builder:
     """Adds one trial's steps to a plan, which is evaluated ``num_reruns`` times more."""
 
     def __init__(self, plan: Plan, trial: Trial, facts: Facts, num_reruns: int) -> None:
-        engine = facts.engine(trial.config.engine)
+        engine, published = facts.engine(trial.config.engine), facts.published.get(published_key(trial.config))
+        engine = with_emulation(replace(trial.config, engine=engine), published, facts.vllm)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts, self._num_reruns = plan, facts, num_reruns
         self._planned = TrialPlan(
             replace(trial, config=self._config),
             facts.sizes.get(trial.config.model.name),
-            facts.published.get(published_key(trial.config)),
+            published,
         )
         self._steps = self._planned.steps
 
@@ -103,6 +105,7 @@ class _Builder:
 
     def build(self) -> TrialPlan:
         """Everything that the trial's config asks for."""
+        self._planned.computed = computed(self._config, self._planned.published, self._facts.vllm, self._trial.name)
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
             known = self._planned.tasks[slot] = self._facts.tasks[task_key(task)]
@@ -213,12 +216,13 @@ class _Builder:
 
     def _add_answers(self, slot: str, task: TaskConfig, known: TaskFacts, run: Run) -> None:
         inputs = {"checkpoint": self._planned.checkpoint, **self._data(known)}
+        computes = effective(self._config, self._planned.published, self._planned.computed, self._facts.vllm)
         for leaf in known.leaves:
             for index, shard in enumerate(shards_of(task, run, leaf)):
                 self._add(
                     shard_role(slot, leaf, index, run.rerun),
                     ANSWER,
-                    answer_config(self._config, task, leaf, known, run, shard, self._planned.published),
+                    answer_config(self._config, task, leaf, known, run, shard, computes),
                     f"{self._trial.name}-{leaf}-{shard.label}{run.label}",
                     inputs,
                     self._after_gate,

@@ -8,6 +8,7 @@ from pipeline.planning.task_facts import TaskFacts
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
+from stages.checkpoints.kernels import Answer
 from stages.checkpoints.sizes import ModelSizes
 from stages.quantize import weight_format
 from stages.units import GIB
@@ -17,12 +18,14 @@ from stages.units import GIB
 class TrialPlan:
     """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot.
 
-    ``sizes`` of its model's layers are None where they are not known, ``published`` where the checkpoint is made here.
+    ``sizes`` of its model's layers are None where they are not known, ``published`` where the checkpoint is made here,
+    ``computed`` where vLLM computes no format.
     """
 
     trial: Trial
     sizes: ModelSizes | None = None
     published: Published | None = None
+    computed: Answer | None = None  # what its format is computed with
     steps: dict[str, StepRef] = field(default_factory=dict)
     tasks: dict[str, TaskFacts] = field(default_factory=dict)
 

@@ -13,7 +13,6 @@ from stages.checkpoints.checks import check_made_of, check_quantized_path
 from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.formats import Format
 from stages.checkpoints.loadable import check_method
-from stages.checkpoints.quantized import Group
 from stages.errors import StageError
 from stages.evaluate.config import EngineKind
 from stages.local_files import digest_tree
@@ -28,14 +27,8 @@ class Published:
     method: str | None
     num_bits: int | None
     size_gib: float | None
-    groups: tuple[Group, ...] = ()
+    format: Format | None = None
     has_narrow_cache: bool = False  # keys and values of 8 bits
-
-    def rounds_inputs_on(self, capability: float | None) -> bool:
-        """Whether a GPU of that capability multiplies what its groups say; True where they are not known."""
-        rounded = [group for group in self.groups if group.activations is not None]
-        formats = [Format(weights=group.weights, activations=group.activations, packing="") for group in rounded]
-        return all(each.rounds_inputs_on(capability) for each in formats)
 
 
 def published_of(
@@ -91,7 +84,7 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         method=quantized.method,
         num_bits=quantized.num_bits,
         size_gib=quantized.size_gib,
-        groups=quantized.groups,
+        format=quantized.format,
         has_narrow_cache=(quantized.kv_cache or "").endswith("8"),
     )
 

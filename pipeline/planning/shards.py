@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from pipeline.config.schema import Config, LimitOrder, TaskConfig
-from pipeline.planning.published import Published
 from pipeline.planning.task_facts import TaskFacts
 from stages.evaluate.config import (
     SCORING_SETTINGS,
@@ -18,7 +17,6 @@ from stages.evaluate.config import (
     ScoreConfig,
     ScoringConfig,
 )
-from stages.quantize import weight_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +99,9 @@ def ranges(num_items: int, size: int) -> list[tuple[int, int]]:
 
 
 def answer_config(
-    config: Config,
-    task: TaskConfig,
-    leaf: str,
-    known: TaskFacts,
-    run: Run,
-    shard: Shard,
-    published: Published | None = None,
+    config: Config, task: TaskConfig, leaf: str, known: TaskFacts, run: Run, shard: Shard, effective: str | None
 ) -> AnswerConfig:
-    """What a shard is asked."""
+    """What a shard is asked; ``effective`` is what its format is computed as, where that is not what it says."""
     overrides, scoring = known.overrides[leaf], _scoring_settings(known, leaf)
     repeat_start, repeat_stop = shard.repeats or (0, None)
     return AnswerConfig(
@@ -129,7 +121,7 @@ def answer_config(
         engine=_engine_of(config.engine, run.rerun),
         rerun=run.rerun,
         simulation=SIMULATION_VERSION if _may_be_simulated(config) else None,
-        weights_alone=_is_weights_alone(config, published),
+        effective=effective,
     )
 
 
@@ -186,13 +178,3 @@ def _may_be_simulated(config: Config) -> bool:
     """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
     is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu
     return is_on_cpu and not config.recipe.is_base
-
-
-def _is_weights_alone(config: Config, published: Published | None) -> bool:
-    """Whether the GPU that is planned with lacks the products of the checkpoint's format."""
-    if config.engine.kind is not EngineKind.vllm or not config.engine.on_gpu:
-        return False
-    if published is not None:
-        return not published.rounds_inputs_on(config.gpu.capability)
-    found = weight_format(config.recipe)
-    return found is not None and found.activations is not None and not found.rounds_inputs_on(config.gpu.capability)

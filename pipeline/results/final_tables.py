@@ -6,6 +6,7 @@ import pyarrow as pa
 from rich.table import Table
 
 from pipeline.results.console import add_row, new_table
+from stages.checkpoints.kernels import SIMULATED
 from stages.compare.artifact import verdict_shown
 from stages.report.artifact import SuiteMean, Summary, TrialVerdict
 
@@ -26,11 +27,12 @@ def tables_of(document: Summary, points: pa.Table | None, confidence: float) -> 
 
 
 def _tasks_table(rows: Sequence[Mapping[str, object]], interval: str) -> Table:
-    table = new_table(
-        "trial", "task", "n", "score", interval, "recovery", "difference", interval, "lost/won", "verdict", "GiB"
-    )
+    """With the kernels of each, where some format had one of its own."""
+    has_kernels = any(row["computed"] not in (None, SIMULATED) for row in rows)
+    headings = ["trial", "task", "n", "score", interval, "recovery", "difference", interval]
+    table = new_table(*headings, "lost/won", "verdict", "GiB", *["computed by"] * has_kernels)
     for row in rows:
-        add_row(table, _summary_cells(row))
+        add_row(table, [*_summary_cells(row), *[str(row["computed"] or NOTHING)] * has_kernels])
     return table
 
 

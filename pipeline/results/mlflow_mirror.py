@@ -35,6 +35,7 @@ from pipeline.store.store import Store
 from stages.errors import redacted
 from stages.report.artifact import Summary, read_document, read_verdicts_text
 
+COMPUTED_TAG = "computed_by"
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
 CONTENT_TAG = "digest.content"  # a digest of what a run shows: nothing is written twice
 STORE_TAG = "store"
@@ -127,6 +128,8 @@ class Mirror:
 
     def _trial_run(self, client: Any, experiment_id: str, parent_id: str, trial: TrialPlan) -> Any:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
+        if trial.computed is not None and trial.computed.kernels:
+            tags[COMPUTED_TAG] = trial.computed.shown
         return self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
 
     def _write_trial(self, client: Any, run: Any, trial: TrialPlan, status: str) -> None:

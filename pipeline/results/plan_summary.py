@@ -14,6 +14,7 @@ from pipeline.steps.roles import slot_of, under
 from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
+from stages.checkpoints.kernels import Answer
 from stages.fetch import DatasetSource
 
 
@@ -27,6 +28,7 @@ class TrialSummary:
     memory: GpuMemory | None
     num_evaluations: int
     num_to_run: int  # of the evaluations
+    computed: Answer | None = None  # what its format is computed with; None where vLLM computes none
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def _trial(plan: Plan, planned: TrialPlan, to_run: set[StepRef]) -> TrialSummary
         memory=gpu_memory(planned),
         num_evaluations=_num_documents(plan, shards),
         num_to_run=_num_documents(plan, to_run.intersection(shards)),
+        computed=planned.computed,
     )
 
 

@@ -86,6 +86,7 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         rounded=_rounded(metrics),
         quantized=_quantized(trial, store),
+        computed=trial.computed.caution if trial.computed else None,
         size_gib=metrics.get("size_gib"),
     )
 

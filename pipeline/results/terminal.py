@@ -29,7 +29,7 @@ MAX_FAILURES_SHOWN = 10  # kinds of them
 
 def plan(console: Console, summary: PlanSummary) -> None:
     """Trials with their memory, steps by stage, and the whole."""
-    trials = new_table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run")
+    trials = new_table("trial", "base", "GPUs", "weights GiB", "GiB/GPU needed", "evaluations", "to run", "computed by")
     for trial in summary.trials:
         add_row(trials, _trial_cells(trial))
     console.print(trials)
@@ -47,6 +47,8 @@ def plan(console: Console, summary: PlanSummary) -> None:
     )
     for name, readers in summary.missing_data.items():
         say(console, ("missing", "red"), f" data set {name}: no results for {', '.join(readers)}")
+    for line in _computed(summary.trials):
+        say(console, f"note: {line}")
     say(console, "GiB/GPU needed: weights and the keys and values of one full context, over the engine's ranks.")
     for line in expectation_lines(summary.expected, summary.bytes_to_write):
         say(console, line)
@@ -208,7 +210,20 @@ def _trial_cells(trial: TrialSummary) -> list[str]:
         f"{trial.memory.per_gpu_gib:.1f}" if trial.memory else NOTHING,
         f"{trial.num_evaluations:,}",
         f"{trial.num_to_run:,}",
+        trial.computed.shown if trial.computed and trial.computed.kernels else NOTHING,
     ]
+
+
+def _computed(trials: Sequence[TrialSummary]) -> Iterator[str]:
+    """Where a format is computed as another, or is emulated, and where the table of kernels does not say."""
+    unknown: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.computed is not None and trial.computed.unknown is not None:
+            unknown.setdefault(trial.computed.unknown, []).append(trial.name)
+        elif trial.computed is not None and trial.computed.caution is not None:
+            yield f"{trial.name}: {trial.computed.caution}"
+    for why, names in unknown.items():
+        yield f"{', '.join(names)}: what computes the format is not known, {why}"
 
 
 def _by_trial(plan: Plan) -> dict[str, list[Step]]:

@@ -107,16 +107,6 @@ class Format:
             return None
         return f"{'fp' if self.activations.type == 'float' else 'int'}{self.activations.num_bits}"
 
-    def rounds_inputs_on(self, capability: float | None) -> bool:
-        """Whether a GPU of that compute capability (None: a sufficient one) multiplies in ``arithmetic``.
-
-        An older one leaves activations as they are: of a W4A4 checkpoint it gives the numbers of W4A16.
-        """
-        if self.activations is None:
-            return False
-        least = LEAST_MX_CAPABILITY if self.weights.scale_dtype == "U8" else LEAST_CAPABILITY.get(str(self.arithmetic))
-        return least is None or capability is None or capability >= least
-
     def with_group_size(self, group_size: int | None) -> Self:
         """The same with other groups; None keeps the format's own."""
         return self if group_size is None else replace(self, weights=replace(self.weights, group_size=group_size))
@@ -192,10 +182,6 @@ def described(group: Mapping[str, Any], packing: str | None) -> Format:
 def _num_words(num_codes: int, num_bits: int, dtype: str) -> int:
     return math.ceil(num_codes * num_bits / _NUM_BITS[dtype])
 
-
-# Of NVIDIA's GPUs, by what they multiply in; vLLM falls back to products of dequantized weights (Marlin).
-LEAST_CAPABILITY = {"fp8": 8.9, "fp4": 10.0}
-LEAST_MX_CAPABILITY = 10.0  # scales that are powers of two
 
 PACKINGS: Mapping[str, Packing] = {
     "pack-quantized": Packing("weight_packed", "I32"),

@@ -1,10 +1,8 @@
 """Which forms of quantized checkpoints transformers reads here, and with which arithmetic."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from stages.checkpoints.files import CONFIG
-from stages.checkpoints.shape import read_description
 from stages.errors import ConfigError
 
 # Its own quantizer of compressed-tensors rounds activations as the format says; of FP8 blocks and MXFP4 experts it
@@ -23,9 +21,9 @@ def check_method(method: str) -> None:
         )
 
 
-def loading_arguments(checkpoint: Path) -> dict[str, Any]:
-    """What ``from_pretrained`` is told, so that a form is read alike with and without a GPU: no kernel is fetched."""
-    method = (read_description(checkpoint / CONFIG).get("quantization_config") or {}).get("quant_method")
+def dense_arguments(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' loader is told for weights that are dense from the first: with and without a GPU alike."""
+    method = quantization.get("quant_method")
     if method not in (*ROUNDED, *DEQUANTIZED):
         return {}
     from transformers import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config

@@ -1,14 +1,14 @@
 """What transformers will load of a model: asked of its own loader, on the meta device, where no weight is read."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.checkpoints.architectures import class_of
 from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.headers import TensorInfo
+from stages.checkpoints.linear_experts import owner_of
 from stages.errors import CheckpointError, one_line
 from stages.imports import no_collection
 
@@ -23,6 +23,7 @@ _DTYPES = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
@@ -65,28 +66,45 @@ def shown(names: list[str]) -> str:
 
 def loading(model_dir: Path, model: ModelDescription) -> Loaded:
     """What the loader says; CheckpointError where it cannot build the model."""
+    return built_on_meta(model_dir, model.infos)[1]
+
+
+def built_on_meta(model_dir: Path, infos: Mapping[str, TensorInfo]) -> tuple[Any, Loaded]:
+    """The model that the loader makes of tensors like ``infos``, unquantized, and what it says of them.
+
+    Raises CheckpointError where it cannot build the model.
+    """
     with no_collection():
         import torch
         import transformers
 
-    named = class_of(model.model_type) if model.model_type else None
-    owner = getattr(transformers, named) if named else transformers.AutoModelForCausalLM
     unread: set[str] = set()
     try:
-        tensors = {name: _on_meta(info) for name, info in model.infos.items()}
-        with _quiet(), _kept(unread), torch.device("meta"):
-            _, said = owner.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(model_dir)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        tensors = {name: _on_meta(info) for name, info in infos.items()}
+        with quiet(), _kept(unread), torch.device("meta"):
+            model, said = owner_of(config).from_pretrained(
                 None,
-                config=transformers.AutoConfig.from_pretrained(model_dir),
+                config=config,
                 state_dict=tensors,
                 dtype="auto",
                 device_map="meta",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{model_dir}: transformers cannot build the model: {one_line(error)}") from error
-    return Loaded(sorted(said["missing_keys"]), sorted(unread), _names(said["mismatched_keys"]))
+    return model, Loaded(sorted(said["missing_keys"]), sorted(unread), _names(said["mismatched_keys"]))
+
+
+def stored_dtype(dtype: Any) -> str:
+    """A dtype of torch in safetensors' words."""
+    name = str(dtype).removeprefix("torch.")
+    return next(word for word, each in _DTYPES.items() if each == name)
 
 
 def _on_meta(info: TensorInfo) -> "Tensor":
@@ -114,7 +132,7 @@ def _kept(unread: set[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Its table of what is missing is said here in one line."""
     from transformers.utils import logging
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.bf16 import fast_bf16_linear
-from stages.checkpoints.loadable import loading_arguments
+from stages.checkpoints.opening import load_model
 from stages.imports import no_collection
 
 if TYPE_CHECKING:
@@ -22,11 +22,9 @@ def open_model(model_dir: Path) -> Iterator[Any]:
     """The model for reading (a compressed one with its activations quantized as when served), unloaded at the end."""
     with no_collection():
         import torch
-        from transformers import AutoModelForCausalLM
 
     with torch.inference_mode(), fast_bf16_linear():
-        settings = loading_arguments(model_dir)
-        yield AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", device_map="auto", **settings).eval()
+        yield load_model(model_dir, dtype="auto", device_map="auto")
     gc.collect()  # hooks make a compressed model part of reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.checkpoints.description import ModelDescription
-from stages.checkpoints.formats import Quantization
+from stages.checkpoints.formats import Format, Quantization, format_of
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import alike
@@ -49,6 +49,7 @@ class Quantized:
 
     method: str
     groups: tuple[Group, ...]
+    format: Format | None = None  # where there is one, and it is compressed-tensors'
     kv_cache: str | None
     layers: frozenset[str] = frozenset()
     kept: tuple[str, ...] = ()
@@ -99,6 +100,7 @@ def read_quantized(model_dir: Path, model: ModelDescription) -> Quantized:
     return Quantized(
         method=method,
         groups=tuple(dict.fromkeys(groups)),
+        format=_format(model.config) if method == "compressed-tensors" else None,
         kv_cache=kv_cache,
         layers=layers,
         kept=tuple(_kept(model.infos, layers)),
@@ -231,6 +233,13 @@ def _integers(bits: Any, group_size: Any, *, symmetric: bool) -> Quantization:
     return Quantization(
         num_bits=int(bits), type="int", strategy="group", group_size=int(group_size), symmetric=symmetric
     )
+
+
+def _format(config: Mapping[str, Any]) -> Format | None:
+    try:
+        return format_of(config)
+    except CheckpointError:  # several, or in words that the table of formats does not have
+        return None
 
 
 def _some(groups: list[Group]) -> list[Group]:

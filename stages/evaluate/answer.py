@@ -71,7 +71,7 @@ def open_session(config: AnswerConfig, inputs: Mapping[str, Path]) -> Iterator[A
         build_task(config, data_sets(inputs), model, Path(work_dir) / "first")
         session = _opened(model, checkpoint, engine, Path(work_dir))
         try:
-            check_arithmetic(config.weights_alone, session.engine.arithmetic, checkpoint)
+            check_arithmetic(config.effective, engine, session.engine.facts, session.engine.arithmetic, checkpoint)
             yield session
         finally:
             session.close()

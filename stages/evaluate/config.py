@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
+from stages.checkpoints.kernels import BACKEND, EMULATION
 from stages.evaluate.endpoint_config import EndpointSettings
 from stages.evaluate.gen_kwargs import LENGTH_NAMES, check_gen_kwargs, is_sampled
 from stages.evaluate.reasoning import AUTO
@@ -63,6 +64,9 @@ class EngineConfig(EndpointSettings):
     on_gpu: bool = execution(False)
     batch_size: int = execution(8)
     vllm_args: dict[str, Any] = identity(factory=dict, neutral={})  # more of vLLM's engine arguments, as it names them
+    allow_emulation: bool = execution(
+        False
+    )  # where no kernel rounds a format's inputs; if it is done, vllm_args say it
     exchange_weights: bool = execution(False)  # of checkpoints that differ in values only, in an open engine
     overlap_shards: bool = execution(False)  # no idle tail between shards; texts may differ where two tokens nearly tie
 
@@ -83,6 +87,11 @@ class EngineConfig(EndpointSettings):
         if self.vllm_args and self.kind is not EngineKind.vllm:
             raise ValueError(f"engine.vllm_args are vLLM's, and this engine is {self.kind.name}: leave them out")
         check_vllm_args(self.vllm_args)
+        if self.linear_backend == EMULATION and not self.allow_emulation:
+            raise ValueError(
+                f"engine.vllm_args.{BACKEND}={EMULATION} multiplies dequantized weights, slowly: if that is meant, set "
+                "engine.allow_emulation=true"
+            )
 
     def _check_kind(self) -> None:
         if self.samples is not None and not self.is_recorded:
@@ -143,6 +152,13 @@ class EngineConfig(EndpointSettings):
     def unknown_argument(self) -> str | None:
         """What of ``vllm_args`` the vLLM that is installed here does not know, in one line; None where it knows all."""
         return unknown_argument(self.vllm_args)
+
+    @property
+    def linear_backend(self) -> str | None:
+        """The maker of kernels that ``vllm_args`` hold vLLM to; None where it chooses itself."""
+        named = self.vllm_args.get(BACKEND)
+        found = str(named).lower().replace("-", "_")
+        return None if named is None or found == "auto" else found
 
     @property
     def num_at_once(self) -> int:
@@ -254,8 +270,8 @@ class AnswerConfig:
     engine: EngineConfig = identity(factory=EngineConfig)
     # Version of the arithmetic that stands in for kernels which a CPU lacks; None where nothing can be simulated.
     simulation: int | None = identity(None, neutral=None)
-    # The planned GPU cannot multiply the inputs that the format rounds: it computes with rounded weights alone.
-    weights_alone: bool = identity(False, neutral=False)
+    # What the planned GPU's kernels make of the format (W4A16 of a W4A4 one); None: what it says.
+    effective: str | None = identity(None, neutral=None)
     rerun: int = identity(0, neutral=0)  # 0: the first
 
     def __post_init__(self) -> None:

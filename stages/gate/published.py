@@ -87,12 +87,12 @@ def _check_kept(base: ModelDescription, checkpoint: ModelDescription) -> Check:
     misshapen = [name for name, (wanted, info) in pairs.items() if wanted.shape != info.shape]
     if misshapen:
         detail = f"{first_of(misshapen)} of another shape than the base's"
-        return Check("kept_tensors", False, len(misshapen), 0, detail)
+        return Check("tensors_kept", False, len(misshapen), 0, detail)
     cast = [name for name, (wanted, info) in pairs.items() if wanted.dtype != info.dtype]
     changed = [name for name, pair in pairs.items() if name not in cast and digest_of(pair[0]) != digest_of(pair[1])]
     told = [f"{first_of(changed)} differing from the base's"] if changed else []
     told += [f"{first_of(cast)} stored in another type"] if cast else []
-    return Check("kept_tensors", True, len(changed), None, "; ".join(told) or f"{len(pairs)} as in the base")
+    return Check("tensors_kept", True, len(changed), None, "; ".join(told) or f"{len(pairs)} as in the base")
 
 
 def _tensors(infos: Mapping[str, TensorInfo]) -> "Iterator[tuple[str, Tensor]]":

@@ -1,6 +1,6 @@
 """Refuse a quantized checkpoint that is damaged, incomplete or talks nonsense, before anything is evaluated on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stages.checkpoints.loadable import check_method
@@ -18,13 +18,26 @@ from stages.gate.behaviour import (
     read_behaviour,
 )
 from stages.gate.config import GateConfig
+from stages.gate.intent import read_intent
 from stages.gate.published import check_published
 from stages.gate.weights import check_weights, read_files
 from stages.imports import no_collection
 from stages.published import read_described
 
-VERSION = 2
-_TAKE_OTHER = "fetch it again, or take another checkpoint"
+VERSION = 3
+FORETOLD = "compressed-tensors"  # the form whose tensors the gate foretells
+_OF_FILES = {
+    "files_readable",
+    "targeted_layers_quantized",
+    "other_tensors_untouched",
+    "scales_finite_positive",
+    "weights_finite",
+    "weights_close",
+    "tensors_present",
+    "tensors_kept",
+    "size_ratio",
+    "model_loads",
+}
 
 
 def prepare(config: GateConfig) -> None:
@@ -46,10 +59,22 @@ def gate(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[s
     failed = [check for check in checks if check.passed is False]
     if failed:
         reasons = "; ".join(f"{check.name} ({check.detail})" for check in failed)
-        advice = "quantize again or change the recipe" if read_described(inputs["checkpoint"]) is None else _TAKE_OTHER
-        raise CheckpointError(f"the checkpoint fails its gate: {reasons}; {advice}")
+        is_published = read_described(inputs["checkpoint"]) is not None
+        raise CheckpointError(f"the checkpoint fails its gate: {reasons}; {_remedy(failed, is_published)}")
     values = {check.name: check.value for check in checks}
     return {name: values.get(name) for name in ("mean_kl", "top1_agreement", "size_ratio", "noise_kl")}
+
+
+def _remedy(failed: Sequence[Check], is_published: bool) -> str:
+    """By where the fault lies: a damaged file is no fault of the recipe, and a base's is none of the checkpoint."""
+    names = {check.name for check in failed}
+    if any("take another base" in check.detail for check in failed):
+        return "nothing that is made of this base computes"
+    if is_published:
+        return "fetch it again, or take another checkpoint"
+    if names & _OF_FILES:
+        return "the files are damaged or incomplete: make or fetch them again"
+    return "the files are whole, so it is the recipe that this model does not bear: change it"
 
 
 def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Check]:
@@ -61,14 +86,14 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
         yield Check("files_readable", False, detail=str(error))
         return
     try:
-        check_method("compressed-tensors" if described is None else described.method)
+        check_method(FORETOLD if described is None else described.method)
     except ConfigError as error:
         yield Check("model_loads", None, detail=f"not looked at: {error}")
         return
     base = _base(config, inputs)
     try:
         checkpoint = observed(checkpoint_dir, config.num_probe_tokens)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, CheckpointError) as error:
         yield Check("model_loads", False, detail=str(error).split("\n")[0])
         return
     yield Check("model_loads", True)
@@ -80,11 +105,13 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
 
 
 def _check_files(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Check]:
-    """Without a forward pass: what was made here is held against its recipe, what others made against its base."""
-    if read_described(inputs["checkpoint"]) is not None:
+    """Without a forward pass: against what compressed-tensors foretells; of another form, against the base alone."""
+    described = read_described(inputs["checkpoint"])
+    if described is not None and described.method != FORETOLD:
         yield from check_published(inputs["base"], inputs["checkpoint"])
         return
-    files = read_files(inputs["base"], inputs["checkpoint"])
+    intent = read_intent(inputs["checkpoint"], needs_recipe=described is None)
+    files = read_files(inputs["base"], inputs["checkpoint"], intent)
     yield Check("files_readable", True)
     yield from check_weights(files, config.max_size_deviation)
 

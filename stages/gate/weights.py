@@ -1,151 +1,198 @@
-"""What a quantized checkpoint's files must look like: read from headers and scales, without loading the model."""
+"""What a quantized checkpoint's files must be: held against what is foretold, and against what the base loads."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import yaml
-
-from stages.checkpoints.formats import Format, described, format_of
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
-from stages.errors import CheckpointError
+from stages.checkpoints.meta import LoadedModel, loaded_names
+from stages.checkpoints.rows import Reader, blocks
 from stages.gate.artifact import Check
-from stages.quantize import is_targeted
+from stages.gate.closeness import num_wrong_rows
+from stages.gate.expected import Expected, Stored, foretell
+from stages.gate.intent import Intent, read_intent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SHOWN = 3  # names listed in a detail; a broken checkpoint may have thousands
+_MAGNITUDES = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}  # the least bits, without the sign, that are no finite number
+_FLOATING = ("F64", "F32", "F16", "BF16", *_MAGNITUDES)
 
 
-class Intent(NamedTuple):
-    """What ``recipe.yaml`` promises of the weights."""
+class Files:
+    """A checkpoint's tensors, by the names that the loader gives, and what they must be."""
 
-    targets: list[str]
-    ignore: list[str]
-    format: Format
+    def __init__(self, expected: Expected, checkpoint: Mapping[str, TensorInfo], intent: Intent) -> None:
+        self.expected, self.intent = expected, intent
+        self.num_bytes = num_stored_bytes(dict(checkpoint))
+        names = loaded_names(expected.base.model, checkpoint, dict.fromkeys(expected.tensors, True))
+        self.stored = {
+            expected.base.tied.get(names[name], names[name]): (name, checkpoint[name]) for name in checkpoint
+        }
+
+    @cached_property
+    def unlike(self) -> dict[str, str]:
+        """What is not stored as it must be, by loaded name, with what is wrong."""
+        wanted = self.expected.tensors
+        found = {name: self._difference(name, stored) for name, stored in wanted.items()}
+        found |= dict.fromkeys(self.stored.keys() - wanted.keys(), "is not expected")
+        return {name: wrong for name, wrong in sorted(found.items()) if wrong}
+
+    def _difference(self, name: str, wanted: Stored) -> str:
+        if name not in self.stored:
+            return "is missing"
+        info = self.stored[name][1]
+        source = self.expected.base.sources.get(name) if name in self.expected.others else None
+        if info.dtype != wanted.dtype and (source is None or info.dtype != source.dtype):
+            return f"is {info.dtype}, not {wanted.dtype}"
+        return "" if info.shape == wanted.shape else f"has shape {info.shape}, not {wanted.shape}"
+
+    @cached_property
+    def wrong_layers(self) -> list[str]:
+        """Quantized layers that lack tensors, have others, or have them in another shape."""
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.unlike)
+        return [name for name in owners if name in self.expected.layers]
+
+    @property
+    def size_ratio(self) -> float:
+        """Bytes of the checkpoint / bytes of what the base loads."""
+        return self.num_bytes / self.expected.base.num_bytes
 
 
-class Files(NamedTuple):
-    """The tensors of the base and of the checkpoint, and the linear layers that the recipe targets, by name."""
+def read_files(base_dir: Path, checkpoint_dir: Path, intent: Intent | None = None) -> Files:
+    """Read every header, and foretell the checkpoint from the base and from its own ``intent`` unless that is given.
 
-    base: dict[str, TensorInfo]
-    checkpoint: dict[str, TensorInfo]
-    targeted: list[str]
-    intent: Intent
-
-
-def read_files(base_dir: Path, checkpoint_dir: Path) -> Files:
-    """Read every header; CheckpointError for files that are damaged or missing."""
-    base, checkpoint = read_tensor_infos(base_dir), read_tensor_infos(checkpoint_dir)
-    intent = _read_intent(checkpoint_dir)
-    # An output head tied to the embeddings is not stored; should it be quantized, its tensors show up as new.
-    linears = [name for name in _linear_names(base_dir) if f"{name}.weight" in base]
-    targeted = [name for name in linears if is_targeted(name, intent.targets, intent.ignore)]
-    return Files(base, checkpoint, targeted, intent)
+    Raises CheckpointError for files that are damaged or missing.
+    """
+    intent = intent or read_intent(checkpoint_dir)
+    checkpoint = read_tensor_infos(checkpoint_dir)
+    return Files(foretell(base_dir, intent), checkpoint, intent)
 
 
 def check_weights(files: Files, max_size_deviation: float) -> Iterator[Check]:
     """Every check that needs no forward pass."""
     yield _check_targeted(files)
-    yield _check_others(files)
-    yield _check_scales(files)
+    with ExitStack() as opened:
+        checkpoint = opened.enter_context(Reader(files.stored))
+        base = _Base(files.expected.base, opened.enter_context(Reader(_stored_base(files.expected.base))))
+        yield _check_others(files, checkpoint, base)
+        bad = [name for name in files.stored if _is_scale(name) and not _are_scales(checkpoint.read(name))]
+        yield _check_scales(bad, base)
+        yield _check_finite(files, checkpoint, base)
+        yield _check_close(files, checkpoint, base, {*files.wrong_layers, *(name.rpartition(".")[0] for name in bad)})
     yield _check_size(files, max_size_deviation)
 
 
-def size_ratio(files: Files) -> float:
-    """Bytes of the checkpoint / bytes of the base."""
-    return num_stored_bytes(files.checkpoint) / num_stored_bytes(files.base)
+def _stored_base(base: LoadedModel) -> dict[str, tuple[str, TensorInfo]]:
+    """What is stored as it is loaded."""
+    return {name: (stored, base.infos[stored]) for stored, name in base.names.items() if name in base.sources}
 
 
-def _read_intent(checkpoint_dir: Path) -> Intent:
-    try:
-        stages = yaml.safe_load((checkpoint_dir / "recipe.yaml").read_text())
-        modifiers = [modifier for stage in stages.values() for kinds in stage.values() for modifier in kinds.values()]
-        (modifier,) = (modifier for modifier in modifiers if "config_groups" in modifier)
-        (group,) = modifier["config_groups"].values()
-        config = json.loads((checkpoint_dir / "config.json").read_text())
-        packing, targets = config["quantization_config"]["format"], group["targets"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"{checkpoint_dir}: recipe.yaml or quantization_config is missing or unreadable"
-        ) from error
-    return Intent(targets, modifier["ignore"], _read_format(checkpoint_dir, group, packing, config))
+class _Base:
+    """What the base loads, by loaded name: from its files, and experts that are stored as one from their parts."""
 
+    def __init__(self, model: LoadedModel, reader: Reader) -> None:
+        self._model, self._reader = model, reader
+        self._owner = ""
+        self._experts: dict[str, Tensor] = {}
 
-def _read_format(checkpoint_dir: Path, group: Mapping[str, Any], packing: str, config: Mapping[str, Any]) -> Format:
-    """What the recipe promises, which must be what engines will read in ``config.json``."""
-    try:
-        promised, written = described(group, packing), format_of(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint_dir}: {error}") from error
-    if written != promised:
-        raise CheckpointError(f"{checkpoint_dir}: config.json describes another format than recipe.yaml")
-    return promised
+    def __contains__(self, name: str) -> bool:
+        return name in self._reader or self._owner_of(name) is not None
 
+    def read(self, name: str, rows: slice | None = None) -> "Tensor":
+        """A tensor, or some of its rows, in the dtype that it has in the file."""
+        if name in self._reader:
+            return self._reader.read(name, rows)
+        owner = str(self._owner_of(name))
+        if owner != self._owner:
+            self._owner, self._experts = owner, self._model.split_experts(owner)
+        return self._experts[name] if rows is None else self._experts[name][rows]
 
-def _linear_names(base_dir: Path) -> list[str]:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_dir))
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    def _owner_of(self, name: str) -> str | None:
+        before, found, _ = name.rpartition(".experts.")
+        return f"{before}.experts" if found and name in self._model.tensors else None
 
 
 def _check_targeted(files: Files) -> Check:
-    wrong = [name for name in files.targeted if not _is_quantized(name, files)]
-    num_right = len(files.targeted) - len(wrong)
-    detail = _list(wrong, "not quantized as the recipe says")
-    return Check("targeted_layers_quantized", not wrong and num_right > 0, num_right, len(files.targeted), detail)
+    layers = files.expected.layers
+    wrong = [f"{name} {why}" for name, why in files.unlike.items() if name.rpartition(".")[0] in layers]
+    num_right = len(layers) - len(files.wrong_layers)
+    detail = _list(wrong) or ("" if layers else "no layer is to be quantized")
+    return Check("targeted_layers_quantized", num_right > 0 and not wrong, num_right, len(layers), detail)
 
 
-def _is_quantized(name: str, files: Files) -> bool:
-    """Whether the layer's tensors are those of the promised format, by name, type and shape, and no others."""
-    base = files.base[f"{name}.weight"]
-    rows, columns = base.shape
-    promised = files.intent.format.stored_tensors(rows, columns, base.dtype)
-    prefix = f"{name}."
-    stored = {
-        tensor.removeprefix(prefix): (info.dtype, info.shape)
-        for tensor, info in files.checkpoint.items()
-        if tensor.startswith(prefix) and tensor != f"{name}.bias"
+def _check_size(files: Files, max_deviation: float) -> Check:
+    ratio, expected = files.size_ratio, files.expected.num_bytes / files.expected.base.num_bytes
+    passed = abs(ratio / expected - 1) <= max_deviation
+    return Check("size_ratio", passed, ratio, expected, f"at most {max_deviation:.0%} apart")
+
+
+def _check_others(files: Files, checkpoint: Reader, base: _Base) -> Check:
+    """Every other tensor is what the base loads, byte for byte; norms and biases may make up for rescaled channels."""
+    layers = files.expected.layers
+    wrong = {name: why for name, why in files.unlike.items() if name.rpartition(".")[0] not in layers}
+    wrong = {
+        name: why
+        for name, why in wrong.items()
+        if why != "is missing" or name not in files.expected.others or name in base
     }
-    return stored == promised
+    for name, stored in files.expected.others.items():
+        may_change = files.intent.may_rescale and len(stored.shape) == 1
+        is_there = name in files.stored and name in base and name not in wrong
+        if is_there and not may_change and not _is_equal(checkpoint, base, name, stored):
+            wrong[name] = "is not the base's"
+    return Check(
+        "other_tensors_untouched", not wrong, len(wrong), 0, _list([f"{name} {why}" for name, why in wrong.items()])
+    )
 
 
-def _check_others(files: Files) -> Check:
-    """Every other tensor keeps its type and shape; embeddings and output head also keep their bytes."""
-    others = [name for name in files.base if name.removesuffix(".weight") not in files.targeted]
-    changed = [name for name in others if not _is_like(files.base[name], files.checkpoint.get(name))]
-    kept = [name for name in others if name not in changed and len(files.base[name].shape) > 1]
-    changed += [name for name in kept if not _is_equal(name, files)]
-    added = files.checkpoint.keys() - files.base.keys()
-    changed += sorted(name for name in added if name.rpartition(".")[0] not in files.targeted)
-    detail = _list(changed, "changed, missing or new")
-    return Check("other_tensors_untouched", not changed, len(changed), 0, detail)
-
-
-def _is_like(base: TensorInfo, other: TensorInfo | None) -> bool:
-    return other is not None and (other.dtype, other.shape) == (base.dtype, base.shape)
-
-
-def _is_equal(name: str, files: Files) -> bool:
+def _is_equal(checkpoint: Reader, base: _Base, name: str, stored: Stored) -> bool:
+    """Byte for byte, after the cast that the loader makes."""
     import torch
 
-    base, other = (next(_read_tensors(infos, [name])) for infos in (files.base, files.checkpoint))
-    return bool(torch.equal(base, other))
+    for rows in blocks(stored.shape, stored.num_bytes / max(1, (*stored.shape, 1)[0])):
+        own = checkpoint.read(name, rows)
+        other = base.read(name, rows).to(own.dtype)
+        if not torch.equal(_bytes(own), _bytes(other)):
+            return False
+    return True
 
 
-def _check_scales(files: Files) -> Check:
-    names = [name for name in files.checkpoint if name.endswith("_scale")]
-    scales = zip(names, _read_tensors(files.checkpoint, names), strict=True)
-    wrong = [name for name, scale in scales if not _are_finite_positive(scale)]
-    return Check("scales_finite_positive", not wrong and bool(names), len(wrong), 0, _list(wrong, "hold a bad scale"))
+def _bytes(tensor: "Tensor") -> "Tensor":
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _are_finite_positive(scales: "Tensor") -> bool:
+def _check_scales(bad: list[str], base: _Base) -> Check:
+    """Scales are finite and positive; what is no number in the base is told as the base's fault."""
+    return Check("scales_finite_positive", not bad, len(bad), 0, _told(bad, "holds a bad scale", base))
+
+
+def _check_finite(files: Files, checkpoint: Reader, base: _Base) -> Check:
+    """Whatever is no scale is finite."""
+    others = sorted(name for name in files.stored if not _is_scale(name))
+    bad = [name for name in others if not _is_finite(checkpoint, name, files.stored[name][1])]
+    return Check("weights_finite", not bad, len(bad), 0, _told(bad, "holds NaN or infinity", base))
+
+
+def _told(names: list[str], what: str, base: _Base) -> str:
+    detail = _list([f"{name} {what}" for name in names])
+    for name in names[:_SHOWN]:
+        source = name if name in base else f"{name.rpartition('.')[0]}.weight"
+        if source in base and not bool(base.read(source).isfinite().all()):
+            return f"{detail}, and so does {source} of the base: take another base"
+    return detail
+
+
+def _is_scale(name: str) -> bool:
+    return name.rpartition(".")[2].endswith("_scale")
+
+
+def _are_scales(scales: "Tensor") -> bool:
     import torch
 
     if scales.dtype is torch.uint8:  # E8M0: exponents of two, of which 255 means NaN
@@ -154,28 +201,40 @@ def _are_finite_positive(scales: "Tensor") -> bool:
     return bool(torch.isfinite(scales).all() and (scales > 0).all())
 
 
-def _read_tensors(infos: Mapping[str, TensorInfo], names: Iterable[str]) -> Iterator[Any]:
-    from safetensors import safe_open
+def _is_finite(checkpoint: Reader, name: str, info: TensorInfo) -> bool:
+    import torch
 
-    for name in names:
-        with safe_open(infos[name].file, framework="pt") as tensors:
-            yield tensors.get_tensor(name)
-
-
-def _check_size(files: Files, max_deviation: float) -> Check:
-    expected = num_stored_bytes(files.base)
-    for name in files.targeted:
-        base = files.base[f"{name}.weight"]
-        rows, columns = base.shape
-        expected += files.intent.format.num_bytes(rows, columns, base.dtype) - base.num_bytes
-    expected_ratio = expected / num_stored_bytes(files.base)
-    ratio = size_ratio(files)
-    passed = abs(ratio / expected_ratio - 1) <= max_deviation
-    return Check("size_ratio", passed, ratio, expected_ratio, f"at most {max_deviation:.0%} apart")
+    if info.dtype not in _FLOATING:
+        return True
+    for rows in blocks(info.shape, info.num_bytes / max(1, (*info.shape, 1)[0])):
+        values = checkpoint.read(name, rows)
+        bits = _MAGNITUDES.get(info.dtype)
+        is_finite = values.isfinite() if bits is None else (values.view(torch.uint8) & 0x7F) < bits
+        if not bool(is_finite.all()):
+            return False
+    return True
 
 
-def _list(names: list[str], what: str) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more} {what}"
+def _check_close(files: Files, checkpoint: Reader, base: _Base, unreadable: Container[str]) -> Check:
+    """Dequantized weights are the base's to within what the format allows, but of layers that are known to be wrong."""
+    if not files.intent.is_comparable:
+        return Check("weights_close", True, None, None, "rotated weights are not comparable with the base's")
+    wrong = []
+    for name, layer in files.expected.layers.items():
+        weight = f"{name}.weight"
+        if name in unreadable or weight not in base:
+            continue
+        shape = tuple(files.expected.base.tensors[weight].shape)
+        read, of_base = partial(_local, checkpoint, name), partial(base.read, weight)
+        if num := num_wrong_rows(layer, shape, files.intent, read, of_base):
+            wrong.append(f"{name} is not the base's layer rounded ({num:,} of {shape[0]:,} rows)")
+    return Check("weights_close", not wrong, len(wrong), 0, _list(wrong))
+
+
+def _local(checkpoint: Reader, layer: str, name: str, rows: slice | None) -> "Tensor":
+    return checkpoint.read(f"{layer}.{name}", rows)
+
+
+def _list(found: list[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(found[:_SHOWN])}{more}"

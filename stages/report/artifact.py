@@ -33,6 +33,7 @@ class SummaryCell:
     status: str  # measured, incomplete (compared, but without a score), failed, skipped, missing
     metric: str | None
     note: str | None = None  # what a reader must know before the score: what is missing, cut, or ended early
+    computed: str | None = None  # the kernels of its format, and what they make of it; None where it has none
     adjusted_p: float | None = None  # of the difference among all cells of the sweep as planned
     is_confirmed: bool | None = None  # whether it confirms a degraded or improved cell; None of any other
     quantized: str | None = None  # of somebody else's checkpoint: what is quantized, and how

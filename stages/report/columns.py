@@ -142,6 +142,7 @@ COLUMNS = (
     Column("margin", _of_verdict("margin")),
     Column("sees", _of_verdict("detectable_difference")),
     Column("grid p", lambda row, _: Cell(p_value(row["adjusted_p"]))),
+    Column("computed by", _text("computed"), is_left=True),
     Column("verdict", _verdict, is_left=True),
 )
 NORMALIZED_COLUMNS = (

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from stages.checkpoints.kernels import SIMULATED, shown
 from stages.compare.artifact import Comparison, Numbers, read_comparison
 from stages.report.artifact import Row, SummaryCell
 from stages.report.config import FailureRow, TrialRow
@@ -43,6 +44,7 @@ def summary_rows(
                 status=_status(trial.name, task, compared, failures),
                 metric=compared.facts.metric if compared else None,
                 note="; ".join(endings(numbers)) or None,
+                computed=computed_by(compared),
             )
             yield asdict(cell) | numbers
 
@@ -52,6 +54,17 @@ def arithmetic_of(comparison: Comparison | None) -> str | None:
     leaves = () if comparison is None else comparison.facts.leaves.values()
     known = (leaf.arithmetic for leaf in leaves if leaf is not None and leaf.arithmetic is not None)
     return next((json.dumps(each, sort_keys=True) for each in known), None)
+
+
+def computed_by(comparison: Comparison | None) -> str | None:
+    """Kernels of a trial's task, and what they make of its format; None where it is dense, or that is not known."""
+    if (found := arithmetic_of(comparison)) is None:
+        return None
+    arithmetic = json.loads(found)
+    if arithmetic["method"] == "simulated":
+        return SIMULATED
+    kernels = arithmetic.get("kernels")
+    return shown(kernels, arithmetic.get("effective")) if kernels else None
 
 
 def _status(trial: str, task: str, compared: Comparison | None, failures: Sequence[FailureRow]) -> str:

@@ -42,6 +42,14 @@ LONG = LLAMA | {"max_position_embeddings": 8192}
 LOCAL = "model.source={{path: {path}, package: null, package_version: null, file: null}}"
 BAD_INPUT = {
     "unknown sweep": (["+sweep=nope"], r"unknown option 'sweep/nope'; there are: .*smoke"),
+    "INT8 on Blackwell": (
+        ["+sweep=smoke", "engine=vllm_gpu", "gpu=b200"],
+        r"/w8a8_int \(W8A8\) does not run on gpu=b200 \(compute capability 10\): .*linear_backend: triton.*H100",
+    ),
+    "emulation that was not chosen": (
+        ["+sweep=smoke", "engine=vllm_gpu", "engine.vllm_args={linear_backend: emulation}"],
+        r"engine.vllm_args.linear_backend=emulation .*set engine.allow_emulation=true",
+    ),
     "unknown option": (["recipe=nope"], r"unknown option 'recipe/nope'; there are: .*bf16"),
     "misspelt key": (["recipe.grup_size=3"], r"unknown key 'recipe.grup_size'"),
     "misspelt key with ++": (["++recipe.grup_size=3"], r"unknown key 'grup_size' in RecipeConfig"),

@@ -1,47 +1,104 @@
-"""What an open vLLM computes quantized linear layers with."""
+"""What an open vLLM computes quantized linear layers with, and whether that is what the plan counted on."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError
+from stages.checkpoints.formats import Format, described
+from stages.checkpoints.kernels import UNKNOWN, Device, answer, computed_as, is_emulation, linear_kernels
+from stages.errors import CheckpointError, ConfigError
+from stages.evaluate.engines.simulated import read_quantization
+from stages.gpu import compute_capability
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from stages.evaluate.config import EngineConfig
 
-def native_facts(llm: Any) -> dict[str, Any]:
-    """The arithmetic of a format that vLLM has kernels for; ``kernels`` is None where it does not show them."""
+NATIVE = "native"
+
+
+def native_facts(llm: Any, checkpoint: Path) -> dict[str, Any]:
+    """The arithmetic of a format that vLLM has kernels for; ``kernels`` is None where it does not show them.
+
+    ``effective`` is there where they compute another format (W4A16) than ``format`` (W4A4); None: it is not known.
+    """
     names: set[str] = set()
     with suppress(Exception):  # the attributes that hold kernels are vLLM's own, and move with its versions
         names.update(*llm.apply_model(kernel_names))
-    return {"method": "native", "kernels": sorted(names) or None}
+    return native(formats_of(checkpoint), sorted(names))
 
 
-def check_arithmetic(weights_alone: bool, arithmetic: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise ConfigError where native kernels compute otherwise than the plan says: its numbers would be another's."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    groups = ((config.get("quantization_config") or {}).get("config_groups") or {}).values()
-    if arithmetic.get("method") != "native" or not any(group.get("input_activations") for group in groups):
+def native(formats: Sequence[Format], names: Sequence[str]) -> dict[str, Any]:
+    """The arithmetic of kernels called so."""
+    facts: dict[str, Any] = {"method": NATIVE, "kernels": list(names) or None}
+    if not linear_kernels(names) or not formats:
+        return facts
+    as_said, as_run = computed_as(formats), computed_as(formats, names)
+    return facts if as_said == as_run else {**facts, "format": as_said, "effective": as_run}
+
+
+def check_arithmetic(
+    effective: str | None, engine: "EngineConfig", facts: Mapping[str, Any], arithmetic: Mapping[str, Any], place: Path
+) -> None:
+    """Raise ConfigError where kernels compute otherwise than the plan, or the table of kernels, says: nothing of it may
+    be published.  ``effective`` is what the plan says, ``facts`` are the engine's.
+    """
+    names = arithmetic.get("kernels")
+    if arithmetic.get("method") != NATIVE or names is None:
         return
-    rounds = rounds_inputs(arithmetic)
-    if rounds is not None and rounds is weights_alone:
-        does = f"{'does' if rounds else 'does not'} ({', '.join(arithmetic['kernels'])})"
+    if (emulating := is_emulation(names)) is not None and not engine.allow_emulation:
         raise ConfigError(
-            f"{checkpoint.name} rounds its layers' inputs, and this GPU {does}, other than the planned one: say which "
-            "GPU the workers have, gpu=NAME (conf/gpu/), so that results of the two are kept apart"
+            f"{place.name}: vLLM emulates its format ({emulating}) without being asked; if that is meant, set "
+            "engine.allow_emulation=true"
+        )
+    formats = formats_of(place)
+    _check_plan(effective, formats, arithmetic, place)
+    device = _device(facts)
+    for quantized in formats if len(formats) == 1 else ():
+        _check_table(quantized, device, engine, names, place)
+
+
+def formats_of(checkpoint: Path) -> list[Format]:
+    """The formats of a checkpoint's groups; empty where they are none that are known here."""
+    quantization = read_quantization(checkpoint)
+    groups = (quantization.get("config_groups") or {}).values()
+    try:
+        return [described(group, group.get("format") or quantization.get("format")) for group in groups]
+    except CheckpointError:
+        return []
+
+
+def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Mapping[str, Any], place: Path) -> None:
+    if effective is not None and effective.startswith(UNKNOWN):
+        return
+    as_said = computed_as(formats) if formats else None
+    seen = arithmetic.get("effective", as_said)
+    if seen is None or seen == (effective or as_said):
+        return
+    raise ConfigError(
+        f"{place.name} is {as_said}, and what is here computes it as {seen} ({', '.join(arithmetic['kernels'])}), not "
+        f"as {effective or as_said}, as planned: say which GPU the workers have, gpu=NAME (conf/gpu/), so that results "
+        "of the two are kept apart"
+    )
+
+
+def _check_table(quantized: Format, device: Device, engine: "EngineConfig", names: Sequence[str], place: Path) -> None:
+    found = answer(quantized, device, engine.dtype, engine.linear_backend)
+    if found.unknown is not None:
+        return
+    if others := [name for name in linear_kernels(names) if name not in found.kernels]:
+        raise ConfigError(
+            f"{place.name}: vLLM {device.version} computes its {found.label} with {', '.join(others)} here, and the "
+            f"table of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published "
+            "until kernels.yaml (stages/checkpoints/) says what that computes"
         )
 
 
-def rounds_inputs(arithmetic: Mapping[str, Any]) -> bool | None:
-    """Whether native kernels of a format with rounded inputs round them; None where vLLM does not show its kernels.
-
-    Marlin's multiply by dequantized weights, which is what a GPU without such products gets.
-    """
-    names: list[str] | None = arithmetic.get("kernels")
-    return None if not names else not any(name.startswith("Marlin") for name in names)
+def _device(facts: Mapping[str, Any]) -> Device:
+    is_cpu = facts["platform"] == "cpu"
+    return Device(is_cpu, None if is_cpu else compute_capability(), facts["engine_version"])
 
 
 def kernel_names(model: "Module") -> list[str]:

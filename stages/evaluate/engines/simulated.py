@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.formats import described
+from stages.checkpoints.opening import load_model
 from stages.errors import ConfigError
 from stages.evaluate.config import SIMULATION_VERSION
 from stages.evaluate.engines.rounding import METHOD, InputFormat
@@ -124,12 +125,10 @@ def _refuse_unknown(quantization: Mapping[str, Any]) -> None:
 
 def _dequantized(checkpoint: Path, dtype: str) -> "Module":
     import torch
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import CompressedTensorsConfig
 
     settings = CompressedTensorsConfig(dequantize=True)
-    model: Module = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=getattr(torch, dtype), quantization_config=settings
-    )
+    model: Module = load_model(checkpoint, dtype=getattr(torch, dtype), quantization_config=settings)
     return model
 
 

@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.checkpoints.loadable import DEQUANTIZED, check_method, loading_arguments, widened
-from stages.errors import ConfigError, EngineError, one_line
+from stages.checkpoints.loadable import DEQUANTIZED, check_method, dense_arguments, widened
+from stages.checkpoints.opening import load_model
+from stages.errors import CheckpointError, ConfigError, EngineError, one_line
 from stages.evaluate.answers import CUT_OFF, FINISHED
 from stages.evaluate.engines.protocol import (
     GenerateRequest,
@@ -47,7 +48,7 @@ class TransformersEngine:
     def _load(self, checkpoint: Path) -> None:
         with no_collection():
             import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+            from transformers import AutoTokenizer, GenerationConfig
 
         config = self._config
         self._batch_size = config.batch_size
@@ -56,12 +57,12 @@ class TransformersEngine:
             check_method(str(quantization.get("quant_method")))
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-            settings = loading_arguments(checkpoint)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=getattr(torch, config.dtype), **settings
-            )
-            dequantized_to = widened(model, getattr(torch, config.dtype))
+            dtype = getattr(torch, config.dtype)
+            model: Any = load_model(checkpoint, dtype=dtype, **dense_arguments(quantization))
+            dequantized_to = widened(model, dtype)
             self._model: Any = model.to(self._device).eval()
+        except CheckpointError:
+            raise
         except Exception as error:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error
         _check_window(config.max_model_len, self._model.config)

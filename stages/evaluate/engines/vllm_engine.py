@@ -109,7 +109,7 @@ class VllmEngine:
             return llm, simulation_facts(checkpoint, self._config.dtype)
         with view(checkpoint, start.cache) if start.cache else nullcontext(checkpoint) as place:
             llm = LLM(**llm_arguments(place, start, self._is_cpu))
-        return llm, native_facts(llm) if read_quantization(checkpoint) else DENSE
+        return llm, native_facts(llm, checkpoint) if read_quantization(checkpoint) else DENSE
 
     def _is_simulated(self, checkpoint: Path) -> bool:
         return self._is_cpu and is_simulated(checkpoint, self._config.dtype)

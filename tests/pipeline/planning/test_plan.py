@@ -363,14 +363,14 @@ def test_what_a_cpu_simulates_is_evaluated_anew_and_nothing_else(tmp_path: Path)
 def test_what_a_gpu_cannot_multiply_is_another_result_and_nothing_else(tmp_path: Path) -> None:
     """FP8 on an A100 is weights alone; other formats, and GPUs that have the products, give what they always did."""
 
-    def answers(*overrides: str) -> dict[str, tuple[bool, str]]:
+    def answers(*overrides: str) -> dict[str, tuple[str | None, str]]:
         plan = planned(tmp_path, "+sweep=smoke", "engine=vllm_gpu", *overrides)
         steps = [step for step in by_stage(plan, "answer") if step.config.task == "mathador"]
-        return {step.trial.rpartition("/")[2]: (step.config.weights_alone, step.fingerprint) for step in steps}
+        return {step.trial.rpartition("/")[2]: (step.config.effective, step.fingerprint) for step in steps}
 
     unknown, old, new = answers(), answers("gpu=a100"), answers("gpu=h100")
-    assert unknown == new and not any(alone for alone, _ in new.values())
-    assert {recipe for recipe, (alone, _) in old.items() if alone} == {"w8a8_fp"}
+    assert unknown == new and not any(effective for effective, _ in new.values())
+    assert {recipe: effective for recipe, (effective, _) in old.items() if effective} == {"w8a8_fp": "W8A16"}
     assert {recipe for recipe in new if old[recipe] != new[recipe]} == {"w8a8_fp"}
 
 

@@ -170,15 +170,3 @@ def test_the_table_is_read_without_torch():
 def test_a_row_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FORMATS["W8A8"].packing = "pack-quantized"
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "rounds"),
-    [
-        ("FP8_DYNAMIC", 8.0, False), ("FP8_DYNAMIC", 8.9, True), ("FP8", 9.0, True), ("FP8_BLOCK", None, True),
-        ("W8A8", 8.0, True), ("W4A16", 8.0, False), ("W4A16", 9.0, False), ("NVFP4", 9.0, False), ("NVFP4", 10.0, True),
-        ("MXFP8", 9.0, False), ("MXFP8", 10.0, True), ("MXFP4A16", 10.0, False),
-    ],
-)  # fmt: skip
-def test_a_gpu_rounds_inputs_only_for_products_that_it_has(name, capability, rounds):
-    assert FORMATS[name].rounds_inputs_on(capability) is rounds

@@ -35,6 +35,8 @@ CHECKS = [
     "targeted_layers_quantized",
     "other_tensors_untouched",
     "scales_finite_positive",
+    "weights_finite",
+    "weights_close",
     "size_ratio",
     "model_loads",
     "logits_finite",

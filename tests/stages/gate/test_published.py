@@ -55,7 +55,7 @@ def test_an_intact_checkpoint_passes_and_its_headers_are_told(
 ) -> None:
     checks = gated(fp8)
     assert all(check.passed for check in checks.values()), checks
-    assert checks["kept_tensors"].detail == "7 as in the base"
+    assert checks["tensors_kept"].detail == "7 as in the base"
     assert checks["mean_kl"].value is not None and 0 < checks["mean_kl"].value < 1e-3
     described = read_described(tmp_path / "fetched")
     assert described is not None
@@ -96,7 +96,7 @@ def _cut(tensors: Tensors) -> None:
         (_spoil_code, "tensors_finite", f"{LAYER} with NaN or infinity"),
         (_spoil_norm, "tensors_finite", "model.norm.weight with NaN or infinity"),
         (_drop, "tensors_present", "model.norm.weight of the base missing"),
-        (_cut, "kept_tensors", "model.norm.weight of another shape than the base's"),
+        (_cut, "tensors_kept", "model.norm.weight of another shape than the base's"),
     ],
 )
 def test_what_is_broken_is_named(
@@ -119,7 +119,7 @@ def test_tensors_that_a_method_moved_factors_into_are_told_and_no_fault(
         tensors["model.norm.weight"] *= 1.25
         tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].half()
 
-    found = gated(change(fp8, tmp_path / "scaled", scale))["kept_tensors"]
+    found = gated(change(fp8, tmp_path / "scaled", scale))["tensors_kept"]
     assert found.passed
     assert (
         found.detail == "model.norm.weight differing from the base's; model.embed_tokens.weight stored in another type"
