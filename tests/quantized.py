@@ -12,6 +12,35 @@ from safetensors.torch import load_file, save_file
 E4M3_MAX = 448.0
 
 
+def save_moe(tokenizer_dir: Path, out: Path) -> Path:
+    """A random mixture of experts with the tokenizer of another model."""
+    from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(1)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+    copy_companions(tokenizer_dir, out)
+    return out
+
+
 def save_fp8_blocks(model_dir: Path, out: Path, block: int = 32, kept: Iterable[str] = ("lm_head",)) -> Path:
     """As DeepSeek and Qwen publish FP8: codes in E4M3, and a float32 scale for each block, by which they are
     multiplied.
@@ -60,9 +89,11 @@ def save_compressed(model_dir: Path, out: Path, scheme: str, ignore: Iterable[st
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    from stages.checkpoints.opening import load_model
+
+    model = load_model(model_dir, splits_experts=True, dtype="auto")
     recipe = [QuantizationModifier(scheme=scheme, targets=["Linear"], ignore=list(ignore))]
     oneshot(model=model, tokenizer=AutoTokenizer.from_pretrained(model_dir), recipe=recipe)
     model.save_pretrained(out, save_compressed=True)

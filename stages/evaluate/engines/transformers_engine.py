@@ -53,15 +53,15 @@ class TransformersEngine:
         config = self._config
         self._batch_size = config.batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if quantization := read_quantization(checkpoint):
-            check_method(str(quantization.get("quant_method")))
         try:
+            if quantization := read_quantization(checkpoint):
+                check_method(str(quantization.get("quant_method")))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
             dtype = getattr(torch, config.dtype)
             model: Any = load_model(checkpoint, dtype=dtype, **dense_arguments(quantization))
             dequantized_to = widened(model, dtype)
             self._model: Any = model.to(self._device).eval()
-        except CheckpointError:
+        except (CheckpointError, ConfigError):
             raise
         except Exception as error:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error

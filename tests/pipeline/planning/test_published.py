@@ -1,5 +1,7 @@
 """A checkpoint that others have quantized is a trial like those that are quantized here, and makes nothing."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,37 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_sizes(places: Path) -> 
 def test_a_place_that_may_move_is_none(places: Path, place: str, message: str) -> None:
     with pytest.raises(Exception, match=message):
         plan_of(places, "published_fp8", fp8=place)
+
+
+def test_the_study_of_published_checkpoints_is_planned_from_what_its_files_declare(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a plan needs no network")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    started = time.process_time()
+    plan = planned(places, "+sweep=published_nvfp4")
+    assert time.process_time() - started < 10
+    assert len(plan.trials) == 16
+    assert sum(trial.trial.is_base for trial in plan.trials.values()) == 4
+    fetched = by_stage(plan, "fetch_published")
+    assert len({(step.config.repo_id, step.config.revision) for step in fetched}) == 12
+    assert all(re.fullmatch("[0-9a-f]{40}", step.config.revision) for step in fetched)
+    first = plan.trials["qwen3_6_27b/published_nvfp4"]
+    assert first.published is not None and first.published.source.repo_id == "unsloth/Qwen3.6-27B-NVFP4"
+    assert first.published.source.revision == "890bdef7a42feba6d83b6e17a03315c694112f2a", "a later one holds FP8"
+    sizes = {name: trial.checkpoint_gib for name, trial in plan.trials.items()}
+    assert all(size is not None and 15 < size < 70 for size in sizes.values())
+    for model in ("qwen3_6_27b", "gemma4_31b_it", "qwen3_6_35b_a3b", "gemma4_26b_a4b_it"):
+        base, fp8, awq, nvfp4 = (
+            sizes[f"{model}/{recipe}"] for recipe in ("bf16", "published_fp8", "published_awq", "published_nvfp4")
+        )
+        assert base and fp8 and awq and nvfp4
+        assert base > fp8 > max(awq, nvfp4)
+    documents = {slot: sum(facts.leaves.values()) for slot, facts in first.tasks.items()}
+    assert documents == {"mmlu_pro": 12032, "gsm8k": 1319, "ifeval": 541}
+    assert sum(plan.steps[ref].num_documents for ref in first.shards) == 2 * (700 + 600 + 541), "and once more"
 
 
 def test_of_a_repository_what_is_declared_is_planned_with(places: Path) -> None:
