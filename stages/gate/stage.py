@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stages.checkpoints.intent import read_intent
 from stages.errors import CheckpointError
 from stages.gate.artifact import Check, write_checks
 from stages.gate.behaviour import (
@@ -17,7 +18,6 @@ from stages.gate.behaviour import (
     read_behaviour,
 )
 from stages.gate.config import GateConfig
-from stages.gate.intent import read_intent
 from stages.gate.weights import check_weights, read_files
 from stages.imports import no_collection
 
@@ -78,6 +78,8 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
         return
     yield Check("files_readable", True)
     yield from check_weights(files, config.max_size_deviation)
+    if files.unlike:
+        return  # no loader takes it
     base = _base(config, inputs)
     try:
         checkpoint = observed(checkpoint_dir, config.num_probe_tokens)
