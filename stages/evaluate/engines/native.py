@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.formats import Format, described
-from stages.checkpoints.kernels import UNKNOWN, Device, answer, computed_as, is_emulation, linear_kernels
+from stages.checkpoints.kernels import UNKNOWN, Answer, Device, answer_all, computed_as, is_emulation, linear_kernels
 from stages.errors import CheckpointError, ConfigError
 from stages.evaluate.engines.simulated import read_quantization
 from stages.gpu import compute_capability
@@ -55,9 +55,9 @@ def check_arithmetic(
         )
     formats = formats_of(place)
     _check_plan(effective, formats, arithmetic, place)
-    device = _device(facts)
-    for quantized in formats if len(formats) == 1 else ():
-        _check_table(quantized, device, engine, names, place)
+    found = answer_all(formats, _device(facts), engine.dtype, engine.linear_backend)
+    if found is not None and found.unknown is None:
+        _check_table(found, facts["engine_version"], names, place)
 
 
 def formats_of(checkpoint: Path) -> list[Format]:
@@ -84,15 +84,12 @@ def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Ma
     )
 
 
-def _check_table(quantized: Format, device: Device, engine: "EngineConfig", names: Sequence[str], place: Path) -> None:
-    found = answer(quantized, device, engine.dtype, engine.linear_backend)
-    if found.unknown is not None:
-        return
+def _check_table(found: Answer, version: str, names: Sequence[str], place: Path) -> None:
     if others := [name for name in linear_kernels(names) if name not in found.kernels]:
         raise ConfigError(
-            f"{place.name}: vLLM {device.version} computes its {found.label} with {', '.join(others)} here, and the "
-            f"table of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published "
-            "until kernels.yaml (stages/checkpoints/) says what that computes"
+            f"{place.name}: vLLM {version} computes its {found.label} with {', '.join(others)} here, and the table of "
+            f"kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published until "
+            "kernels.yaml (stages/checkpoints/) says what that computes"
         )
 
 

