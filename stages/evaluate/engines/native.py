@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoints.formats import Format, described
-from stages.checkpoints.kernels import UNKNOWN, Answer, Device, answer_all, computed_as, is_emulation, linear_kernels
+from stages.checkpoints.kernels import UNKNOWN, Device, answer_all, computed_as, is_emulation, linear_kernels
 from stages.errors import CheckpointError, ConfigError
 from stages.evaluate.engines.simulated import read_quantization
 from stages.gpu import compute_capability
@@ -46,18 +46,27 @@ def check_arithmetic(
     be published.  ``effective`` is what the plan says, ``facts`` are the engine's.
     """
     names = arithmetic.get("kernels")
-    if arithmetic.get("method") != NATIVE or names is None:
-        return
+    if arithmetic.get("method") == NATIVE and names is not None:
+        _check_plan(effective, formats_of(place), arithmetic, place)
+        check_kernels(engine, device_here(facts["platform"], facts["engine_version"]), names, place)
+
+
+def check_kernels(engine: "EngineConfig", device: Device, names: Sequence[str], place: Path) -> None:
+    """Raise ConfigError where the kernels that a checkpoint at ``place`` got are not those of the table, or emulate."""
     if (emulating := is_emulation(names)) is not None and not engine.allow_emulation:
         raise ConfigError(
             f"{place.name}: vLLM emulates its format ({emulating}) without being asked; if that is meant, set "
             "engine.allow_emulation=true"
         )
-    formats = formats_of(place)
-    _check_plan(effective, formats, arithmetic, place)
-    found = answer_all(formats, _device(facts), engine.dtype, engine.linear_backend)
-    if found is not None and found.unknown is None:
-        _check_table(found, facts["engine_version"], names, place)
+    found = answer_all(formats_of(place), device, engine.dtype, engine.linear_backend)
+    others = [name for name in linear_kernels(names) if found is not None and name not in found.kernels]
+    if found is None or found.unknown is not None or not others:
+        return
+    raise ConfigError(
+        f"{place.name}: vLLM {device.version} computes its {found.label} with {', '.join(others)} here, and the table "
+        f"of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published until "
+        "kernels.yaml (stages/checkpoints/) says what that computes"
+    )
 
 
 def formats_of(checkpoint: Path) -> list[Format]:
@@ -84,18 +93,10 @@ def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Ma
     )
 
 
-def _check_table(found: Answer, version: str, names: Sequence[str], place: Path) -> None:
-    if others := [name for name in linear_kernels(names) if name not in found.kernels]:
-        raise ConfigError(
-            f"{place.name}: vLLM {version} computes its {found.label} with {', '.join(others)} here, and the table of "
-            f"kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published until "
-            "kernels.yaml (stages/checkpoints/) says what that computes"
-        )
-
-
-def _device(facts: Mapping[str, Any]) -> Device:
-    is_cpu = facts["platform"] == "cpu"
-    return Device(is_cpu, None if is_cpu else compute_capability(), facts["engine_version"])
+def device_here(platform: str, version: str) -> Device:
+    """What multiplies in this process: ``platform`` is cpu or cuda, ``version`` vLLM's."""
+    is_cpu = platform == "cpu"
+    return Device(is_cpu, None if is_cpu else compute_capability(), version)
 
 
 def kernel_names(model: "Module") -> list[str]:

@@ -1,7 +1,7 @@
 """The table of vLLM's kernels: what each format is computed with, where, and what would do where it does not run."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import yaml
 
 from stages.checkpoints.formats import FORMATS
 from stages.checkpoints.kernels import Device, answer, answer_all, computed_as, emulated, rounds_of, table, varies
+from stages.errors import ConfigError
+from stages.evaluate.engines.simulated import input_formats
 
 CONF = Path(__file__).parents[3] / "conf"
 GPUS = {path.stem: yaml.safe_load(path.read_text()).get("capability") for path in (CONF / "gpu").glob("*.yaml")}
@@ -74,6 +76,17 @@ def test_what_does_not_run_says_what_would_do_in_one_line(quantized, device, sai
     found = answer(quantized, device)
     assert found.kernels == () and found.effective is None
     assert re.search(said, found.refusal) and "\n" not in found.refusal
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_cpu_the_table_refuses_what_cannot_be_simulated_and_nothing_else(name):
+    inputs = FORMATS[name].activations
+    args = None if inputs is None else asdict(inputs)
+    try:
+        simulated = input_formats({"config_groups": {"group_0": {"input_activations": args}}}) is not None
+    except ConfigError:
+        simulated = False
+    assert bool(answer(FORMATS[name], CPU).kernels) is simulated
 
 
 def test_every_backend_that_is_advised_takes_the_format():
