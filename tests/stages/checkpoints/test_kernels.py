@@ -9,7 +9,17 @@ import pytest
 import yaml
 
 from stages.checkpoints.formats import FORMATS
-from stages.checkpoints.kernels import Device, answer, answer_all, computed_as, emulated, rounds_of, table, varies
+from stages.checkpoints.kernels import (
+    Answer,
+    Device,
+    answer,
+    answer_all,
+    computed_as,
+    emulated,
+    rounds_of,
+    table,
+    varies,
+)
 from stages.errors import ConfigError
 from stages.evaluate.engines.simulated import input_formats
 
@@ -174,6 +184,37 @@ def test_other_methods_share_the_kernels(quantized, capability, kernel):
 def test_only_formats_that_some_gpu_computes_otherwise_vary():
     names = ("W4A16", "W8A16", "NVFP4A16", "W8A8", "FP8", "NVFP4", "MXFP4A16")
     assert [name for name in names if varies(FORMATS[name])] == ["W8A8", "FP8", "NVFP4", "MXFP4A16"]
+
+
+README = Path(__file__).parents[3] / "stages" / "checkpoints" / "README.md"
+SHOWN = FORMATS | {
+    f"{name} (packed)": replace(FORMATS[name], packing="pack-quantized") for name in ("W4AFP8", "W4A8", "W4A4", "W3A8")
+}
+
+
+def readme_table() -> str:
+    """The table of README.md: a column for capabilities that are alike, a row for formats that are."""
+    notes: dict[str, int] = {}
+
+    def cell(found: Answer) -> str:
+        why = (found.refusal or "").partition(";")[0]
+        return found.shown if found.kernels else f"no ({notes.setdefault(why, len(notes) + 1)})"
+
+    devices = {**{f"{each:g}": on(each) for each in table().capabilities}, "CPU": CPU}
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for place, device in devices.items():
+        columns.setdefault(tuple(cell(answer(each, device)) for each in SHOWN.values()), []).append(place)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for index, name in enumerate(SHOWN):
+        rows.setdefault(tuple(column[index] for column in columns), []).append(name)
+    lines = [["format", *(", ".join(places) for places in columns.values())], ["---"] * (len(columns) + 1)]
+    lines += [[", ".join(names), *row] for row, names in rows.items()]
+    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid + "\n\n" + "\n".join(f"{number}. {why}" for why, number in notes.items()) + "\n"
+
+
+def test_the_readme_shows_the_table():
+    assert readme_table() in README.read_text(), f"stages/checkpoints/README.md must hold this:\n{readme_table()}"
 
 
 def test_backends_name_kernels_of_the_table():
