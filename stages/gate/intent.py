@@ -80,17 +80,27 @@ def _check_groups(
     checkpoint_dir: Path, modifiers: Mapping[str, Mapping[str, Any]], quantization: Mapping[str, Any]
 ) -> None:
     """Engines read the one, and the weights were made by the other."""
-    promised = [groups for arguments in modifiers.values() if (groups := arguments.get("config_groups"))]
-    if not promised:
-        return
     try:
-        made = [_words(group) for groups in promised for group in groups.values()]
+        made = [_words(group) for arguments in modifiers.values() for group in _groups(arguments)]
+        if not made:
+            return
         told = [_words(group) for group in quantization["config_groups"].values()]
-    except (KeyError, AttributeError, TypeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint_dir}: config_groups are unreadable ({error}); quantize again") from error
     if sorted(made, key=repr) != sorted(told, key=repr):
         other = f"another format than {RECIPE}{_difference(made, told)}"
         raise CheckpointError(f"{checkpoint_dir}: {CONFIG} describes {other}; quantize again")
+
+
+def _groups(arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a modifier quantizes to, also where it says so by the name of one of compressed-tensors' presets."""
+    if groups := arguments.get("config_groups"):
+        return list(groups.values())
+    if not isinstance(scheme := arguments.get("scheme"), str):
+        return []
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    return [preset_name_to_scheme(scheme, ["Linear"]).model_dump(mode="json")]
 
 
 def _words(group: Mapping[str, Any]) -> dict[str, Any]:

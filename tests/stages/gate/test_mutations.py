@@ -1,0 +1,141 @@
+"""Of every format: intact checkpoints pass, and one thing wrong is refused in a line that names it."""
+
+import pytest
+
+from stages.errors import CheckpointError
+from stages.gate.weights import check_weights, read_files
+from tests.stages.gate.checkpoints import (
+    SCHEMES,
+    compress,
+    damage,
+    drop,
+    not_a_number,
+    redescribe,
+    rotated,
+    save_llama,
+    swap,
+)
+
+pytestmark = pytest.mark.dear
+QUERY, KEY = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
+FEW = ("FP8_DYNAMIC", "W4A16")
+FEW_IN_SUITE = [scheme if scheme in FEW else pytest.param(scheme, marks=pytest.mark.full) for scheme in SCHEMES]
+LAYER = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model, tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("base") / "llama", tiny_model)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(base, tmp_path_factory):
+    """A checkpoint of a format, made once."""
+    made = {}
+
+    def make(scheme):
+        if scheme not in made:
+            out = tmp_path_factory.mktemp("checkpoint") / scheme
+            made[scheme] = rotated(base, out) if scheme == "rotated" else compress(base, out, scheme)
+        return made[scheme]
+
+    return make
+
+
+@pytest.fixture
+def faults(base):
+    """The checks that fail, each with its line."""
+
+    def find(path):
+        checks = check_weights(read_files(base, path), max_size_deviation=0.001)
+        return {check.name: check.detail for check in checks if not check.passed}
+
+    return find
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "rotated"])
+def test_an_intact_checkpoint_passes_also_where_no_recipe_is_told(faults, checkpoint, tmp_path, scheme):
+    assert faults(checkpoint(scheme)) == {}
+    assert faults(redescribe(checkpoint(scheme), tmp_path / "published", lambda config: None)) == {}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scale_that_is_no_number_is_named(faults, checkpoint, tmp_path, scheme):
+    found = faults(damage(checkpoint(scheme), tmp_path / "damaged", not_a_number(f"{LAYER}.weight_scale")))
+    assert found == {"scales_finite_positive": f"{LAYER}.weight_scale holds a bad scale"}
+
+
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "MXFP8"])
+def test_a_weight_of_eight_bits_that_is_no_number_is_named(faults, checkpoint, tmp_path, scheme):
+    found = faults(damage(checkpoint(scheme), tmp_path / "damaged", not_a_number(f"{LAYER}.weight")))
+    assert found["weights_finite"] == f"{LAYER}.weight holds NaN or infinity"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_dropped_tensor_is_named(faults, checkpoint, tmp_path, scheme):
+    found = faults(damage(checkpoint(scheme), tmp_path / "damaged", drop(f"{LAYER}.weight_scale")))
+    assert found["targeted_layers_quantized"] == f"{LAYER}.weight_scale is missing"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_swapped_queries_and_keys_are_named(faults, checkpoint, tmp_path, scheme):
+    found = faults(damage(checkpoint(scheme), tmp_path / "damaged", swap(QUERY, KEY)))
+    assert found.keys() == {"weights_close"}
+    assert f"{QUERY} is not the base's layer rounded" in found["weights_close"] and KEY in found["weights_close"]
+
+
+@pytest.mark.parametrize("scheme", FEW_IN_SUITE)
+def test_swapped_queries_and_keys_are_named_also_where_channels_may_have_been_rescaled(
+    faults, checkpoint, tmp_path, scheme
+):
+    path = damage(checkpoint(scheme), tmp_path / "damaged", swap(QUERY, KEY))
+    (path / "recipe.yaml").unlink()
+    assert QUERY in faults(path)["weights_close"]
+
+
+@pytest.mark.parametrize("scheme", FEW_IN_SUITE)
+def test_a_layer_of_zeros_is_named(faults, checkpoint, tmp_path, scheme):
+    def change(tensors):
+        (name,) = {f"{LAYER}.weight", f"{LAYER}.weight_packed"} & tensors.keys()
+        tensors[name].zero_()
+
+    assert faults(damage(checkpoint(scheme), tmp_path / "damaged", change))["weights_close"].startswith(LAYER)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_another_group_size_is_named(faults, checkpoint, tmp_path, scheme):
+    def change(config):
+        for group in config["config_groups"].values():
+            size = group["weights"]["group_size"]
+            group["weights"] |= {"strategy": "group", "group_size": 64 if size != 64 else 32, "block_structure": None}
+
+    path = redescribe(checkpoint(scheme), tmp_path / "damaged", change)
+    found = faults(path)
+    assert "weight_scale has shape" in found["targeted_layers_quantized"]
+    assert len(found["targeted_layers_quantized"]) < 600
+
+
+def test_a_group_size_other_than_the_recipes_is_named(base, checkpoint, tmp_path):
+    path = redescribe(
+        checkpoint("W4A16"),
+        tmp_path / "damaged",
+        lambda config: config["config_groups"]["group_0"]["weights"].update(group_size=64),
+    )
+    (path / "recipe.yaml").write_bytes((checkpoint("W4A16") / "recipe.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match=r"weights.group_size is 64, not 128"):
+        read_files(base, path)
+
+
+def test_a_missing_rotation_is_named(faults, checkpoint, tmp_path):
+    found = faults(damage(checkpoint("rotated"), tmp_path / "damaged", _drop_rotations))
+    assert "v_input.weight is missing" in found["other_tensors_untouched"]
+
+
+def test_a_rotation_that_config_json_does_not_tell_of_is_named(faults, checkpoint, tmp_path):
+    path = redescribe(checkpoint("rotated"), tmp_path / "damaged", lambda config: config.update(transform_config={}))
+    assert "v_input.weight is not expected" in str(faults(path))
+
+
+def _drop_rotations(tensors):
+    for name in [name for name in tensors if "_input.weight" in name]:
+        del tensors[name]
