@@ -37,6 +37,7 @@ from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.imports import no_collection
 from stages.layer_patterns import check_matches, check_patterns, matches
+from stages.published import PublishedSource
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -70,9 +71,26 @@ class RecipeConfig:
     block_size: int = identity(128)
     actorder: str | None = identity("static")  # None: columns in their natural order
     smoothing_strength: float | None = identity(None)  # None: no SmoothQuant
+    # A checkpoint that somebody else has made, by its name in the model's ``published``, or by its own place
+    published: str | None = identity(None, neutral=None)
+    source: PublishedSource = identity(factory=PublishedSource, neutral=PublishedSource())
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it makes nothing, and measures what somebody else has made."""
+        return self.published is not None or self.source.is_somewhere
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it leaves the model as it is."""
+        return self.algorithm is Algorithm.none and not self.is_published
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
+        if self.published is not None and self.source.is_somewhere:
+            raise ValueError(f"{owner}: give published, a name in the model's list, or a source of its own")
+        if self.is_published and self.algorithm is not Algorithm.none:
+            raise ValueError(f"{owner}: a published checkpoint is not quantized here: leave algorithm out")
         if self.algorithm is Algorithm.none:
             if self.scheme is not None or self.smoothing_strength is not None:
                 raise ValueError(f"{owner}: algorithm=none takes no scheme and no smoothing_strength")

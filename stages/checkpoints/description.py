@@ -20,6 +20,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_attention_groups"),
     "head_dim": ("head_dim", "attention_head_dim"),
     "num_positions": ("max_position_embeddings", "n_positions"),
+    "vocab_size": ("vocab_size",),
 }
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of a model that also sees or hears
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
@@ -57,7 +58,7 @@ class ModelDescription:
     @property
     def num_positions(self) -> int | None:
         """Tokens that fit its context; None where its config does not limit them."""
-        if self.text.get("alibi") or (most := self._size("num_positions")) is None:
+        if self.text.get("alibi") or (most := self.size("num_positions")) is None:
             return None
         scaling = self.text.get("rope_scaling") or self.text.get("rope_parameters") or {}
         if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in _STRETCHED:
@@ -114,26 +115,26 @@ class ModelDescription:
     @property
     def heads(self) -> Heads | None:
         """Of ordinary attention; None where the config does not say it."""
-        heads, hidden = self._size("num_heads"), self._size("hidden_size")
+        heads, hidden = self.size("num_heads"), self.size("hidden_size")
         if heads is None or hidden is None or "kv_lora_rank" in self.text:
             return None
-        return Heads(heads, self._num_kv_heads(heads), self._size("head_dim") or hidden // heads)
+        return Heads(heads, self._num_kv_heads(heads), self.size("head_dim") or hidden // heads)
 
     @property
     def token_elements(self) -> int | None:
         """Keys and values of one token, over all layers; None where the config does not say them."""
         latent, rotary = self.text.get("kv_lora_rank"), self.text.get("qk_rope_head_dim")
-        layers, heads, hidden = (self._size(name) for name in ("num_layers", "num_heads", "hidden_size"))
+        layers, heads, hidden = (self.size(name) for name in ("num_layers", "num_heads", "hidden_size"))
         if layers is None or heads is None or hidden is None or self._has_unknown_layers:
             return None
         if isinstance(latent, int) and isinstance(rotary, int):  # one compressed vector in place of both
             return layers * (latent + rotary)
-        return 2 * self._num_attending(layers) * self._num_kv_heads(heads) * (self._size("head_dim") or hidden // heads)
+        return 2 * self._num_attending(layers) * self._num_kv_heads(heads) * (self.size("head_dim") or hidden // heads)
 
     @property
     def unread(self) -> list[str]:
         """Tensors that no loader takes: layers beyond the model's own, and what old files keep of a computation."""
-        num_layers = self._size("num_layers")
+        num_layers = self.size("num_layers")
         found = [name for name, info in self.infos.items() if _is_leftover(name, info)]
         for name in self.infos:
             block = _BLOCK.match(name)
@@ -185,7 +186,8 @@ class ModelDescription:
             return False
         return bias.shape == weight.shape[1:] != weight.shape[:1]
 
-    def _size(self, meaning: str) -> int | None:
+    def size(self, meaning: str) -> int | None:
+        """What the config says under one of the names of ``_ALIASES``; None where it does not say it."""
         places = [self.text, *(part for part in [self.text.get("attn_config")] if isinstance(part, dict))]
         found = (place.get(name) for place in places for name in _ALIASES[meaning])
         return next((size for size in found if isinstance(size, int) and not isinstance(size, bool) and size > 0), None)
@@ -193,7 +195,7 @@ class ModelDescription:
     def _num_kv_heads(self, num_heads: int) -> int:
         if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
             return 1
-        return self._size("num_kv_heads") or num_heads
+        return self.size("num_kv_heads") or num_heads
 
     @property
     def _has_unknown_layers(self) -> bool:

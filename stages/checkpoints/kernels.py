@@ -204,10 +204,10 @@ def is_emulation(kernels: Sequence[str]) -> str | None:
 
 
 def varies(quantized: Format) -> bool:
-    """Whether some kernel rounds the format's inputs otherwise than it says."""
+    """Whether some kernel rounds the format's inputs otherwise than it says, or that is not known."""
     facts = _facts(quantized, None)
     row = table().row(facts)
-    return row is not None and any(each.rounds not in (None, facts["inputs"]) for each in row.kernels)
+    return row is None or any(each.rounds not in (None, facts["inputs"]) for each in row.kernels)
 
 
 def installed_version(is_cpu: bool) -> str:

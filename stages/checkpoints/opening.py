@@ -12,6 +12,7 @@ from typing import Any
 
 from stages.checkpoints.headers import TensorInfo, read_tensor_infos
 from stages.checkpoints.linear_experts import expert_classes, linear_experts, owner_of
+from stages.checkpoints.loadable import dense_arguments
 from stages.checkpoints.loaded import built_on_meta, shown
 from stages.checkpoints.meta import loaded_names
 from stages.checkpoints.rotations import load_rotations
@@ -39,6 +40,8 @@ def load_model(model_dir: Path, *, splits_experts: bool = False, **options: Any)
     with _as_stored(model_dir, infos, is_compressed or splits_experts):
         if is_compressed:
             config.quantization_config = _in_loaded_names(model_dir, infos, quantization)
+        else:
+            options = dense_arguments(quantization) | options
         rotations = quantization.get("transform_config") if is_compressed else None
         with _packed_as_read():
             model, said = owner_of(config).from_pretrained(

@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.checkpoints.formats import Format, described
+from stages.checkpoints.formats import Format
 from stages.checkpoints.kernels import UNKNOWN, Device, answer_all, computed_as, is_emulation, linear_kernels
-from stages.errors import CheckpointError, ConfigError
-from stages.evaluate.engines.simulated import read_quantization
+from stages.checkpoints.quantized import read_formats
+from stages.errors import ConfigError
 from stages.gpu import compute_capability
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def native_facts(llm: Any, checkpoint: Path) -> dict[str, Any]:
     names: set[str] = set()
     with suppress(Exception):  # the attributes that hold kernels are vLLM's own, and move with its versions
         names.update(*llm.apply_model(kernel_names))
-    return native(formats_of(checkpoint), sorted(names))
+    return native(read_formats(checkpoint), sorted(names))
 
 
 def native(formats: Sequence[Format], names: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def check_arithmetic(
     """
     names = arithmetic.get("kernels")
     if arithmetic.get("method") == NATIVE and names is not None:
-        _check_plan(effective, formats_of(place), arithmetic, place)
+        _check_plan(effective, read_formats(place), arithmetic, place)
         check_kernels(engine, device_here(facts["platform"], facts["engine_version"]), names, place)
 
 
@@ -58,7 +58,7 @@ def check_kernels(engine: "EngineConfig", device: Device, names: Sequence[str], 
             f"{place.name}: vLLM emulates its format ({emulating}) without being asked; if that is meant, set "
             "engine.allow_emulation=true"
         )
-    found = answer_all(formats_of(place), device, engine.dtype, engine.linear_backend)
+    found = answer_all(read_formats(place), device, engine.dtype, engine.linear_backend)
     others = [name for name in linear_kernels(names) if found is not None and name not in found.kernels]
     if found is None or found.unknown is not None or not others:
         return
@@ -67,16 +67,6 @@ def check_kernels(engine: "EngineConfig", device: Device, names: Sequence[str], 
         f"of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published until "
         "kernels.yaml (stages/checkpoints/) says what that computes"
     )
-
-
-def formats_of(checkpoint: Path) -> list[Format]:
-    """The formats of a checkpoint's groups; empty where they are none that are known here."""
-    quantization = read_quantization(checkpoint)
-    groups = (quantization.get("config_groups") or {}).values()
-    try:
-        return [described(group, group.get("format") or quantization.get("format")) for group in groups]
-    except CheckpointError:
-        return []
 
 
 def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Mapping[str, Any], place: Path) -> None:
