@@ -60,22 +60,22 @@ def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) ->
 
 
 def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
-    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``.
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, with base names.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
     """
     from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
 
-    model = _dequantized(checkpoint, dtype)
+    model: Any = _dequantized(checkpoint, dtype)
     inputs = _inputs_by_layer(model)
     config = json.loads((checkpoint / "config.json").read_text())
     del config["quantization_config"]
     if any(inputs.values()):
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs)}
-    if model.config.tie_word_embeddings:  # which a config.json may leave to the default of its class
-        tensors.pop("lm_head.weight", None)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs) and name not in tied}
+    save_file(revert_weight_conversion(model, kept), out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
     for path in checkpoint.iterdir():
         if path.suffix in _COPIED_SUFFIXES and not path.name.startswith(_NOT_COPIED):
