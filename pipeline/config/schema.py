@@ -18,7 +18,8 @@ from stages.evaluate.config import EngineConfig, PromptConfig
 from stages.fetch import ModelSource
 from stages.fields import command, execution
 from stages.gate.config import GateConfig
-from stages.quantize import Algorithm, RecipeConfig
+from stages.published import PublishedSource
+from stages.quantize import RecipeConfig
 from stages.report.config import GpuConfig, SloConfig, SuiteConfig
 from stages.serving.config import ServerConfig, WorkloadConfig
 
@@ -35,12 +36,19 @@ class Weights(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """A model of a sweep.  ``shape`` lets a plan reason before any byte is fetched; ``note`` is shown with results."""
+    """A model of a sweep.
+
+    ``shape``, or ``size_gib`` of its weights where it is no dense decoder, lets a plan reason before any byte is
+    fetched; ``note`` is shown with results.  ``published`` says where checkpoints lie that others have made of it, by
+    the names that recipes choose them by.
+    """
 
     name: str = MISSING
     source: ModelSource = MISSING
     weights: Weights = Weights.stored
     shape: ModelShape | None = None
+    size_gib: float | None = None
+    published: dict[str, PublishedSource] = field(default_factory=dict)
     note: str | None = None
 
 
@@ -210,8 +218,15 @@ class Config:
 
         Recorded answers are of a checkpoint that was made before.
         """
-        is_made_here = self.engine.is_endpoint and self.recipe.algorithm is not Algorithm.none
+        is_made_here = self.engine.is_endpoint and not (self.recipe.is_base or self.recipe.is_published)
         return not self.engine.is_elsewhere or is_made_here
+
+    @property
+    def published(self) -> PublishedSource | None:
+        """Where the recipe's checkpoint lies; None where it is made here, and where the model does not list it."""
+        recipe = self.recipe
+        place = recipe.source if recipe.published is None else self.model.published.get(recipe.published)
+        return place if place is not None and place.is_somewhere else None
 
     @property
     def has_price(self) -> bool:

@@ -60,7 +60,8 @@ def identity_of(config: Config) -> str:
     used = {
         "model": config.model.source,
         "model_path": config.model.source.path,
-        "recipe": None if config.recipe.algorithm is Algorithm.none else config.recipe,
+        "recipe": None if config.recipe.is_base else config.recipe,
+        "published": None if (place := config.published) is None else [place, place.path],
         "calibration": config.calibration if needs_calibration(config.recipe) else None,
         "seed": config.seed,
         "engine": config.engine,
@@ -107,7 +108,7 @@ class _Expansion:
         _refuse_duplicates(trials, self._sweep.name)
         names = {identity_of(trial.config): trial.name for trial in trials}
         for trial in trials:
-            if trial.config.recipe.algorithm is Algorithm.none:
+            if trial.config.recipe.is_base:
                 yield replace(trial, base=trial.name)
                 continue
             base = self._base_of(trial)
@@ -199,8 +200,8 @@ def _reaches(override: str, here: list[str], others: list[str], sweep: SweepConf
     key = key_of(override)
     group = key.split(".")[0]
     composed = compose("config", overrides=here)
-    if group == "recipe" and composed.recipe.algorithm is Algorithm.none:
-        return False
+    if group == "recipe" and composed.recipe.algorithm is Algorithm.none:  # nothing of how it would be quantized
+        return key.split(".")[1] in ("published", "source") and OmegaConf.select(composed, key) is not None
     if OmegaConf.select(composed, key) is not None:
         return True
     options = (compose("config", overrides=[*others, _chosen(group, option)]) for option in sweep.axes[group])

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pipeline.config.schema import Config
 from pipeline.planning.plan import Plan
 from pipeline.planning.rates import CPU, ELSEWHERE, RECORDS, Rate, Rates, Work, measured_rates
-from pipeline.steps.stages import QUANTIZE, Occupies
+from pipeline.steps.stages import FETCH_MODEL, FETCH_PUBLISHED, QUANTIZE, Occupies, Stage
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.timing import Timing
 from stages.fetch import ModelSource
+from stages.published import PublishedSource
 from stages.quantize import Algorithm, RecipeConfig, needs_calibration
+from stages.units import GIB
 
 START, EXCHANGE, END = "start", "exchange", "end"  # of a batch: see rates.yaml
 SAME_SIZE = 0.05  # sizes that differ by less, relatively, are not said to differ
@@ -50,9 +52,7 @@ class Estimator:
     ) -> None:
         self._plan, self._devices = plan, devices
         self._rates = rates or measured_rates()
-        self._sizes = {
-            name: None if trial.sizes is None else trial.sizes.num_parameters for name, trial in plan.trials.items()
-        }
+        self._sizes = {name: trial.num_parameters for name, trial in plan.trials.items()}
         self.grounds = Grounds()
         self._corrections = self._measured(timings)
 
@@ -134,14 +134,21 @@ class Estimator:
         trial = self._plan.trials.get(step.trial)
         config = None if trial is None else trial.trial.config
         return Work(
-            stage=step.stage.name,
+            stage=_like(step.stage).name,
             kind=part or _kind(step),
             task=getattr(step.config, "task", "") if step.num_documents else "",
             device=self._device(step, config),
-            num_parameters=self._sizes.get(step.trial),
+            num_parameters=self._num_parameters(step),
             num_ranks=1 if config is None or step.stage.occupies is not Occupies.engine else config.engine.num_ranks,
             amounts={} if part else _amounts(step, config),
         )
+
+    def _num_parameters(self, step: Step) -> int | None:
+        """What is brought of a published checkpoint counts by its bytes, as if they were of 16 bits."""
+        trial = self._plan.trials.get(step.trial)
+        if step.stage is not FETCH_PUBLISHED or trial is None:
+            return self._sizes.get(step.trial)
+        return None if (gib := trial.checkpoint_gib) is None else int(gib * GIB / 2)
 
     def _device(self, step: Step, config: Config | None) -> str | None:
         if step.stage.occupies is Occupies.core:
@@ -155,9 +162,14 @@ def _key(rate: Rate, work: Work) -> Key:
     return rate, work.device, round(math.log2(work.num_parameters)) if work.num_parameters else 0
 
 
+def _like(stage: Stage) -> Stage:
+    """Whose rows of the table it is read by: bytes that are brought are bytes, quantized or not."""
+    return FETCH_MODEL if stage is FETCH_PUBLISHED else stage
+
+
 def _kind(step: Step) -> str | None:
     """Which of its stage's kinds of work a step is; None where it is not known."""
-    match step.stage.name:
+    match _like(step.stage).name:
         case "answer":
             return None if step.output_tokens is None else "texts" if step.output_tokens else "choices"
         case "quantize":
@@ -177,8 +189,8 @@ def _algorithm(recipe: RecipeConfig) -> str:
     return f"{recipe.algorithm.value} with calibration" if reads else str(recipe.algorithm.value)
 
 
-def _place(source: ModelSource) -> str:
-    return "package" if source.package else "directory" if source.path else "hub"
+def _place(source: ModelSource | PublishedSource) -> str:
+    return "directory" if source.path else "hub" if source.repo_id else "package"
 
 
 def _amounts(step: Step, config: Config | None) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pipeline.planning.data_sources import Sources
 from pipeline.planning.devices import Device, check_workloads, device_of
 from pipeline.planning.kernels_asked import versions
 from pipeline.planning.local_models import check_positions, describe_local, sizes_of
+from pipeline.planning.published import Published, published_of
 from pipeline.planning.recipe_layers import check_recipe_layers
 from pipeline.planning.remembered import cached, stamps
 from pipeline.planning.task_catalog import ask_catalog
@@ -36,6 +37,7 @@ class Facts:
     devices: Mapping[str, Device] = field(default_factory=dict)  # by the name of their gpu config
     samples: Mapping[str, str] = field(default_factory=dict)  # digests of recorded answers, by directory
     sizes: Mapping[str, ModelSizes] = field(default_factory=dict)  # by name of the model; those that are not known lack
+    published: Mapping[str, Published] = field(default_factory=dict)  # by ``published_key``
     vllm: Mapping[bool, str] = field(default_factory=versions)  # its version on CPUs, and on GPUs
 
     def engine(self, config: EngineConfig) -> EngineConfig:
@@ -66,6 +68,7 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
             _check_template_kwargs(config, config.model)
         described = {name: describe_local(model, cache_dir, name in loaded) for name, model in named.items()}
         check_positions(configs, described)
+        published = published_of(configs, described, cache_dir)
         models = {name: _model(model, cache_dir, described[name]) for name, model in named.items()}
         check_recipe_layers(configs)
         datasets = _texts(configs, sources)
@@ -75,7 +78,8 @@ def resolve(trials: Iterable[Trial], cache_dir: Path | None) -> Facts:
         devices = {config.gpu.name: device_of(config) for config in configs if config.workloads}
         samples = _samples(configs, cache_dir)
         sizes = {name: found for name, model in models.items() if (found := sizes_of(model, described[name]))}
-        return Facts(task_facts(tasks, sources, catalog.result(), cache_dir), models, datasets, devices, samples, sizes)
+        asked = task_facts(tasks, sources, catalog.result(), cache_dir)
+        return Facts(asked, models, datasets, devices, samples, sizes, published)
 
 
 def _texts(configs: Iterable[Config], sources: Sources) -> dict[str, DatasetSource]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
+from pipeline.planning.published import Published
 from stages.checkpoints.formats import Format
 from stages.checkpoints.kernels import (
     BACKEND,
@@ -26,9 +27,9 @@ def versions() -> dict[bool, str]:
     return {is_cpu: installed_version(is_cpu) for is_cpu in (True, False)}
 
 
-def with_emulation(config: Config, known: Mapping[bool, str]) -> EngineConfig:
+def with_emulation(config: Config, published: Published | None, known: Mapping[bool, str]) -> EngineConfig:
     """Its engine, told to emulate where that is allowed and nothing else computes what the format says."""
-    engine, quantized = config.engine, _format(config)
+    engine, quantized = config.engine, _format(config, published)
     if quantized is None or not engine.allow_emulation or engine.linear_backend is not None:
         return engine
     if emulated(quantized, _device(config, known), engine.dtype) is None:
@@ -36,9 +37,9 @@ def with_emulation(config: Config, known: Mapping[bool, str]) -> EngineConfig:
     return replace(engine, vllm_args={**engine.vllm_args, BACKEND: EMULATION})
 
 
-def computed(config: Config, known: Mapping[bool, str], trial: str) -> Answer | None:
+def computed(config: Config, published: Published | None, known: Mapping[bool, str], trial: str) -> Answer | None:
     """What its format is computed with; None where vLLM computes none.  Raises UserError where it does not run."""
-    if (quantized := _format(config)) is None:
+    if (quantized := _format(config, published)) is None:
         return None
     found = answer(quantized, _device(config, known), config.engine.dtype, config.engine.linear_backend)
     if found.refusal is not None:
@@ -46,18 +47,25 @@ def computed(config: Config, known: Mapping[bool, str], trial: str) -> Answer | 
     return found
 
 
-def effective(config: Config, found: Answer | None, known: Mapping[bool, str]) -> str | None:
+def effective(
+    config: Config, published: Published | None, found: Answer | None, known: Mapping[bool, str]
+) -> str | None:
     """What makes its answers another result than those of a GPU that computes what the format says."""
-    quantized, device = _format(config), _device(config, known)
-    if found is None or quantized is None or found.unknown is None:
-        return None if found is None else found.effective
-    if device.is_cpu or device.capability is None or not varies(quantized):
+    quantized, device = _format(config, published), _device(config, known)
+    if found is not None and found.unknown is None:
+        return found.effective
+    is_foreign = quantized is None and published is not None and config.engine.kind is EngineKind.vllm
+    may_vary = is_foreign or (quantized is not None and varies(quantized))
+    if device.is_cpu or device.capability is None or not may_vary:
         return None
     return f"{UNKNOWN} vLLM {device.version} on compute capability {device.capability:g}"
 
 
-def _format(config: Config) -> Format | None:
-    return weight_format(config.recipe) if config.engine.kind is EngineKind.vllm else None
+def _format(config: Config, published: Published | None) -> Format | None:
+    """Of a checkpoint on a hub, and of one of a form or mixture that the table does not have, it is not known."""
+    if config.engine.kind is not EngineKind.vllm:
+        return None
+    return weight_format(config.recipe) if published is None else published.format
 
 
 def _device(config: Config, known: Mapping[bool, str]) -> Device:

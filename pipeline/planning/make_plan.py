@@ -11,6 +11,7 @@ from pipeline.planning.answers_asked import check_answers_asked
 from pipeline.planning.facts import Facts
 from pipeline.planning.kernels_asked import computed, effective, with_emulation
 from pipeline.planning.plan import Plan, TrialPlan
+from pipeline.planning.published import published_key
 from pipeline.planning.resources import resources_of
 from pipeline.planning.serving_points import points
 from pipeline.planning.shards import (
@@ -33,6 +34,7 @@ from pipeline.steps.stages import (
     DUMMY,
     FETCH_DATASET,
     FETCH_MODEL,
+    FETCH_PUBLISHED,
     FETCH_TOKENIZER,
     GATE,
     OBSERVE,
@@ -48,7 +50,7 @@ from stages.drift import DriftConfig
 from stages.dummy import DummyConfig
 from stages.fetch import DatasetSource
 from stages.gate.config import ObserveConfig
-from stages.quantize import Algorithm, QuantizeConfig, check_fits, family, needs_calibration, weight_format
+from stages.quantize import QuantizeConfig, check_fits, family, needs_calibration, weight_format
 from stages.serving.config import CeilingsConfig
 
 Inputs = Mapping[str, StepRef]
@@ -70,7 +72,8 @@ def _asked_again(trials: Iterable[Trial]) -> dict[str, int]:
     seen: set[str] = set()
     found = {}
     for trial in trials:
-        made, asked = repr(weight_format(trial.config.recipe)), trial.config.base_reruns
+        recipe, asked = trial.config.recipe, trial.config.base_reruns
+        made = repr([weight_format(recipe), recipe.published, recipe.source])
         found[trial.name] = asked if trial.is_base else min(asked, 1) if made not in seen else 0
         seen.update([] if trial.is_base else [made])
     return found
@@ -80,11 +83,15 @@ class _Builder:
     """Adds one trial's steps to a plan, which is evaluated ``num_reruns`` times more."""
 
     def __init__(self, plan: Plan, trial: Trial, facts: Facts, num_reruns: int) -> None:
-        engine = facts.engine(trial.config.engine)
-        engine = with_emulation(replace(trial.config, engine=engine), facts.vllm)
+        engine, published = facts.engine(trial.config.engine), facts.published.get(published_key(trial.config))
+        engine = with_emulation(replace(trial.config, engine=engine), published, facts.vllm)
         self._config = replace(trial.config, model=facts.models[trial.config.model.name], engine=engine)
         self._plan, self._facts, self._num_reruns = plan, facts, num_reruns
-        self._planned = TrialPlan(replace(trial, config=self._config), facts.sizes.get(trial.config.model.name))
+        self._planned = TrialPlan(
+            replace(trial, config=self._config),
+            facts.sizes.get(trial.config.model.name),
+            published,
+        )
         self._steps = self._planned.steps
 
     @property
@@ -98,7 +105,7 @@ class _Builder:
 
     def build(self) -> TrialPlan:
         """Everything that the trial's config asks for."""
-        self._planned.computed = computed(self._config, self._facts.vllm, self._trial.name)
+        self._planned.computed = computed(self._config, self._planned.published, self._facts.vllm, self._trial.name)
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
             known = self._planned.tasks[slot] = self._facts.tasks[task_key(task)]
@@ -153,7 +160,7 @@ class _Builder:
         elif not config.loads_model:
             # Whoever answers, or has answered, has the checkpoint; prompts need the tokenizer.
             self._add("checkpoint", FETCH_TOKENIZER, config.model.source, name)
-        elif config.recipe.algorithm is Algorithm.none:
+        elif config.recipe.is_base:
             self._add("checkpoint", FETCH_MODEL, config.model.source, name)
         else:
             self._check_recipe()
@@ -168,12 +175,9 @@ class _Builder:
         self._add("checkpoint", DUMMY, made, f"{config.model.name}-{config.recipe.name}")
 
     def _add_quantized(self, model: StepRef) -> None:
-        config, inputs = self._config, {"model": model}
+        config = self._config
         label = f"{config.model.name}-{config.recipe.name}"
-        if needs_calibration(config.recipe):
-            inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
-        made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
-        pair = {"base": model, "checkpoint": self._add("checkpoint", QUANTIZE, made, label, inputs)}
+        pair = {"base": model, "checkpoint": self._add_made(model, label)}
         looked_for = ObserveConfig(num_probe_tokens=config.gate.num_probe_tokens)
         observed = self._add("observed", OBSERVE, looked_for, config.model.name, {"model": model})
         self._add("gate", GATE, config.gate, label, {**pair, "observed": observed})
@@ -185,6 +189,16 @@ class _Builder:
                 seed=config.drift.seed,
             )
             self._add("drift", DRIFT, settings, label, {**pair, "text": text}, self._after_gate)
+
+    def _add_made(self, model: StepRef, label: str) -> StepRef:
+        """A checkpoint of the model: somebody else's, or one that is quantized here."""
+        config, inputs = self._config, {"model": model}
+        if self._planned.published is not None:
+            return self._add("checkpoint", FETCH_PUBLISHED, self._planned.published.source, label, inputs)
+        if needs_calibration(config.recipe):
+            inputs["calibration"] = self._add_tokens("calibration", config.calibration, model)
+        made = QuantizeConfig(recipe=config.recipe, seed=config.seed)
+        return self._add("checkpoint", QUANTIZE, made, label, inputs)
 
     def _add_tokens(self, role: str, text: CalibrationConfig, model: StepRef) -> StepRef:
         """Token sequences for a model, to calibrate on or to compare on."""
@@ -202,7 +216,7 @@ class _Builder:
 
     def _add_answers(self, slot: str, task: TaskConfig, known: TaskFacts, run: Run) -> None:
         inputs = {"checkpoint": self._planned.checkpoint, **self._data(known)}
-        computes = effective(self._config, self._planned.computed, self._facts.vllm)
+        computes = effective(self._config, self._planned.published, self._planned.computed, self._facts.vllm)
         for leaf in known.leaves:
             for index, shard in enumerate(shards_of(task, run, leaf)):
                 self._add(
@@ -229,7 +243,8 @@ class _Builder:
     def _family(self) -> str:
         """Of the quantized checkpoints of one model those in one format: an open engine may exchange their weights."""
         recipe = self._config.recipe
-        if "model" not in self._steps or not self._config.engine.exchange_weights:
+        is_foretold = "model" in self._steps and self._planned.published is None
+        if not is_foretold or not self._config.engine.exchange_weights:
             return ""
         return f"{self._steps['model'].fingerprint} {family(recipe)}"
 

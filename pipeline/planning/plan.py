@@ -3,23 +3,28 @@
 from dataclasses import dataclass, field
 
 from pipeline.config.sweep import Trial
+from pipeline.planning.published import Published
 from pipeline.planning.task_facts import TaskFacts
 from pipeline.steps.fingerprint import fingerprint
 from pipeline.steps.roles import shards, slots
 from pipeline.steps.step import Step, StepRef
 from stages.checkpoints.kernels import Answer
 from stages.checkpoints.sizes import ModelSizes
+from stages.quantize import weight_format
+from stages.units import GIB
 
 
 @dataclass(slots=True)
 class TrialPlan:
     """The steps of one trial by their role (``pipeline.steps.roles``), in the plan's order, and its tasks by slot.
 
-    ``sizes`` of its model's layers are None where they are not known, ``computed`` where vLLM computes no format.
+    ``sizes`` of its model's layers are None where they are not known, ``published`` where the checkpoint is made here,
+    ``computed`` where vLLM computes no format.
     """
 
     trial: Trial
     sizes: ModelSizes | None = None
+    published: Published | None = None
     computed: Answer | None = None  # what its format is computed with
     steps: dict[str, StepRef] = field(default_factory=dict)
     tasks: dict[str, TaskFacts] = field(default_factory=dict)
@@ -33,6 +38,36 @@ class TrialPlan:
     def model(self) -> StepRef:
         """What the checkpoint was made of; itself where nothing was quantized."""
         return self.steps.get("model", self.checkpoint)
+
+    @property
+    def model_gib(self) -> float | None:
+        """Weights of its model: by its layers, or as its file declares them."""
+        return self.trial.config.model.size_gib if self.sizes is None else self.sizes.weight_gib()
+
+    @property
+    def checkpoint_gib(self) -> float | None:
+        """Weights of what is evaluated: as it was published, or as its recipe stores the model's."""
+        recipe = self.trial.config.recipe
+        if self.published is not None:
+            return self.published.size_gib
+        if recipe.is_base:
+            return self.model_gib
+        return None if self.sizes is None else self.sizes.weight_gib(weight_format(recipe))
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Of its model; by its declared size as if all were in 16 bits."""
+        if self.sizes is not None:
+            return self.sizes.num_parameters
+        return None if (gib := self.model_gib) is None else int(gib * GIB / 2)
+
+    @property
+    def num_bits(self) -> int | None:
+        """Of a quantized weight; None where nothing is quantized, or it is not known."""
+        if self.published is not None:
+            return self.published.num_bits
+        made = weight_format(self.trial.config.recipe)
+        return None if made is None else made.weights.num_bits
 
     @property
     def shards(self) -> list[StepRef]:

@@ -14,7 +14,6 @@ from pipeline.planning.shards import first_run, output_tokens, shards_of
 from pipeline.steps.roles import under
 from stages.compare.config import CompareConfig
 from stages.inference import detectable_difference, documents_needed, fewest_documents, power_not_worse
-from stages.quantize import weight_format
 from stages.report.config import SuiteConfig
 
 GUESSED_FLIPS = {8: 0.02, 4: 0.06}  # of documents, by the bits of a weight
@@ -118,16 +117,14 @@ def _of_mean(suite: SuiteConfig, by_task: Mapping[str, TaskPower], confidence: f
 
 
 def _of_trial(plan: Plan, planned: TrialPlan, measured: Measured) -> Iterable[TaskPower]:
-    made = weight_format(planned.trial.config.recipe)
-    if planned.trial.is_base or made is None:
+    bits = planned.num_bits
+    if planned.trial.is_base or bits is None:
         return
     for slot, ref in under(planned.steps, "compare").items():
-        change: Change | None = measured.get((planned.trial.name, slot)) or _guessed(
-            made.weights.num_bits, planned, slot
-        )
+        change: Change | None = measured.get((planned.trial.name, slot)) or _guessed(bits, planned, slot)
         if "loglikelihood_rolling" in planned.tasks[slot].output_types.values():
             change = None  # a perplexity is no share of documents
-        yield _task_power(planned, slot, plan.steps[ref].config, change, made.weights.num_bits)
+        yield _task_power(planned, slot, plan.steps[ref].config, change, bits)
 
 
 def _guessed(bits: int, planned: TrialPlan, slot: str) -> Change:

@@ -17,7 +17,6 @@ from stages.evaluate.config import (
     ScoreConfig,
     ScoringConfig,
 )
-from stages.quantize import Algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +177,4 @@ def output_tokens(task: TaskConfig, known: TaskFacts, leaf: str, shard: Shard) -
 def _may_be_simulated(config: Config) -> bool:
     """Whether vLLM on a CPU answers with a quantized checkpoint; all other answers are as they always were."""
     is_on_cpu = config.engine.kind is EngineKind.vllm and not config.engine.on_gpu
-    return is_on_cpu and config.recipe.algorithm is not Algorithm.none
+    return is_on_cpu and not config.recipe.is_base

@@ -13,6 +13,7 @@ from pipeline.steps.roles import kind_of, slot_of
 from pipeline.steps.stages import FETCH_DATASET
 from pipeline.steps.step import StepRef
 from pipeline.store.store import Store
+from stages.published import QUANTIZED
 
 
 class Shown(NamedTuple):
@@ -23,7 +24,7 @@ class Shown(NamedTuple):
     files: tuple[str, ...] = ("*",)
 
 
-_CHECKPOINT = Shown(files=("config.json", "recipe.yaml"))  # weights stay in the store
+_CHECKPOINT = Shown(files=("config.json", "recipe.yaml", QUANTIZED))  # weights stay in the store
 # A stage that is not here is shown whole, under its role.
 SHOWN: Mapping[str, Shown] = {
     "compare": Shown(
@@ -125,6 +126,8 @@ def flat_params(config: Config) -> dict[str, Any]:
         "gpu": config.gpu,
         "server": config.server,
     }
+    if config.published is not None:
+        groups["published"] = config.published
     params = {"model": config.model.name, "recipe": config.recipe.name, "seed": config.seed}
     for group, values in groups.items():
         params |= {key: value for key, value in _flat(asdict(values), group) if value is not None}

@@ -9,9 +9,10 @@ from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.results.environment import changes
 from pipeline.results.spent import costs_of
 from pipeline.steps.roles import kind_of, slot_of, under
-from pipeline.steps.stages import REPORT
+from pipeline.steps.stages import FETCH_PUBLISHED, REPORT
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
+from stages.published import read_described
 from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteRow, TrialRow
 
 _UNREAD = "are not loaded and in no checkpoint"
@@ -86,9 +87,20 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         notes=_notes(config, metrics),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         rounded=_rounded(metrics),
+        quantized=_quantized(trial, store),
         computed=trial.computed.caution if trial.computed else None,
         size_gib=metrics.get("size_gib"),
     )
+
+
+def _quantized(trial: TrialPlan, store: Store) -> str | None:
+    """What the headers of somebody else's checkpoint say, and the note of whoever listed it."""
+    if trial.published is None:
+        return None
+    is_there = trial.checkpoint.stage == FETCH_PUBLISHED.name and store.has(trial.checkpoint)
+    described = read_described(store.path(trial.checkpoint)) if is_there else None
+    words = None if described is None else described.words
+    return ". ".join(each for each in (words, trial.published.source.note) if each) or None
 
 
 def _rounded(metrics: Mapping[str, float | None]) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.errors import FailureClass
+from pipeline.planning.memory import GpuMemory
 from pipeline.planning.plan import Plan
 from pipeline.results.console import add_row, new_table, say
 from pipeline.results.expectation_shown import expectation_lines, stage_cost_cells
@@ -207,11 +208,16 @@ def _trial_cells(trial: TrialSummary) -> list[str]:
         trial.base or "",
         f"{trial.num_gpus:g}" if trial.num_gpus else NOTHING,
         f"{trial.memory.weights_gib:.1f}" if trial.memory else NOTHING,
-        f"{trial.memory.per_gpu_gib:.1f}" if trial.memory else NOTHING,
+        _needed(trial.memory) if trial.memory else NOTHING,
         f"{trial.num_evaluations:,}",
         f"{trial.num_to_run:,}",
         trial.computed.shown if trial.computed and trial.computed.kernels else NOTHING,
     ]
+
+
+def _needed(memory: GpuMemory) -> str:
+    """Of a model whose keys and values are not known no less than its weights."""
+    return f"{'≥ ' if memory.context_gib is None else ''}{memory.per_gpu_gib:.1f}"
 
 
 def _computed(trials: Sequence[TrialSummary]) -> Iterator[str]:

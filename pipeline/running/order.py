@@ -50,8 +50,7 @@ def by_size(plan: Plan) -> Seconds:
 
 
 def _weights_gib(plan: Plan, trial: str) -> float:
-    sizes = plan.trials[trial].sizes
-    return 1.0 if sizes is None else sizes.weight_gib()
+    return plan.trials[trial].model_gib or 1.0
 
 
 class Ready:

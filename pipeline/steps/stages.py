@@ -80,6 +80,7 @@ class Stage:
 
 
 FETCH_MODEL = Stage("fetch_model", "stages.fetch", "fetch_model", makes_checkpoint=True)
+FETCH_PUBLISHED = Stage("fetch_published", "stages.published", "fetch_published", makes_checkpoint=True)
 FETCH_TOKENIZER = Stage("fetch_tokenizer", "stages.fetch", "fetch_tokenizer", makes_checkpoint=True)
 FETCH_DATASET = Stage("fetch_dataset", "stages.fetch", "fetch_dataset")
 CALIBRATE = Stage("calibrate", "stages.calibrate", "calibrate")
@@ -103,7 +104,7 @@ COMPARE = Stage("compare", "stages.compare.stage", "compare", in_report=True)
 REPORT = Stage("report", "stages.report.stage", "report")
 
 _ALL = (
-    FETCH_MODEL, FETCH_TOKENIZER, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY, ANSWER, SCORE,
-    PROFILE, CEILINGS, COMPARE, REPORT,
+    FETCH_MODEL, FETCH_PUBLISHED, FETCH_TOKENIZER, FETCH_DATASET, CALIBRATE, QUANTIZE, OBSERVE, GATE, DRIFT, DUMMY,
+    ANSWER, SCORE, PROFILE, CEILINGS, COMPARE, REPORT,
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in _ALL}

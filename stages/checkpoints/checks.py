@@ -10,6 +10,7 @@ from stages.checkpoints.architectures import class_of, is_listed
 from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.files import CONFIG, INDEX, WHOLE, first_of
 from stages.checkpoints.headers import TensorInfo, digest_of
+from stages.checkpoints.quantized import Quantized, read_quantized
 from stages.checkpoints.shape import read_description
 from stages.errors import CheckpointError, DataError
 
@@ -22,6 +23,13 @@ _QUANTIZED = re.compile(
     r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|weight_scale_2|absmax|quant_map|.*_blocks)$"
 )
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# What a quantized checkpoint has in common with the model it was made from, by config.json's usual words.
+_OF_BASE = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+}
 _WRAPPERS = {
     "base_model.model.": "PEFT's, so an adapter was not merged; merge it (merge_and_unload)",
     "module.": "a parallel trainer's; take it off",
@@ -32,10 +40,44 @@ _WRAPPERS = {
 
 
 def check_model_path(path: Path, has_weights: bool = True) -> ModelDescription:
-    """The description of a checkpoint directory; DataError or CheckpointError, in one line, for what is not one.
+    """The description of a model's directory; DataError or CheckpointError, in one line, for what is not one.
 
     Without weights only what a prompt is made with is looked at.
     """
+    _check_files(path, has_weights)
+    if not has_weights:
+        return describe(path, has_weights=False)
+    _check_not_quantized(path, read_description(path / CONFIG), {})
+    model = describe(path)
+    _check_not_quantized(path, model.config, model.infos)
+    _check_names(path, model)
+    _check_tables(path, model)
+    return model
+
+
+def check_quantized_path(path: Path) -> tuple[ModelDescription, Quantized]:
+    """Descriptions of a directory with a checkpoint that somebody has quantized; refuses as ``check_model_path``."""
+    _check_files(path, has_weights=True)
+    model = describe(path)
+    _check_names(path, model)
+    return model, read_quantized(path, model)
+
+
+def check_made_of(path: Path, model: ModelDescription, base: ModelDescription) -> None:
+    """Raise CheckpointError unless config.json says the same of the checkpoint as of the model it is to be made of."""
+    for what, own, wanted in (
+        ("architecture", model.architecture, base.architecture),
+        *((name, model.size(meaning), base.size(meaning)) for meaning, name in _OF_BASE.items()),
+    ):
+        if own != wanted:
+            raise CheckpointError(
+                f"model path {path} is no checkpoint of its base: {what} is {own} and the base's {wanted}; name the "
+                "model that it was made from"
+            )
+
+
+def _check_files(path: Path, has_weights: bool) -> None:
+    """What can be known before a header is read."""
     if not path.is_dir():
         raise DataError(f"model path {path} is not a directory")
     if has_weights:
@@ -47,14 +89,6 @@ def check_model_path(path: Path, has_weights: bool = True) -> ModelDescription:
         read_description(file)
     _check_code(path, read_description(path / CONFIG), has_weights)
     _check_tokenizer(path)
-    if not has_weights:
-        return describe(path, has_weights=False)
-    _check_not_quantized(path, read_description(path / CONFIG), {})
-    model = describe(path)
-    _check_not_quantized(path, model.config, model.infos)
-    _check_names(path, model)
-    _check_tables(path, model)
-    return model
 
 
 def _check_is_whole(path: Path) -> None:

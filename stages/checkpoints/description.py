@@ -1,7 +1,7 @@
 """What a model is, from config.json and the headers of its safetensors alone, without torch: plan and fetch ask it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,12 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_attention_groups"),
     "head_dim": ("head_dim", "attention_head_dim"),
     "num_positions": ("max_position_embeddings", "n_positions"),
+    "vocab_size": ("vocab_size",),
 }
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of a model that also sees or hears
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+_EXPERTS = ".experts."
 _NO_TABLE = re.compile(r"position|wpe|token_type|per_layer", re.IGNORECASE)
 _WITHOUT_KEYS = ("mamba", "ssm", "attn_layer", "layers_block_type", "hybrid")  # layers of another kind, in own words
 _UNUSUAL = {"F32": "FP32", "F16": "FP16", "F64": "FP64"}
@@ -56,7 +58,7 @@ class ModelDescription:
     @property
     def num_positions(self) -> int | None:
         """Tokens that fit its context; None where its config does not limit them."""
-        if self.text.get("alibi") or (most := self._size("num_positions")) is None:
+        if self.text.get("alibi") or (most := self.size("num_positions")) is None:
             return None
         scaling = self.text.get("rope_scaling") or self.text.get("rope_parameters") or {}
         if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in _STRETCHED:
@@ -97,7 +99,12 @@ class ModelDescription:
     def sizes(self) -> ModelSizes:
         """Its layers by what is stored."""
         loaded = {name: info for name, info in self.infos.items() if name not in self.unread}
-        linears = {name.removesuffix(".weight"): size for name, info in loaded.items() if (size := _linear(name, info))}
+        mixtures = {name.partition(_EXPERTS)[0] for name in loaded if _EXPERTS in name}
+        linears = {
+            name.removesuffix(".weight"): size
+            for name, info in loaded.items()
+            if (size := _linear(name, info)) and not _is_router(name, mixtures)
+        }
         if any(self._is_transposed(name) for name in linears):  # GPT-2's Conv1D, which no quantizer here takes
             linears = {}
         num_all = sum(map(num_elements, loaded.values())) - self._num_in_second_table
@@ -108,17 +115,17 @@ class ModelDescription:
     def token_elements(self) -> int | None:
         """Keys and values of one token, over all layers; None where the config does not say them."""
         latent, rotary = self.text.get("kv_lora_rank"), self.text.get("qk_rope_head_dim")
-        layers, heads, hidden = (self._size(name) for name in ("num_layers", "num_heads", "hidden_size"))
+        layers, heads, hidden = (self.size(name) for name in ("num_layers", "num_heads", "hidden_size"))
         if layers is None or heads is None or hidden is None or self._has_unknown_layers:
             return None
         if isinstance(latent, int) and isinstance(rotary, int):  # one compressed vector in place of both
             return layers * (latent + rotary)
-        return 2 * self._num_attending(layers) * self._num_kv_heads(heads) * (self._size("head_dim") or hidden // heads)
+        return 2 * self._num_attending(layers) * self._num_kv_heads(heads) * (self.size("head_dim") or hidden // heads)
 
     @property
     def unread(self) -> list[str]:
         """Tensors that no loader takes: layers beyond the model's own, and what old files keep of a computation."""
-        num_layers = self._size("num_layers")
+        num_layers = self.size("num_layers")
         found = [name for name, info in self.infos.items() if _is_leftover(name, info)]
         for name in self.infos:
             block = _BLOCK.match(name)
@@ -170,7 +177,8 @@ class ModelDescription:
             return False
         return bias.shape == weight.shape[1:] != weight.shape[:1]
 
-    def _size(self, meaning: str) -> int | None:
+    def size(self, meaning: str) -> int | None:
+        """What the config says under one of the names of ``_ALIASES``; None where it does not say it."""
         places = [self.text, *(part for part in [self.text.get("attn_config")] if isinstance(part, dict))]
         found = (place.get(name) for place in places for name in _ALIASES[meaning])
         return next((size for size in found if isinstance(size, int) and not isinstance(size, bool) and size > 0), None)
@@ -178,7 +186,7 @@ class ModelDescription:
     def _num_kv_heads(self, num_heads: int) -> int:
         if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
             return 1
-        return self._size("num_kv_heads") or num_heads
+        return self.size("num_kv_heads") or num_heads
 
     @property
     def _has_unknown_layers(self) -> bool:
@@ -202,6 +210,11 @@ def _is_leftover(name: str, info: TensorInfo) -> bool:
     """Frequencies and masks that old files keep and a model computes itself."""
     is_mask = name.endswith((".bias", ".masked_bias")) and len(info.shape) in (0, 4)
     return is_mask or name.endswith("rotary_emb.inv_freq")
+
+
+def _is_router(name: str, mixtures: Set[str]) -> bool:
+    """Whether it says which experts answer, beside the experts themselves: that is never quantized."""
+    return name.removesuffix(".weight").rpartition(".")[0] in mixtures
 
 
 def _linear(name: str, info: TensorInfo) -> LayerSize | None:

@@ -36,6 +36,7 @@ class SummaryCell:
     computed: str | None = None  # the kernels of its format, and what they make of it; None where it has none
     adjusted_p: float | None = None  # of the difference among all cells of the sweep as planned
     is_confirmed: bool | None = None  # whether it confirms a degraded or improved cell; None of any other
+    quantized: str | None = None  # of somebody else's checkpoint: what is quantized, and how
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,13 +84,14 @@ class TrialRow:
     notes: str | None = identity(None)  # what a reader must know of the model
     mixed: str | None = identity(None, neutral=None)  # in what the environments differ that its shards were made in
     rounded: str | None = identity(None, neutral=None)  # how many of its layers GPTQ only rounded to nearest
+    quantized: str | None = identity(None, neutral=None)  # of somebody else's checkpoint: what is, and how
     computed: str | None = identity(None, neutral=None)  # that its format is computed as another, or emulated
     size_gib: float | None = identity(None)
 
     @property
     def cautions(self) -> list[str]:
         """What a reader must know of this trial alone."""
-        return [each for each in (self.mixed, self.rounded, self.computed) if each]
+        return [each for each in (self.quantized, self.mixed, self.rounded, self.computed) if each]
 
     @property
     def label(self) -> str:

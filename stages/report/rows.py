@@ -39,6 +39,7 @@ def summary_rows(
                 recipe=trial.recipe,
                 is_base=trial.is_base,
                 size_gib=trial.size_gib,
+                quantized=trial.quantized,
                 task=task,
                 status=_status(trial.name, task, compared, failures),
                 metric=compared.facts.metric if compared else None,

@@ -26,7 +26,7 @@ from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
-VERSION = 12
+VERSION = 13
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:

@@ -40,7 +40,10 @@ def model_sections(
         sections.append(
             {
                 "model": model,
-                "notes": list(dict.fromkeys(trial.notes for trial in own if trial.notes)),
+                "notes": [
+                    *dict.fromkeys(trial.notes for trial in own if trial.notes),
+                    *(f"{trial.label}: {trial.quantized}" for trial in own if trial.quantized),
+                ],
                 "tables": [_table(group, own, of_model, suite_means) for group in groups if group.tasks],
                 "details": _details(of_model, tasks),
                 "is_large": len(own) > MOST_OPEN,

@@ -267,7 +267,10 @@ def test_memory_of_a_local_model_needs_no_shape_and_is_not_known_where_its_confi
     assert known is not None
     assert known.weights_gib * 2**30 == 2 * sum(math.prod(shape) for shape in TENSORS.values())
     assert known.context_gib * 2**30 == 2 * (2 * 2 * 2 * 16) * 256
-    assert planned_memory({"model_type": "llama", "tie_word_embeddings": False}) is None
+    unknown = planned_memory({"model_type": "llama", "tie_word_embeddings": False})
+    assert unknown is not None
+    assert (unknown.weights_gib, unknown.context_gib) == (known.weights_gib, None)
+    assert unknown.per_gpu_gib == known.weights_gib, "the floor of what is known"
 
 
 @pytest.mark.dear

@@ -1,0 +1,47 @@
+"""Which forms of quantized checkpoints transformers reads here, and with which arithmetic."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.errors import ConfigError
+
+# Its own quantizer of compressed-tensors rounds activations as the format says; of FP8 blocks and MXFP4 experts it
+# makes dense weights where there is no GPU, and leaves activations as they are.
+ROUNDED = ("compressed-tensors",)
+DEQUANTIZED = ("fp8", "mxfp4")
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError, naming what would do, for a form that transformers does not read here."""
+    known = (*ROUNDED, *DEQUANTIZED)
+    if method not in known:
+        raise ConfigError(
+            f"engine=transformers reads no checkpoint in the form {method}, but in {', '.join(known)}: choose "
+            "engine=vllm_gpu"
+        )
+
+
+def dense_arguments(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' loader is told for weights that are dense from the first: with and without a GPU alike."""
+    method = quantization.get("quant_method")
+    if method not in (*ROUNDED, *DEQUANTIZED):
+        return {}
+    from transformers import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
+
+    settings = {"compressed-tensors": CompressedTensorsConfig, "fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+    return {"quantization_config": settings[method](dequantize=True)}
+
+
+def widened(model: Any, dtype: Any) -> Any:
+    """Give linear layers that were dequantized to another dtype (FP4 always is to bfloat16) that of the model.
+
+    Returns the dtype that they were dequantized to.
+    """
+    import torch
+
+    found = dtype
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight.is_floating_point() and module.weight.dtype != dtype:
+            found = module.weight.dtype
+            module.weight.data = module.weight.data.to(dtype)
+    return found

@@ -1,0 +1,111 @@
+"""What the files of somebody else's quantized checkpoint must look like, beside the model that it was made from.
+
+Nobody here knows what its maker meant to quantize, so what is quantized is told and not judged.  What no recipe may do
+is judged: lose a tensor of the base, give it another shape, store what is no number, or a scale that is none.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.checkpoints.description import ModelDescription, describe
+from stages.checkpoints.files import first_of
+from stages.checkpoints.headers import TensorInfo, digest_of, num_stored_bytes
+from stages.checkpoints.quantized import quantized_layers
+from stages.gate.artifact import Check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_SCALE = re.compile(r"(_scale(_inv|_2)?|\.scales)$")
+_BLOCK = re.compile(r"(?:^|\.)((?:layers|h|blocks)\.\d+\..+)$")
+_OTHER_PART = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
+
+
+def check_published(base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
+    """Every check that needs no forward pass.  CheckpointError for files that are damaged or missing."""
+    base, checkpoint = describe(base_dir), describe(checkpoint_dir)
+    yield Check("files_readable", True)
+    yield _check_present(base, checkpoint)
+    yield from _check_numbers(checkpoint.infos)
+    yield _check_kept(base, checkpoint)
+    ratio = num_stored_bytes(dict(checkpoint.infos)) / num_stored_bytes(dict(base.infos))
+    yield Check("size_ratio", ratio < 1, ratio, 1.0, "bytes of the checkpoint / bytes of the base, of which it is less")
+
+
+def _check_present(base: ModelDescription, checkpoint: ModelDescription) -> Check:
+    """Every tensor that the base loads is there, as it was or quantized; experts may be stored together or apart."""
+    stored = {_place(name) for name in checkpoint.infos}
+    quantized = {_place(layer) for layer in quantized_layers(checkpoint.infos)}
+    experts = {place.partition("experts")[0] for place in stored if "experts" in place}
+    heads = set(base.tables[1:]) if base.ties_head else set()
+    wanted = [name for name in base.infos if name not in {*base.unread, *heads} and not _OTHER_PART.search(name)]
+    missing = []
+    for name in wanted:
+        place = _place(name)
+        is_stored = place in stored or place in quantized or place.removesuffix(".weight") in quantized
+        is_expert = "experts" in place and place.partition("experts")[0] in experts
+        if not is_stored and not is_expert:
+            missing.append(name)
+    detail = f"{first_of(missing)} of the base missing" if missing else ""
+    return Check("tensors_present", not missing, len(missing), 0, detail)
+
+
+def _check_numbers(infos: Mapping[str, TensorInfo]) -> Iterator[Check]:
+    bad_values, bad_scales = [], []
+    for name, values in _tensors(infos):
+        if _SCALE.search(name):
+            bad_scales += [] if _are_scales(values) else [name]
+        elif infos[name].dtype in _FLOATS and not bool(values.float().isfinite().all()):
+            bad_values.append(name)
+    detail = f"{first_of(bad_values)} with NaN or infinity" if bad_values else ""
+    yield Check("tensors_finite", not bad_values, len(bad_values), 0, detail)
+    detail = f"{first_of(bad_scales)} with a scale that is no positive number" if bad_scales else ""
+    yield Check("scales_finite_positive", not bad_scales, len(bad_scales), 0, detail)
+
+
+def _are_scales(scales: "Tensor") -> bool:
+    import torch
+
+    if scales.dtype is torch.uint8:  # E8M0: exponents of two, of which 255 means NaN
+        return bool((scales < 255).all())
+    scales = scales.float()
+    return bool(scales.isfinite().all() and (scales >= 0).all() and (scales > 0).any())
+
+
+def _check_kept(base: ModelDescription, checkpoint: ModelDescription) -> Check:
+    """Of the tensors that are no part of a quantized layer the shape must be the base's.
+
+    Values may differ: a method moves factors into norms, or a tool stores another type.  It is counted and said.
+    """
+    of_base = {_place(name): info for name, info in base.infos.items()}
+    quantized = quantized_layers(checkpoint.infos)
+    kept = {name: info for name, info in checkpoint.infos.items() if name.removesuffix(".weight") not in quantized}
+    pairs = {name: (of_base[_place(name)], info) for name, info in kept.items() if _place(name) in of_base}
+    misshapen = [name for name, (wanted, info) in pairs.items() if wanted.shape != info.shape]
+    if misshapen:
+        detail = f"{first_of(misshapen)} of another shape than the base's"
+        return Check("tensors_kept", False, len(misshapen), 0, detail)
+    cast = [name for name, (wanted, info) in pairs.items() if wanted.dtype != info.dtype]
+    changed = [name for name, pair in pairs.items() if name not in cast and digest_of(pair[0]) != digest_of(pair[1])]
+    told = [f"{first_of(changed)} differing from the base's"] if changed else []
+    told += [f"{first_of(cast)} stored in another type"] if cast else []
+    return Check("tensors_kept", True, len(changed), None, "; ".join(told) or f"{len(pairs)} as in the base")
+
+
+def _tensors(infos: Mapping[str, TensorInfo]) -> "Iterator[tuple[str, Tensor]]":
+    from safetensors import safe_open
+
+    for file in dict.fromkeys(info.file for info in infos.values()):
+        own = [name for name, info in infos.items() if info.file == file]
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(own, key=lambda name: infos[name].offset):
+                yield name, tensors.get_tensor(name)
+
+
+def _place(name: str) -> str:
+    """A tensor's name from its stack of blocks on, or its last two parts: tools differ in what they put before."""
+    block = _BLOCK.search(name)
+    return block[1] if block else ".".join(name.split(".")[-2:])
