@@ -228,7 +228,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     model = load_model(model_dir, splits_experts=True, dtype="auto", device_map=config.device_map)
     make_plain(model)
     make_saveable(model)
-    kept = _kept(model)
+    kept = [*outside_text(model), *routers(model)]
     modifiers = _build_modifiers(recipe, kept)
     if recipe.smoothing_strength is not None:
         check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])
@@ -262,7 +262,7 @@ def _check_can_be_made(recipe: RecipeConfig, model_dir: Path) -> int:
     from torch.nn import Linear
 
     base = loaded_model(model_dir)
-    kept = _kept(base.model)
+    kept = [*outside_text(base.model), *routers(base.model)]
     with _as_config_error():
         check_layers(recipe, loaded_layers(base.model))
         check_group_size(recipe, _linear_sizes(base.model, kept))
@@ -275,11 +275,6 @@ def _check_can_be_made(recipe: RecipeConfig, model_dir: Path) -> int:
     except CheckpointError as error:
         raise ConfigError(f"recipe {recipe.name}: {error}") from error
     return base.num_bytes
-
-
-def _kept(model: Any) -> list[str]:
-    """Linear layers that no recipe quantizes."""
-    return [*outside_text(model), *routers(model)]
 
 
 def _linear_sizes(model: Any, kept: Collection[str]) -> ModelSizes:

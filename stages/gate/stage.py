@@ -81,12 +81,12 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
     """Checks in order; a part that cannot be read fails the one check that says why, and the rest go on."""
     checkpoint_dir, described = inputs["checkpoint"], read_described(inputs["checkpoint"])
     try:
-        is_whole = yield from _check_files(config, inputs)
+        is_loadable = yield from _check_files(config, inputs)
     except CheckpointError as error:
         yield Check("files_readable", False, detail=str(error))
         return
-    if not is_whole:
-        return  # no loader takes it
+    if not is_loadable:
+        return
     try:
         check_method(FORETOLD if described is None else described.method)
     except ConfigError as error:
@@ -109,7 +109,7 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
 def _check_files(config: GateConfig, inputs: Mapping[str, Path]) -> Generator[Check, None, bool]:
     """Without a forward pass: against what compressed-tensors foretells; of another form, against the base alone.
 
-    Returns whether all that a loader needs is there.
+    Returns whether a loader would take them.
     """
     described = read_described(inputs["checkpoint"])
     if described is not None and described.method != FORETOLD:
