@@ -85,7 +85,7 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         num_bits=quantized.num_bits,
         size_gib=quantized.size_gib,
         format=quantized.format,
-        has_narrow_cache=(quantized.kv_cache or "").endswith("8"),
+        has_narrow_cache=quantized.has_narrow_cache,
     )
 
 

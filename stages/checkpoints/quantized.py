@@ -37,6 +37,12 @@ class Group(NamedTuple):
     activations: Quantization | None = None
 
     @property
+    def arithmetic(self) -> str | None:
+        """What its layers multiply in (fp8, int8, fp4); None where weights become the model's own type first."""
+        inputs = self.activations
+        return None if inputs is None else f"{'fp' if inputs.type == 'float' else 'int'}{inputs.num_bits}"
+
+    @property
     def words(self) -> str:
         """Its weights and activations, as a reader knows them."""
         inputs = "activations as they are" if self.activations is None else f"activations {_words(self.activations)}"
@@ -60,6 +66,11 @@ class Quantized:
     def num_bits(self) -> int:
         """Of a weight; of a mixture the fewest."""
         return min(group.weights.num_bits for group in self.groups)
+
+    @property
+    def has_narrow_cache(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return self.kv_cache is not None and self.kv_cache.endswith("8")
 
     @property
     def size_gib(self) -> float:
