@@ -30,7 +30,7 @@ from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import ModelSizes, alike
 from stages.checkpoints.smoothing import check_smoothing
-from stages.checkpoints.text_part import make_plain, outside_text
+from stages.checkpoints.text_part import make_plain, outside_text, routers
 from stages.documents import write_json
 from stages.errors import ConfigError
 from stages.fetch import copy_companions
@@ -226,7 +226,7 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     make_saveable(model)
     with _as_config_error():
         check_layers(recipe, loaded_layers(model))
-    kept = outside_text(model)
+    kept = [*outside_text(model), *routers(model)]
     modifiers = _build_modifiers(recipe, kept)
     if recipe.smoothing_strength is not None:
         check_smoothing(f"recipe {recipe.name}", model, modifiers[0], read_sequences(inputs["calibration"])[0])

@@ -25,7 +25,25 @@ def expectation_lines(expected: Expectation, num_bytes: int) -> Iterator[str]:
     least = "at least " if expected.num_unknown else ""
     known = ", ".join(f"{least}{part}" if part[0].isdigit() else part for part in _parts(expected))
     yield f"expected: {known}, {num_bytes / GIB:.1f} GiB of weights to write"
-    yield from _grounds(expected.grounds)
+    yield from grounds_lines(expected.grounds)
+
+
+def grounds_lines(grounds: Grounds) -> Iterator[str]:
+    """What is not known, and what the rest was taken from."""
+    for (stage, device), number in grounds.unknown.items():
+        where = "" if device == "" else f" on {device}" if device else " on a GPU that nobody named (gpu=NAME)"
+        steps = f"{number:,} step{'s' if number > 1 else ''}"
+        yield f"not known: {steps} of {stage}{where}; nothing like that was measured, and no number above holds it"
+    if grounds.corrected:
+        yield f"corrected by what this store has measured: {', '.join(grounds.corrected)}"
+    for then, (sizes, stages) in _alike(grounds.scaled).items():
+        to = "–".join(_billions(size) for size in sorted({min(sizes), max(sizes)}))
+        many = f" ({len(sizes)} sizes)" if len(sizes) > 2 else ""
+        yield f"scaled from {_billions(then)} to {to}{many} billion parameters: {', '.join(stages)}"
+    if grounds.shared:
+        yield f"assumed, not measured: ranks share the work of {', '.join(grounds.shared)} without loss"
+    if grounds.sources:
+        yield f"measured: {'; '.join(grounds.sources)}"
 
 
 def duration(seconds: float) -> str:
@@ -57,26 +75,14 @@ def _wall(expected: Expectation) -> str:
     return f"duration not known: a step needs {needed:g} GPUs and there are {expected.num_gpus:g} (cluster.num_gpus=N)"
 
 
-def _grounds(grounds: Grounds) -> Iterator[str]:
-    for (stage, device), number in grounds.unknown.items():
-        where = "" if device == "" else f" on {device}" if device else " on a GPU that nobody named (gpu=NAME)"
-        steps = f"{number:,} step{'s' if number > 1 else ''}"
-        yield f"not known: {steps} of {stage}{where}; nothing like that was measured, and no number above holds it"
-    if grounds.corrected:
-        yield f"corrected by what this store has measured: {', '.join(grounds.corrected)}"
-    for stages, (then, now) in _alike(grounds.scaled):
-        yield f"scaled from {_billions(then)} to {_billions(now)} billion parameters: {stages}"
-    if grounds.shared:
-        yield f"assumed, not measured: ranks share the work of {', '.join(grounds.shared)} without loss"
-    if grounds.sources:
-        yield f"measured: {'; '.join(grounds.sources)}"
-
-
-def _alike(scaled: Iterable[tuple[str, float, int]]) -> list[tuple[str, tuple[float, int]]]:
-    stages: dict[tuple[float, int], list[str]] = {}
+def _alike(scaled: Iterable[tuple[str, float, int]]) -> dict[float, tuple[set[int], dict[str, None]]]:
+    """By the size that was measured: the sizes it is scaled to, and the stages, in the plan's order."""
+    found: dict[float, tuple[set[int], dict[str, None]]] = {}
     for stage, then, now in scaled:
-        stages.setdefault((then, now), []).append(stage)
-    return [(", ".join(names), sizes) for sizes, names in stages.items()]
+        sizes, stages = found.setdefault(then, (set(), {}))
+        sizes.add(now)
+        stages[stage] = None
+    return found
 
 
 def _billions(number: float) -> str:

@@ -1,7 +1,7 @@
 """What a model is, from config.json and the headers of its safetensors alone, without torch: plan and fetch ask it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of a model that also sees or hears
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+_EXPERTS = ".experts."
 _NO_TABLE = re.compile(r"position|wpe|token_type|per_layer", re.IGNORECASE)
 _WITHOUT_KEYS = ("mamba", "ssm", "attn_layer", "layers_block_type", "hybrid")  # layers of another kind, in own words
 _UNUSUAL = {"F32": "FP32", "F16": "FP16", "F64": "FP64"}
@@ -98,7 +99,12 @@ class ModelDescription:
     def sizes(self) -> ModelSizes:
         """Its layers by what is stored."""
         loaded = {name: info for name, info in self.infos.items() if name not in self.unread}
-        linears = {name.removesuffix(".weight"): size for name, info in loaded.items() if (size := _linear(name, info))}
+        mixtures = {name.partition(_EXPERTS)[0] for name in loaded if _EXPERTS in name}
+        linears = {
+            name.removesuffix(".weight"): size
+            for name, info in loaded.items()
+            if (size := _linear(name, info)) and not _is_router(name, mixtures)
+        }
         if any(self._is_transposed(name) for name in linears):  # GPT-2's Conv1D, which no quantizer here takes
             linears = {}
         num_all = sum(map(num_elements, loaded.values())) - self._num_in_second_table
@@ -204,6 +210,11 @@ def _is_leftover(name: str, info: TensorInfo) -> bool:
     """Frequencies and masks that old files keep and a model computes itself."""
     is_mask = name.endswith((".bias", ".masked_bias")) and len(info.shape) in (0, 4)
     return is_mask or name.endswith("rotary_emb.inv_freq")
+
+
+def _is_router(name: str, mixtures: Set[str]) -> bool:
+    """Whether it says which experts answer, beside the experts themselves: that is never quantized."""
+    return name.removesuffix(".weight").rpartition(".")[0] in mixtures
 
 
 def _linear(name: str, info: TensorInfo) -> LayerSize | None:

@@ -43,10 +43,13 @@ def load_model(model_dir: Path, *, splits_experts: bool = False, **options: Any)
         else:
             options = dense_arguments(quantization) | options
         rotations = quantization.get("transform_config") if is_compressed else None
-        model, said = owner_of(config).from_pretrained(
-            model_dir, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with _packed_as_read():
+            model, said = owner_of(config).from_pretrained(
+                model_dir, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     _check_nothing_invented(model_dir, said)
+    if is_compressed and options.get("dtype", "auto") != "auto":
+        _cast(model, options["dtype"])
     load_rotations(model_dir, model, rotations, infos)
     return model.eval()
 
@@ -58,6 +61,26 @@ def _as_stored(model_dir: Path, infos: Mapping[str, TensorInfo], splits_experts:
         return
     with linear_experts(expert_classes(model_dir)):
         yield
+
+
+@contextmanager
+def _packed_as_read() -> Iterator[None]:
+    """Some classes would fill a layer's ``weight`` with random numbers where only packed codes are stored, and fall over
+    its absence.
+    """
+    from transformers import PreTrainedModel
+
+    plain = PreTrainedModel._initialize_weights
+
+    def initialize(self: Any, module: Any, *options: Any, **named: Any) -> None:
+        if not hasattr(module, "quantization_scheme"):
+            plain(self, module, *options, **named)
+
+    PreTrainedModel._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = plain
 
 
 def _in_loaded_names(
@@ -77,6 +100,19 @@ def renamed_layers(names: Mapping[str, str], patterns: list[str]) -> list[str]:
     meant = [pattern for pattern in patterns if pattern != "Linear"]
     layers = {stored.rpartition(".")[0]: name.rpartition(".")[0] for stored, name in names.items()}
     return [name for stored, name in layers.items() if stored != name and matches(stored, meant)]
+
+
+def _cast(model: Any, dtype: Any) -> None:
+    """Of a compressed checkpoint the loader leaves what it renames in the dtype of the files, and a layer in another
+    dtype than its inputs computes nothing.
+    """
+    import torch
+
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    for name, parameter in model.named_parameters():
+        is_kept = name.endswith("global_scale") or any(part in name for part in kept)
+        if parameter.dtype in (torch.bfloat16, torch.float16, torch.float32) and not is_kept:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _check_nothing_invented(model_dir: Path, said: Mapping[str, Any]) -> None:

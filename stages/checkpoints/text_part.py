@@ -16,6 +16,22 @@ def outside_text(model: Any) -> list[str]:
     ]
 
 
+def routers(model: Any) -> list[str]:
+    """Names of the linear layers that say which experts answer, and how much a shared one counts.
+
+    They stay as they are: they are small, a wrong choice costs a whole expert, and engines read them in 16 bits alone.
+    """
+    import torch
+
+    blocks = [(name, module) for name, module in model.named_modules() if hasattr(module, "experts")]
+    return [
+        f"{block}.{name}"
+        for block, module in blocks
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.Linear)
+    ]
+
+
 def make_plain(model: Any) -> None:
     """Linear layers of the language model under a class of their own become plain ones, where they compute the same.
 

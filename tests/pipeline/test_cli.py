@@ -362,7 +362,7 @@ def test_a_plan_says_what_it_will_take_and_what_of_that_is_not_known(run) -> Non
     gpus = ["+sweep=smoke", "mode=plan", "engine=vllm_gpu", "store.root=nowhere"]
     _, out, _ = run(*gpus, "gpu=h100", "cluster.num_gpus=2")
     assert re.search(
-        r"^expected: at least 0\.\d+ GPU-hours, at least \d+ min on 2 GPUs, at least \d+\.\d\d \$ for GPUs while "
+        r"^expected: 0\.\d+ GPU-hours, \d+ min on 2 GPUs, \d+\.\d\d \$ for GPUs while "
         r"steps hold them \(\d+\.\d\d for 2 all the time\), 0\.7 GiB of weights to write$",
         out,
         re.MULTILINE,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -68,6 +68,7 @@ class VllmEngine:
         try:
             self._llm, self.arithmetic = self._open(checkpoint, start)
         except Exception as error:
+            _forget_groups()
             self._process_state.restore()
             if isinstance(error, StageError):
                 raise
@@ -93,14 +94,18 @@ class VllmEngine:
     def _open(self, checkpoint: Path, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """vLLM, and the arithmetic of its linear layers."""
         with no_collection():
-            from vllm import LLM
             from vllm.platforms import current_platform
 
         if (unknown := self._config.unknown_argument) is not None:
             raise ConfigError(unknown)
-        _inspect_here()
         read_asked_rows_alone()
         self._is_cpu = current_platform.is_cpu()
+        with _classes_inspected_here():
+            return self._load(checkpoint, start)
+
+    def _load(self, checkpoint: Path, start: Start) -> tuple[Any, Mapping[str, Any]]:
+        from vllm import LLM
+
         if self._is_simulated(checkpoint):
             _refuse_ranks(checkpoint, self._config)
             register()
@@ -238,15 +243,10 @@ class VllmEngine:
         """Shut the engine down and restore environment and thread settings; a second call does nothing."""
         if self._llm is None:
             return
-        import gc
-
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
         self._llm.llm_engine.engine_core.shutdown()
         del self._queue  # it holds the engine, too
         self._llm = None
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        _forget_groups()
         self._process_state.restore()
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence["SamplingParams"]) -> list[Any]:
@@ -287,6 +287,18 @@ def _alive() -> Iterator[None]:
         raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
 
 
+def _forget_groups() -> None:
+    """Of this process, also after a start that failed: the next engine would take the groups of ranks that it finds, and
+    a mixture of experts needs one that a dense model has not.
+    """
+    import gc
+
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    gc.collect()
+
+
 def _refuse_ranks(checkpoint: Path, config: "EngineConfig") -> None:
     """A rank sees a part of some layers' inputs, whose scale would not be the whole input's."""
     if config.num_ranks > 1:
@@ -296,15 +308,35 @@ def _refuse_ranks(checkpoint: Path, config: "EngineConfig") -> None:
         )
 
 
-def _inspect_here() -> None:
+@contextmanager
+def _classes_inspected_here() -> Iterator[None]:
     """Let vLLM look at a model's class in this process, which loads it anyway; in one of its own it takes 10 to 27 s.
 
     That is to keep CUDA from starting before workers are forked; where it has started, vLLM spawns them.
+    Raises ConfigError for a package that the class lacks, which vLLM says in its log alone.
     """
     from vllm.model_executor.models import registry
 
+    lacking: list[ImportError] = []
+
+    def look_here(look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except ImportError as error:
+            lacking.append(error)
+            raise
+
     if hasattr(registry, "_run_in_subprocess"):
-        registry._run_in_subprocess = lambda look: look()
+        registry._run_in_subprocess = look_here
+    try:
+        yield
+    except Exception as error:
+        if lacking:
+            raise ConfigError(
+                f"vLLM's class for the model needs a package that is not installed ({one_line(lacking[-1])}): install "
+                "it, or use engine=transformers"
+            ) from error
+        raise
 
 
 def _is_installed(distribution: str) -> bool:

@@ -87,4 +87,4 @@ def test_without_ray_a_family_opens_one_engine(plan: Plan, tmp_path: Path) -> No
     evaluations = [[batch for batch in each.batches if batch.steps[0].stage.name == "answer"] for each in (inline, ray)]
     assert [len(each) for each in evaluations] == [2, 3], "the base's, and one or two of its twins"
     hours = [next(stage.gpu_hours for stage in each.stages() if stage.name == "answer") for each in (inline, ray)]
-    assert 80 < 3600 * (hours[1] - hours[0]) < 100
+    assert 60 < 3600 * (hours[1] - hours[0]) < 90, "one start more"

@@ -81,6 +81,15 @@ def test_experts_count_whether_they_are_stored_apart_or_together(tmp_path: Path)
         assert sizes.num_parameters == plain + 4 * 32 * 64
 
 
+def test_what_chooses_experts_is_no_layer_to_quantize_but_weighs(tmp_path: Path) -> None:
+    experts = {f"model.layers.0.mlp.experts.{index}.up_proj.weight": (32, 64) for index in range(4)}
+    router = {"model.layers.0.mlp.gate.weight": (4, 64), "model.layers.0.mlp.shared_expert_gate.weight": (1, 64)}
+    without = describe(write_model(tmp_path / "without", LLAMA, TENSORS | experts)).sizes
+    found = describe(write_model(tmp_path / "with", LLAMA, TENSORS | experts | router)).sizes
+    assert found.linears == without.linears
+    assert found.num_parameters - without.num_parameters == 5 * 64
+
+
 def test_what_no_loader_takes_is_not_counted(tmp_path: Path) -> None:
     unread = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": (16,),

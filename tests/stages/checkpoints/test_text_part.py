@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.checkpoints.text_part import make_plain, outside_text
+from stages.checkpoints.text_part import make_plain, outside_text, routers
 
 torch = pytest.importorskip("torch")
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -39,6 +39,15 @@ def test_towers_and_projectors_stay_as_they_are(with_vision):
 
 def test_of_a_model_that_only_reads_nothing_is_kept(falcon):
     assert outside_text(falcon) == []
+
+
+def test_what_weighs_a_shared_expert_stays_as_it_is(falcon):
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2}
+    mixture = Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **sizes, num_experts_per_tok=1, num_key_value_heads=1))
+    assert routers(mixture) == ["model.layers.0.mlp.shared_expert_gate"]
+    assert routers(falcon) == []
 
 
 def test_layers_of_a_class_of_their_own_become_plain_and_compute_the_same(falcon):
