@@ -51,6 +51,8 @@ def test_checkpoints_of_others_are_trials(tiny: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     told = "fp8: weights FP8 (blocks of 32 x 32), activations FP8 (groups of 32)"
     assert f"note: tiny/published_fp8: {told}" in done.stdout
+    caution = "note: tiny/published_fp8: transformers computes with its dequantized weights alone"
+    assert caution in done.stdout
     (report,) = (tiny / "results" / "store" / "report").glob("*/report.md")
     assert f"> published_fp8: {told}" in report.read_text()
     for recipe in ("published_fp8", "published_nvfp4"):

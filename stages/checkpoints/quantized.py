@@ -68,6 +68,11 @@ class Quantized:
         return min(group.weights.num_bits for group in self.groups)
 
     @property
+    def rounds(self) -> str | None:
+        """What activations are rounded to, of a mixture in words; None where they stay as they are."""
+        return " and ".join(dict.fromkeys(each for group in self.groups if (each := group.arithmetic))) or None
+
+    @property
     def has_narrow_cache(self) -> bool:
         """Whether keys and values are kept in 8 bits."""
         return self.kv_cache is not None and self.kv_cache.endswith("8")
