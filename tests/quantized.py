@@ -84,6 +84,17 @@ def save_awq(model_dir: Path, out: Path, group_size: int = 32) -> Path:
     return save(model_dir, out, tensors, quantization)
 
 
+def dequantized_awq(model_dir: Path, group_size: int = 32) -> dict[str, torch.Tensor]:
+    """What the weights of ``save_awq`` stand for, by its own arithmetic."""
+    found = {}
+    for name, weight in read_weights(model_dir).items():
+        if is_linear(name, weight) and not name.startswith("lm_head"):
+            codes, scales, zeros = _groups(weight.float(), group_size)
+            groups = codes.reshape(len(codes), -1, group_size)
+            found[name] = ((groups - zeros[..., None]) * scales[..., None]).reshape(codes.shape)
+    return found
+
+
 def save_compressed(model_dir: Path, out: Path, scheme: str, ignore: Iterable[str] = ("lm_head",)) -> Path:
     """As llm-compressor does, rounded to nearest."""
     from llmcompressor import oneshot

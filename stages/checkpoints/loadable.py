@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stages.checkpoints.converted import CONVERTED
 from stages.errors import ConfigError
 
-# Its own quantizer of compressed-tensors rounds activations as the format says; of FP8 blocks and MXFP4 experts it
-# makes dense weights where there is no GPU, and leaves activations as they are.
+# Of compressed-tensors transformers rounds activations as the format says, and AWQ is read as such.  Of FP8 blocks and
+# MXFP4 experts it makes dense weights where there is no GPU, and leaves activations as they are.
 ROUNDED = ("compressed-tensors",)
 DEQUANTIZED = ("fp8", "mxfp4")
 
 
 def check_method(method: str) -> None:
     """Raise ConfigError, naming what would do, for a form that transformers does not read here."""
-    known = (*ROUNDED, *DEQUANTIZED)
+    known = (*ROUNDED, *CONVERTED, *DEQUANTIZED)
     if method not in known:
         raise ConfigError(
             f"engine=transformers reads no checkpoint in the form {method}, but in {', '.join(known)}: choose "

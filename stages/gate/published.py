@@ -4,6 +4,7 @@ Nobody here knows what its maker meant to quantize, so what is quantized is told
 is judged: lose a tensor of the base, give it another shape, store what is no number, or a scale that is none.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.files import first_of
 from stages.checkpoints.headers import TensorInfo, digest_of, num_stored_bytes
 from stages.checkpoints.quantized import quantized_layers
+from stages.checkpoints.rows import Reader, blocks
 from stages.gate.artifact import Check
 
 if TYPE_CHECKING:
@@ -55,15 +57,22 @@ def _check_present(base: ModelDescription, checkpoint: ModelDescription) -> Chec
 
 def _check_numbers(infos: Mapping[str, TensorInfo]) -> Iterator[Check]:
     bad_values, bad_scales = [], []
-    for name, values in _tensors(infos):
-        if _SCALE.search(name):
-            bad_scales += [] if _are_scales(values) else [name]
-        elif infos[name].dtype in _FLOATS and not bool(values.float().isfinite().all()):
-            bad_values.append(name)
+    with Reader({name: (name, info) for name, info in infos.items()}) as opened:
+        for name in sorted(infos, key=lambda name: (infos[name].file, infos[name].offset)):
+            if _SCALE.search(name):
+                bad_scales += [] if _are_scales(opened.read(name)) else [name]
+            elif infos[name].dtype in _FLOATS and not _are_finite(opened, name, infos[name]):
+                bad_values.append(name)
     detail = f"{first_of(bad_values)} with NaN or infinity" if bad_values else ""
     yield Check("tensors_finite", not bad_values, len(bad_values), 0, detail)
     detail = f"{first_of(bad_scales)} with a scale that is no positive number" if bad_scales else ""
     yield Check("scales_finite_positive", not bad_scales, len(bad_scales), 0, detail)
+
+
+def _are_finite(opened: Reader, name: str, info: TensorInfo) -> bool:
+    """A block of rows at a time."""
+    num_row_bytes = 4 * math.prod(info.shape[1:])  # in float32
+    return all(bool(opened.read(name, rows).float().isfinite().all()) for rows in blocks(info.shape, num_row_bytes))
 
 
 def _are_scales(scales: "Tensor") -> bool:
@@ -93,16 +102,6 @@ def _check_kept(base: ModelDescription, checkpoint: ModelDescription) -> Check:
     told = [f"{first_of(changed)} differing from the base's"] if changed else []
     told += [f"{first_of(cast)} stored in another type"] if cast else []
     return Check("tensors_kept", True, len(changed), None, "; ".join(told) or f"{len(pairs)} as in the base")
-
-
-def _tensors(infos: Mapping[str, TensorInfo]) -> "Iterator[tuple[str, Tensor]]":
-    from safetensors import safe_open
-
-    for file in dict.fromkeys(info.file for info in infos.values()):
-        own = [name for name, info in infos.items() if info.file == file]
-        with safe_open(file, framework="pt") as tensors:
-            for name in sorted(own, key=lambda name: infos[name].offset):
-                yield name, tensors.get_tensor(name)
 
 
 def _place(name: str) -> str:

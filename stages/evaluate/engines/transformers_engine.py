@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.converted import CONVERTED
 from stages.checkpoints.loadable import DEQUANTIZED, check_method, dense_arguments, dequantized_to
 from stages.checkpoints.opening import load_model
 from stages.errors import CheckpointError, ConfigError, EngineError, one_line
@@ -254,7 +255,7 @@ def _arithmetic(quantization: Mapping[str, Any], dtype: str) -> Mapping[str, Any
     if not quantization:
         return DENSE
     weights = dequantized_to(quantization, dtype)
-    if quantization["quant_method"] in DEQUANTIZED:
+    if quantization["quant_method"] in (*CONVERTED, *DEQUANTIZED):
         return simulated(weights, [], None)
     inputs = [args for group in quantization["config_groups"].values() if (args := group.get("input_activations"))]
     rounding = f"compressed-tensors {metadata.version('compressed-tensors')}" if inputs else None

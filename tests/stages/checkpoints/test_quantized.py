@@ -10,6 +10,7 @@ from stages.errors import CheckpointError
 from tests.stages.checkpoints.written import (
     AWQ,
     FP8,
+    GPTQ,
     LLAMA,
     MODELOPT,
     NVFP4A16,
@@ -22,6 +23,11 @@ from tests.stages.checkpoints.written import (
 HEAD = "14 linear layers quantized, 1 not (lm_head)"
 TOLD = [
     (AWQ, f"awq: weights INT4 (groups of 32, zero points), activations as they are; KV cache as it is; {HEAD}"),
+    (
+        GPTQ,
+        f"gptq: weights INT4 (groups of 32), activations as they are; KV cache as it is; {HEAD}; columns in order of "
+        "activations",
+    ),
     (
         FP8,
         f"fp8: weights FP8 (blocks of 32 x 32), activations FP8 (groups of 32); KV cache as it is; {HEAD}",

@@ -12,7 +12,7 @@ from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
 from stages.gate.stage import gate
 from stages.published import PublishedSource, fetch_published, read_described
-from tests.quantized import change, read_weights, save_awq, save_fp8_blocks
+from tests.quantized import change, dequantized_awq, read_weights, save_awq, save_fp8_blocks
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.0.mlp.up_proj.weight"
@@ -129,10 +129,12 @@ def test_tensors_that_a_method_moved_factors_into_are_told_and_no_fault(
 def test_what_transformers_does_not_read_is_checked_by_its_files_alone(
     gated: Callable[[Path], dict[str, Check]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    checks = gated(save_awq(tiny_model, tmp_path / "awq"))
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
+    awq = save_awq(tiny_model, tmp_path / "awq")
+    checks = gated(change(awq, tmp_path / "gptq", quantization_config=said))
     assert checks["tensors_present"].passed and checks["size_ratio"].passed
     assert checks["model_loads"].passed is None
-    assert "reads no checkpoint in the form awq" in checks["model_loads"].detail
+    assert "reads no checkpoint in the form gptq" in checks["model_loads"].detail
     assert "mean_kl" not in checks
 
 
@@ -144,3 +146,20 @@ def test_one_of_another_model_is_refused_where_it_is_fetched(tiny_model: Path, f
     ) as refused:
         fetch_published(PublishedSource(path=str(fp8)), {"model": other}, tmp_path / "out")
     assert str(tmp_path / "out") not in str(refused.value)
+
+
+def test_awq_is_read_by_its_codes_and_passes(
+    gated: Callable[[Path], dict[str, Check]], tiny_model: Path, tmp_path: Path
+) -> None:
+    from stages.checkpoints.opening import load_model
+
+    awq = save_awq(tiny_model, tmp_path / "awq")
+    model = load_model(awq, dtype=torch.float32)
+    model(torch.arange(8)[None])  # compressed-tensors dequantizes on the way
+    own = dict(model.named_parameters())
+    wanted = dequantized_awq(tiny_model)
+    assert len(wanted) == 14
+    assert all(torch.equal(own[name], weight) for name, weight in wanted.items())
+    checks = gated(awq)
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["mean_kl"].value is not None and 0 < checks["mean_kl"].value < 1e-3
