@@ -9,7 +9,7 @@ from pipeline.config.sweep import Trial
 from pipeline.errors import UserError
 from pipeline.planning.answers_asked import check_answers_asked
 from pipeline.planning.facts import Facts
-from pipeline.planning.kernels_asked import computed, effective, with_emulation
+from pipeline.planning.kernels_asked import check_split, computed, effective, with_emulation
 from pipeline.planning.plan import Plan, TrialPlan
 from pipeline.planning.published import published_key
 from pipeline.planning.resources import resources_of
@@ -106,6 +106,7 @@ class _Builder:
     def build(self) -> TrialPlan:
         """Everything that the trial's config asks for."""
         self._planned.computed = computed(self._config, self._planned.published, self._facts.vllm, self._trial.name)
+        check_split(self._config, self._planned, self._facts.vllm)
         self._add_checkpoint()
         for slot, task in self._config.tasks.items():
             known = self._planned.tasks[slot] = self._facts.tasks[task_key(task)]

@@ -27,7 +27,9 @@ class Published:
     method: str | None
     num_bits: int | None
     size_gib: float | None
-    format: Format | None = None
+    formats: tuple[Format, ...] = ()
+    layers: frozenset[str] = frozenset()  # those that are quantized
+    rotates: bool = False  # at run time
     has_narrow_cache: bool = False  # keys and values of 8 bits
 
 
@@ -84,7 +86,9 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         method=quantized.method,
         num_bits=quantized.num_bits,
         size_gib=quantized.size_gib,
-        format=quantized.format,
+        formats=quantized.formats,
+        layers=quantized.layers,
+        rotates=quantized.rotates,
         has_narrow_cache=quantized.has_narrow_cache,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from stages.checkpoints.files import CONFIG
 from stages.checkpoints.headers import TensorInfo, num_elements, read_tensor_infos
 from stages.checkpoints.shape import read_description
-from stages.checkpoints.sizes import LayerSize, ModelSizes
+from stages.checkpoints.sizes import Heads, LayerSize, ModelSizes
 
 # One meaning under the names that architectures give it.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -109,7 +109,16 @@ class ModelDescription:
             linears = {}
         num_all = sum(map(num_elements, loaded.values())) - self._num_in_second_table
         num_in_linears = sum(size.num_elements for size in linears.values())
-        return ModelSizes(linears, num_all - num_in_linears, self.token_elements, bool(self.ties_head))
+        num_others = num_all - num_in_linears
+        return ModelSizes(linears, num_others, self.token_elements, bool(self.ties_head), self.heads)
+
+    @property
+    def heads(self) -> Heads | None:
+        """Of ordinary attention; None where the config does not say it."""
+        heads, hidden = self.size("num_heads"), self.size("hidden_size")
+        if heads is None or hidden is None or "kv_lora_rank" in self.text:
+            return None
+        return Heads(heads, self._num_kv_heads(heads), self.size("head_dim") or hidden // heads)
 
     @property
     def token_elements(self) -> int | None:

@@ -7,7 +7,7 @@ answers on one GPU are another result than on another.  Read without torch and v
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata, resources
 from typing import Any, NamedTuple
@@ -57,45 +57,36 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What vLLM computes a format with: the ``kernels`` that it may take, the usual one first.
+    """What vLLM computes a format, or several of one checkpoint, with: the ``kernels`` that it may take, the usual one
+    of each first.
 
-    ``own`` is what the format rounds inputs to, ``rounds`` what these kernels do.  ``refusal``: it does not run, and
-    what would do.  ``unknown``: the table does not say, and why; then it has no kernels.
+    ``label`` is what its makers call it (W4A4), ``effective`` what it is computed as (W4A16; None: as it says).
+    ``refusal``: it does not run, and what would do.  ``unknown``: the table does not say, and why; neither has kernels.
     """
 
-    weights: str
-    own: str
-    rounds: str
+    label: str
+    effective: str | None = None
     kernels: tuple[str, ...] = ()
+    usual: tuple[str, ...] = ()  # of each format the kernel of most layers
     emulates: bool = False
     refusal: str | None = None
     unknown: str | None = None
 
     @property
-    def label(self) -> str:
-        """The format as its makers call it, W4A4."""
-        return _label(self.weights, self.own)
-
-    @property
-    def effective(self) -> str | None:
-        """What it is answered as, W4A16; None where that is what the format says."""
-        return None if self.rounds == self.own or self.refusal else _label(self.weights, self.rounds)
-
-    @property
     def shown(self) -> str:
         """Its kernel, and what that makes of the format, to stand in a table."""
-        return shown(self.kernels[:1], self.effective)
+        return shown(self.usual, self.effective)
 
     @property
     def caution(self) -> str | None:
         """What a reader must know of its numbers."""
         if self.emulates:
-            return f"{self.label} is emulated ({self.kernels[0]}): right numbers, slowly made"
+            return f"{self.label} is emulated ({', '.join(self.usual)}): right numbers, slowly made"
         if self.effective is None:
             return None
         return (
-            f"{self.label} is computed as {self.effective} ({self.kernels[0]}): another result than on a GPU that "
-            f"multiplies as {self.label} says"
+            f"{self.label} is computed as {self.effective} ({', '.join(self.usual)}): another result than on a GPU "
+            f"that multiplies as {self.label} says"
         )
 
 
@@ -121,6 +112,7 @@ class Table:
 
     versions: Mapping[str, str]  # by cuda, cpu
     capabilities: Mapping[float, str]  # and GPUs that have it
+    others: Mapping[str, str]  # methods whose layers have kernels that are not here, and why
     backends: Mapping[str, tuple[str, ...]]
     rows: tuple[Row, ...]
 
@@ -136,6 +128,7 @@ def table() -> Table:
     return Table(
         versions=content["versions"],
         capabilities=content["capabilities"],
+        others=content["others"],
         backends={name: tuple(kernels) for name, kernels in content["backends"].items()},
         rows=tuple(_row(each) for each in content["formats"]),
     )
@@ -144,6 +137,29 @@ def table() -> Table:
 def answer(quantized: Format, device: Device, dtype: str = "bfloat16", backend: str | None = None) -> Answer:
     """What ``device`` computes a format with, inputs and outputs in ``dtype``; ``backend`` is vLLM's linear_backend."""
     return _Question(_facts(quantized, dtype), device, backend).answer()
+
+
+def answer_all(
+    formats: Sequence[Format], device: Device, dtype: str = "bfloat16", backend: str | None = None
+) -> Answer | None:
+    """The same of the formats of one checkpoint; None where it has none.  What one of them lacks, all do."""
+    found = [answer(each, device, dtype, backend) for each in dict.fromkeys(formats)]
+    if len(found) <= 1:
+        return found[0] if found else None
+    lacking = next((each for each in found if each.refusal), None) or next(
+        (each for each in found if each.unknown), None
+    )
+    label = " and ".join(dict.fromkeys(each.label for each in found))
+    if lacking is not None:
+        return replace(lacking, label=label)
+    as_run = " and ".join(dict.fromkeys(each.effective or each.label for each in found))
+    return Answer(
+        label=label,
+        effective=None if as_run == label else as_run,
+        kernels=tuple(dict.fromkeys(name for each in found for name in each.kernels)),
+        usual=tuple(dict.fromkeys(name for each in found for name in each.usual)),
+        emulates=any(each.emulates for each in found),
+    )
 
 
 def emulated(quantized: Format, device: Device, dtype: str = "bfloat16") -> Answer | None:
@@ -188,10 +204,10 @@ def is_emulation(kernels: Sequence[str]) -> str | None:
 
 
 def varies(quantized: Format) -> bool:
-    """Whether some kernel rounds the format's inputs otherwise than it says."""
+    """Whether some kernel rounds the format's inputs otherwise than it says, or that is not known."""
     facts = _facts(quantized, None)
     row = table().row(facts)
-    return row is not None and any(each.rounds not in (None, facts["inputs"]) for each in row.kernels)
+    return row is None or any(each.rounds not in (None, facts["inputs"]) for each in row.kernels)
 
 
 def installed_version(is_cpu: bool) -> str:
@@ -223,20 +239,26 @@ class _Question:
             return self._said(refusal=f"{self._why(row)}; {self._advice()}")
         return self._computed(taken)
 
-    def _said(self, rounds: str | None = None, **found: Any) -> Answer:
-        own = self.facts["inputs"]
-        return Answer(weights=self.facts["weights"], own=own, rounds=rounds or own, **found)
+    def _said(self, **found: Any) -> Answer:
+        return Answer(label=_label(self.facts["weights"], self.facts["inputs"]), **found)
 
     def _computed(self, taken: Sequence[Kernel]) -> Answer:
         """By the first, and those behind it that are taken for other layers and round alike."""
-        alike = [each for each in taken if each.rounds == taken[0].rounds]
-        names = tuple(dict.fromkeys(each.name for each in alike))
-        return self._said(taken[0].rounds, kernels=names, emulates=taken[0].emulates)
+        rounds = taken[0].rounds or self.facts["inputs"]
+        names = tuple(dict.fromkeys(each.name for each in taken if each.rounds == taken[0].rounds))
+        return self._said(
+            effective=None if rounds == self.facts["inputs"] else _label(self.facts["weights"], rounds),
+            kernels=names,
+            usual=names[:1],
+            emulates=taken[0].emulates,
+        )
 
     @property
     def _unknown(self) -> str | None:
         known, version = table(), self.device.version.partition("+")[0]
         of = known.versions["cpu" if self.device.is_cpu else "cuda"]
+        if (why := known.others.get(self.facts["packings"])) is not None:
+            return f"{why}, which the table of kernels has not"
         if version != of:
             return f"the table of kernels is of vLLM {of}, not of {version}"
         if self.device.is_cpu:

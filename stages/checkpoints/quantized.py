@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.checkpoints.description import ModelDescription
-from stages.checkpoints.formats import Format, Quantization, format_of
+from stages.checkpoints.files import CONFIG
+from stages.checkpoints.formats import Format, Quantization
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes
+from stages.checkpoints.ranks import rotates_at_run_time
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import alike
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, StageError
 from stages.units import GIB
 
 MODELOPT = "hf_quant_config.json"  # where ModelOpt says it, too
@@ -35,6 +37,7 @@ class Group(NamedTuple):
 
     weights: Quantization
     activations: Quantization | None = None
+    packing: str | None = None  # how compressed-tensors stores it
 
     @property
     def arithmetic(self) -> str | None:
@@ -55,12 +58,17 @@ class Quantized:
 
     method: str
     groups: tuple[Group, ...]
-    format: Format | None = None  # where there is one, and it is compressed-tensors'
     kv_cache: str | None
+    rotates: bool = False  # at run time, beyond what is in its weights
     layers: frozenset[str] = frozenset()
     kept: tuple[str, ...] = ()
     num_bytes: int = 0
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Of its groups, each once; what is not compressed-tensors' is stored in the way of its method."""
+        return _formats(self.method, self.groups)
 
     @property
     def num_bits(self) -> int:
@@ -116,12 +124,30 @@ def read_quantized(model_dir: Path, model: ModelDescription) -> Quantized:
     return Quantized(
         method=method,
         groups=tuple(dict.fromkeys(groups)),
-        format=_format(model.config) if method == "compressed-tensors" else None,
         kv_cache=kv_cache,
+        rotates=rotates_at_run_time(said),
         layers=layers,
         kept=tuple(_kept(model.infos, layers)),
         num_bytes=num_stored_bytes(dict(model.infos)),
         notes=tuple(notes),
+    )
+
+
+def read_formats(model_dir: Path) -> tuple[Format, ...]:
+    """The formats that a checkpoint's files say it has; none where they say nothing that is known here."""
+    try:
+        method, said = _said(model_dir, read_description(model_dir / CONFIG))
+        return _formats(method, _READERS[method](said)[0])
+    except (StageError, KeyError, TypeError, ValueError, AttributeError):
+        return ()
+
+
+def _formats(method: str, groups: Iterable[Group]) -> tuple[Format, ...]:
+    return tuple(
+        dict.fromkeys(
+            Format(weights=each.weights, activations=each.activations, packing=each.packing or method)
+            for each in groups
+        )
     )
 
 
@@ -167,7 +193,8 @@ _FP4 = Quantization(num_bits=4, type="float", strategy="tensor_group", group_siz
 
 
 def _compressed_tensors(said: Mapping[str, Any]) -> _Read:
-    groups = [_group(group) for group in said["config_groups"].values() if group.get("weights")]
+    described = [group for group in said["config_groups"].values() if group.get("weights")]
+    groups = [_group(each)._replace(packing=each.get("format") or said.get("format")) for each in described]
     transforms = ["rotated at run time"] if said.get("transform_config") else []
     return _some(groups), _cache(said.get("kv_cache_scheme")), transforms
 
@@ -249,13 +276,6 @@ def _integers(bits: Any, group_size: Any, *, symmetric: bool) -> Quantization:
     return Quantization(
         num_bits=int(bits), type="int", strategy="group", group_size=int(group_size), symmetric=symmetric
     )
-
-
-def _format(config: Mapping[str, Any]) -> Format | None:
-    try:
-        return format_of(config)
-    except CheckpointError:  # several, or in words that the table of formats does not have
-        return None
 
 
 def _some(groups: list[Group]) -> list[Group]:

@@ -24,6 +24,14 @@ class LayerSize(NamedTuple):
         return self.num_matrices * self.rows * self.columns
 
 
+class Heads(NamedTuple):
+    """Attention heads of a block: of queries, of keys and values, and the elements of each."""
+
+    queries: int
+    keys: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
     """The linear layers of a model's blocks, elements of all other weights, and keys and values of one token."""
@@ -32,6 +40,7 @@ class ModelSizes:
     num_others: int
     token_elements: int | None  # None: not known
     ties_head: bool
+    heads: Heads | None = None  # None: not known
 
     @classmethod
     def of_shape(cls, shape: ModelShape) -> "ModelSizes":
@@ -42,7 +51,8 @@ class ModelSizes:
             for name, size in linear_layers(shape).items()
         }
         token_elements = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-        return cls(linears, num_unquantized(shape), token_elements, shape.tie_word_embeddings)
+        heads = Heads(shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+        return cls(linears, num_unquantized(shape), token_elements, shape.tie_word_embeddings, heads)
 
     @property
     def num_parameters(self) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stages.compare.evidence import Pairs, Scorer, Values, read_values
 from stages.compare.samples import Indices, Leaf, Pairing, check_comparable, pair, read_leaves
+from stages.evaluate.differences import check_one_arithmetic
 
 _CHANGED = Scorer(None, is_right_or_wrong=True)  # of documents whether they changed
 
@@ -37,6 +38,9 @@ def read_reruns(
         again = read_leaves(f"{side}_rerun/{number}", leaves, inputs)
         check_comparable(task, again, first, ("rerun", "first run"))
         shared = [name for name in again if name in first]
+        for name in shared:
+            found_in = {f"the rerun of {name}": again[name].arithmetic, "its first run": first[name].arithmetic}
+            check_one_arithmetic(task, found_in)
         pairings = {name: pair(again[name].documents, first[name].documents) for name in shared}
         found.append(Rerun(again, pairings))
     return found

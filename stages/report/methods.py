@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from stages.checkpoints.kernels import shown
 from stages.compare.artifact import ComparisonFacts
 from stages.evaluate.endpoint_config import SERVED
 from stages.evaluate.recorded.artifact import IMPORTED
@@ -79,7 +80,7 @@ def _in_words(arithmetic: str) -> str:
         return _server(facts)
     if facts["method"] == IMPORTED:
         return _run(facts)
-    details = facts.get("kernels") or [facts.get("weights")]
+    details = [shown(facts["kernels"], facts.get("effective"))] if facts.get("kernels") else [facts.get("weights")]
     return " ".join([facts["method"], *filter(None, details)])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.errors import ConfigError, DataError
+from stages.evaluate.engines.native import check_kernels, device_here
 from stages.gpu import GpuState, check_fits, check_gpus, is_busy, read_gpus, wait_until_idle
 from stages.serving.artifact import Device, PointFacts, Validity, WarmUp, read_point, write_point
 from stages.serving.config import ProfileConfig, ProfileMode
@@ -55,7 +56,15 @@ def open_session(config: ProfileConfig, inputs: Mapping[str, Path]) -> Iterator[
         with serve(
             checkpoint, config.engine, config.server, config.random_weights, Path(work_dir), was_busy
         ) as session:
+            if config.num_gpus:
+                _check_kernels(config, checkpoint, session)
             yield session
+
+
+def _check_kernels(config: ProfileConfig, checkpoint: Path, session: "Session") -> None:
+    """Raise ConfigError where the server's log names other kernels than the table does for this GPU."""
+    found = kernels_of(session.server.log.read_text(errors="replace")).linear or {}
+    check_kernels(config.engine, device_here("cuda", config.vllm), sorted(set(found.values())), checkpoint)
 
 
 def _check_vllm(planned: str) -> None:

@@ -46,6 +46,24 @@ BAD_INPUT = {
         ["+sweep=smoke", "engine=vllm_gpu", "gpu=b200"],
         r"/w8a8_int \(W8A8\) does not run on gpu=b200 \(compute capability 10\): .*linear_backend: triton.*H100",
     ),
+    "groups that ranks split": (  # the sizes of Qwen2-72B
+        [
+            "+task@tasks.game=mathador",
+            "suite=none",
+            "recipe=w4a16_int",
+            "recipe.group_size=128",
+            "engine=vllm_gpu",
+            "gpu=h100",
+            "engine.tensor_parallel_size=8",
+            "model.shape.hidden_size=8192",
+            "model.shape.head_dim=128",
+            "model.shape.intermediate_size=29568",
+            "model.shape.num_attention_heads=64",
+            "model.shape.num_key_value_heads=8",
+        ],
+        r"mlp.down_proj has 29568 inputs, 3696 on each of 8 GPUs, no multiple of group 128; set "
+        r"engine.tensor_parallel_size=1, or recipe.group_size=16, or recipe.ignore with re:\.\*down_proj",
+    ),
     "emulation that was not chosen": (
         ["+sweep=smoke", "engine=vllm_gpu", "engine.vllm_args={linear_backend: emulation}"],
         r"engine.vllm_args.linear_backend=emulation .*set engine.allow_emulation=true",

@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.checkpoints.formats import Format, described
-from stages.checkpoints.kernels import UNKNOWN, Device, answer, computed_as, is_emulation, linear_kernels
-from stages.errors import CheckpointError, ConfigError
-from stages.evaluate.engines.simulated import read_quantization
+from stages.checkpoints.formats import Format
+from stages.checkpoints.kernels import UNKNOWN, Device, answer_all, computed_as, is_emulation, linear_kernels
+from stages.checkpoints.quantized import read_formats
+from stages.errors import ConfigError
 from stages.gpu import compute_capability
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def native_facts(llm: Any, checkpoint: Path) -> dict[str, Any]:
     names: set[str] = set()
     with suppress(Exception):  # the attributes that hold kernels are vLLM's own, and move with its versions
         names.update(*llm.apply_model(kernel_names))
-    return native(formats_of(checkpoint), sorted(names))
+    return native(read_formats(checkpoint), sorted(names))
 
 
 def native(formats: Sequence[Format], names: Sequence[str]) -> dict[str, Any]:
@@ -46,28 +46,27 @@ def check_arithmetic(
     be published.  ``effective`` is what the plan says, ``facts`` are the engine's.
     """
     names = arithmetic.get("kernels")
-    if arithmetic.get("method") != NATIVE or names is None:
-        return
+    if arithmetic.get("method") == NATIVE and names is not None:
+        _check_plan(effective, read_formats(place), arithmetic, place)
+        check_kernels(engine, device_here(facts["platform"], facts["engine_version"]), names, place)
+
+
+def check_kernels(engine: "EngineConfig", device: Device, names: Sequence[str], place: Path) -> None:
+    """Raise ConfigError where the kernels that a checkpoint at ``place`` got are not those of the table, or emulate."""
     if (emulating := is_emulation(names)) is not None and not engine.allow_emulation:
         raise ConfigError(
             f"{place.name}: vLLM emulates its format ({emulating}) without being asked; if that is meant, set "
             "engine.allow_emulation=true"
         )
-    formats = formats_of(place)
-    _check_plan(effective, formats, arithmetic, place)
-    device = _device(facts)
-    for quantized in formats if len(formats) == 1 else ():
-        _check_table(quantized, device, engine, names, place)
-
-
-def formats_of(checkpoint: Path) -> list[Format]:
-    """The formats of a checkpoint's groups; empty where they are none that are known here."""
-    quantization = read_quantization(checkpoint)
-    groups = (quantization.get("config_groups") or {}).values()
-    try:
-        return [described(group, group.get("format") or quantization.get("format")) for group in groups]
-    except CheckpointError:
-        return []
+    found = answer_all(read_formats(place), device, engine.dtype, engine.linear_backend)
+    others = [name for name in linear_kernels(names) if found is not None and name not in found.kernels]
+    if found is None or found.unknown is not None or not others:
+        return
+    raise ConfigError(
+        f"{place.name}: vLLM {device.version} computes its {found.label} with {', '.join(others)} here, and the table "
+        f"of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published until "
+        "kernels.yaml (stages/checkpoints/) says what that computes"
+    )
 
 
 def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Mapping[str, Any], place: Path) -> None:
@@ -84,21 +83,10 @@ def _check_plan(effective: str | None, formats: Sequence[Format], arithmetic: Ma
     )
 
 
-def _check_table(quantized: Format, device: Device, engine: "EngineConfig", names: Sequence[str], place: Path) -> None:
-    found = answer(quantized, device, engine.dtype, engine.linear_backend)
-    if found.unknown is not None:
-        return
-    if others := [name for name in linear_kernels(names) if name not in found.kernels]:
-        raise ConfigError(
-            f"{place.name}: vLLM {device.version} computes its {found.label} with {', '.join(others)} here, and the "
-            f"table of kernels says {' or '.join(found.kernels) or 'that it does not run'}: nothing of it is published "
-            "until kernels.yaml (stages/checkpoints/) says what that computes"
-        )
-
-
-def _device(facts: Mapping[str, Any]) -> Device:
-    is_cpu = facts["platform"] == "cpu"
-    return Device(is_cpu, None if is_cpu else compute_capability(), facts["engine_version"])
+def device_here(platform: str, version: str) -> Device:
+    """What multiplies in this process: ``platform`` is cpu or cuda, ``version`` vLLM's."""
+    is_cpu = platform == "cpu"
+    return Device(is_cpu, None if is_cpu else compute_capability(), version)
 
 
 def kernel_names(model: "Module") -> list[str]:

@@ -32,6 +32,14 @@ def test_a_cell_that_is_not_confirmed_says_so() -> None:
     assert [line.count("not confirmed") for line in lines[1:]] == [1, 0, 0]
 
 
+def test_kernels_are_named_where_some_format_had_one_and_what_they_made_of_it() -> None:
+    kernels = [row(), row() | {"computed": "MarlinNvFp4 as W4A16"}, row() | {"computed": "simulated"}]
+    heading, *lines = printed(Summary(title="t", rows=kernels))
+    assert heading.split()[-2:] == ["computed", "by"]
+    assert [line.split("1.000")[1].strip() for line in lines] == ["–", "MarlinNvFp4 as W4A16", "simulated"]
+    assert "computed" not in printed(Summary(title="t", rows=[row(), row() | {"computed": "simulated"}]))[0]
+
+
 def test_each_trial_has_a_line_with_what_is_decided_and_its_counts() -> None:
     counts = {
         "num_cells": 13,

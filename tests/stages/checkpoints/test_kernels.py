@@ -1,7 +1,7 @@
 """The table of vLLM's kernels: what each format is computed with, where, and what would do where it does not run."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +9,19 @@ import pytest
 import yaml
 
 from stages.checkpoints.formats import FORMATS
-from stages.checkpoints.kernels import Device, answer, computed_as, emulated, rounds_of, table, varies
+from stages.checkpoints.kernels import (
+    Answer,
+    Device,
+    answer,
+    answer_all,
+    computed_as,
+    emulated,
+    rounds_of,
+    table,
+    varies,
+)
+from stages.errors import ConfigError
+from stages.evaluate.engines.simulated import input_formats
 
 CONF = Path(__file__).parents[3] / "conf"
 GPUS = {path.stem: yaml.safe_load(path.read_text()).get("capability") for path in (CONF / "gpu").glob("*.yaml")}
@@ -76,6 +88,17 @@ def test_what_does_not_run_says_what_would_do_in_one_line(quantized, device, sai
     assert re.search(said, found.refusal) and "\n" not in found.refusal
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_cpu_the_table_refuses_what_cannot_be_simulated_and_nothing_else(name):
+    inputs = FORMATS[name].activations
+    args = None if inputs is None else asdict(inputs)
+    try:
+        simulated = input_formats({"config_groups": {"group_0": {"input_activations": args}}}) is not None
+    except ConfigError:
+        simulated = False
+    assert bool(answer(FORMATS[name], CPU).kernels) is simulated
+
+
 def test_every_backend_that_is_advised_takes_the_format():
     found = answer(FORMATS["W8A8"], on(10.0), backend="triton")
     assert found.kernels == ("TritonInt8ScaledMMLinearKernel",) and found.effective is None
@@ -129,13 +152,69 @@ def test_a_kernel_that_two_gpus_have_makes_the_same_of_a_format():
         for capability in table().capabilities:
             found = answer(quantized, on(capability))
             if found.kernels:
-                assert rounds_of(quantized, found.kernels) == found.rounds
+                assert rounds_of(quantized, found.kernels) is not None
                 assert computed_as([quantized], found.kernels) == (found.effective or found.label)
+
+
+def test_of_a_checkpoint_of_several_formats_one_that_does_not_run_is_enough():
+    mixed = [FORMATS["NVFP4"], FORMATS["FP8_DYNAMIC"], FORMATS["NVFP4"]]
+    found = answer_all(mixed, on(9.0))
+    assert (found.label, found.effective) == ("W4A4 and W8A8", "W4A16 and W8A8")
+    assert found.usual == ("MarlinNvFp4LinearKernel", "CutlassFP8ScaledMMLinearKernel")
+    assert answer_all(mixed, on(10.0)).effective is None
+    assert "Blackwell" in answer_all([*mixed, FORMATS["W8A8"]], on(10.0)).refusal
+    assert answer_all([], on(9.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("quantized", "capability", "kernel"),
+    [
+        (replace(FORMATS["FP8"], packing="fp8"), 8.0, "MarlinFP8ScaledMMLinearKernel"),
+        (replace(FORMATS["FP8_BLOCK"], packing="fp8"), 9.0, "FlashInferFp8DeepGEMMDynamicBlockScaledKernel"),
+        (replace(FORMATS["W4A16_ASYM"], packing="awq"), 9.0, "MacheteLinearKernel"),
+        (replace(FORMATS["W4A16"], packing="gptq"), 8.0, "MarlinLinearKernel"),
+        (replace(FORMATS["NVFP4"], packing="modelopt"), 9.0, "MarlinNvFp4LinearKernel"),
+    ],
+)
+def test_other_methods_share_the_kernels(quantized, capability, kernel):
+    assert answer(quantized, on(capability)).usual == (kernel,)
+    assert "experts" in answer(replace(FORMATS["MXFP4A16"], packing="mxfp4"), on(capability)).unknown
 
 
 def test_only_formats_that_some_gpu_computes_otherwise_vary():
     names = ("W4A16", "W8A16", "NVFP4A16", "W8A8", "FP8", "NVFP4", "MXFP4A16")
     assert [name for name in names if varies(FORMATS[name])] == ["W8A8", "FP8", "NVFP4", "MXFP4A16"]
+
+
+README = Path(__file__).parents[3] / "stages" / "checkpoints" / "README.md"
+SHOWN = FORMATS | {
+    f"{name} (packed)": replace(FORMATS[name], packing="pack-quantized") for name in ("W4AFP8", "W4A8", "W4A4", "W3A8")
+}
+
+
+def readme_table() -> str:
+    """The table of README.md: a column for capabilities that are alike, a row for formats that are."""
+    notes: dict[str, int] = {}
+
+    def cell(found: Answer) -> str:
+        why = (found.refusal or "").partition(";")[0]
+        return found.shown if found.kernels else f"no ({notes.setdefault(why, len(notes) + 1)})"
+
+    devices = {**{f"{each:g}": on(each) for each in table().capabilities}, "CPU": CPU}
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for place, device in devices.items():
+        columns.setdefault(tuple(cell(answer(each, device)) for each in SHOWN.values()), []).append(place)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for index, name in enumerate(SHOWN):
+        rows.setdefault(tuple(column[index] for column in columns), []).append(name)
+    lines = [["format", *(", ".join(places) for places in columns.values())], ["---"] * (len(columns) + 1)]
+    lines += [[", ".join(names), *row] for row, names in rows.items()]
+    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid + "\n\n" + "\n".join(f"{number}. {why}" for why, number in notes.items()) + "\n"
+
+
+def test_the_readme_shows_the_table():
+    assert readme_table() in README.read_text(), f"stages/checkpoints/README.md must hold this:\n{readme_table()}"
 
 
 def test_backends_name_kernels_of_the_table():

@@ -445,12 +445,20 @@ def test_impossible_settings_are_refused(values, message):
 
 SIMULATED = {"method": "simulated", "weights": "dequantized to float32", "inputs": [], "rounding": None}
 NATIVE = {"method": "native", "kernels": ["MacheteLinearKernel"]}
+TRUE_FP4 = {"method": "native", "kernels": ["CutlassNvFp4LinearKernel"]}
+FP4_AS_WEIGHTS = {
+    "method": "native",
+    "kernels": ["MarlinNvFp4LinearKernel"],
+    "format": "W4A4",
+    "effective": "W4A16",
+}
 
 
 def test_one_trial_has_one_arithmetic(run, write_evaluation):
     """Between its shards and between the leaves of a task; shards of before the field was written are read."""
     shard = write_evaluation
-    for first, second in ((SIMULATED, NATIVE), (SIMULATED, SIMULATED | {"weights": "dequantized to bfloat16"})):
+    other_dtype = SIMULATED | {"weights": "dequantized to bfloat16"}
+    for first, second in ((SIMULATED, NATIVE), (SIMULATED, other_dtype), (TRUE_FP4, FP4_AS_WEIGHTS)):
         shards = [shard("t", [1.0], docs=[0], arithmetic=first), shard("t", [1.0], docs=[1], arithmetic=second)]
         message = refusal(run, {"t": shards})
         assert "t: two arithmetics" in message and "trial/t/0001" in message
@@ -463,7 +471,14 @@ def test_one_trial_has_one_arithmetic(run, write_evaluation):
     assert run({"t": old}).whole["score"] == 1.0
 
 
-@pytest.mark.parametrize("arithmetic", [SIMULATED, NATIVE, {"method": "dense"}, None])
+def test_four_bits_times_four_are_not_run_again_as_weights_alone(run, write_evaluation):
+    first, again = ({"t": write_evaluation("t", [1.0], arithmetic=each)} for each in (TRUE_FP4, FP4_AS_WEIGHTS))
+    with pytest.raises(DataError, match=r'two arithmetics: effective is "W4A16" in the rerun of t and null in its'):
+        run(first, again={"trial_rerun/1": again})
+    assert run(first, again={"trial_rerun/1": first}).whole["rerun_num_changed"] == 0
+
+
+@pytest.mark.parametrize("arithmetic", [SIMULATED, NATIVE, FP4_AS_WEIGHTS, {"method": "dense"}, None])
 def test_a_dense_base_is_compared_with_every_arithmetic(run, write_evaluation, arithmetic):
     trial = write_evaluation("t", [1.0, 0.0], arithmetic=arithmetic)
     for base in ({"method": "dense"}, None, arithmetic):

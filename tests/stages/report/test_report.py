@@ -502,7 +502,7 @@ def test_what_a_run_of_lm_eval_says_of_itself_is_said_beside_its_numbers(write, 
 
 def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluation, tmp_path):
     """Its tasks were answered on machines of two kinds; each alone keeps its score."""
-    kernel = {"method": "native", "kernels": ["MacheteLinearKernel"]}
+    kernel = {"method": "native", "kernels": ["MarlinNvFp4LinearKernel"], "format": "W4A4", "effective": "W4A16"}
     simulated = {"method": "simulated", "weights": "dequantized to float32"}
     inputs = {}
     for task, arithmetic in (("arc", simulated), ("gsm8k", kernel), ("ifeval", simulated)):
@@ -515,7 +515,9 @@ def test_a_trial_of_two_arithmetics_has_no_mean_over_them(write, write_evaluatio
     page = write(inputs, tasks=["arc", "gsm8k", "ifeval"], suites=suites)
     means = {row["suite"]: row["mean"] for row in page.summary["suites"] if row["trial"] == "m/w8a8"}
     assert means == {"both": None, "alike": 0.5}
-    assert "m/w8a8: two arithmetics (simulated dequantized to float32 for arc, ifeval; native Mach" in page.markdown
+    assert "m/w8a8: two arithmetics (simulated dequantized to float32 for arc, ifeval; native Marl" in page.markdown
+    shown = {row["task"]: row["computed"] for row in page.rows if row["trial"] == "m/w8a8"}
+    assert shown == {"arc": "simulated", "gsm8k": "MarlinNvFp4 as W4A16", "ifeval": "simulated"}
 
 
 def test_many_trials_are_shown_in_the_order_of_what_is_decided_and_the_most_when_asked_for(write, inputs):

@@ -1,6 +1,7 @@
 """Servers, loads and doubts: real processes, GuideLLM against its null server, and what a reader is told of a point."""
 
 import itertools
+import json
 import os
 import signal
 import socket
@@ -8,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from stages.errors import ConfigError, EngineError
 from stages.evaluate.config import EngineConfig
+from stages.evaluate.engines import native
 from stages.gpu import GpuState, check_fits, check_gpus, read_gpus
 from stages.serving import measure, validity
 from stages.serving.artifact import ClientCeiling
@@ -26,7 +30,7 @@ from stages.serving.measure import under_load
 from stages.serving.process import Server, free_port
 from stages.serving.prompts import random_prompts
 from stages.serving.session import Session, serve, vllm_command
-from stages.serving.stage import open_session, profile
+from stages.serving.stage import _check_kernels, open_session, profile
 
 H100 = GpuState("NVIDIA H100 80GB HBM3", "570.1", 1980, 2619, 40, 120.0, 4.0, 81000.0, 0, False)
 LOG = """\
@@ -208,6 +212,40 @@ def test_what_the_log_says_of_kernels():
     }
     selected = "INFO Selected CutlassInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8\n"
     assert kernels_of(selected).linear == {"CompressedTensorsW8A8Int8": "CutlassInt8ScaledMMLinearKernel"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "capability", "said"),
+    [
+        ("MacheteLinearKernel", 9.0, None),
+        (
+            "MacheteLinearKernel",
+            8.0,
+            r"with MacheteLinearKernel here, and the table .* MarlinLinearKernel:",
+        ),
+        ("MacheteLinearKernel", None, None),
+    ],
+)
+def test_a_server_whose_log_names_another_kernel_than_the_table_is_not_measured(
+    tmp_path, monkeypatch, kernel, capability, said
+):
+    monkeypatch.setattr(native, "compute_capability", lambda: capability)
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "dynamic": False}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    quantization["format"] = "pack-quantized"
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    (tmp_path / "log").write_text(f"INFO Using {kernel} for CompressedTensorsWNA16\n")
+    config = ProfileConfig(
+        workload="w",
+        load=WorkloadConfig(prompt_tokens=16, output_tokens=8),
+        mode=ProfileMode.synchronous,
+        engine=EngineConfig(on_gpu=True),
+        device="H100",
+        vllm="0.26.0",
+    )
+    session = SimpleNamespace(server=SimpleNamespace(log=tmp_path / "log"))
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        _check_kernels(config, tmp_path, session)
 
 
 def test_what_the_log_does_not_say_is_not_known():

@@ -15,6 +15,8 @@ from pipeline.steps.stages import ANSWER, FETCH_MODEL
 from pipeline.steps.step import Step
 from pipeline.store.store import Address, Store
 from stages.calibrate import CalibrationConfig, calibrate
+from stages.checkpoints.formats import FORMATS
+from stages.checkpoints.kernels import SIMULATED, Device, answer
 from stages.errors import EngineError
 from stages.evaluate.answer import exchange, open_session
 from stages.evaluate.config import AnswerConfig, EngineConfig, PromptConfig
@@ -141,6 +143,9 @@ def test_an_exchanged_checkpoint_answers_as_in_a_fresh_engine(members, samples, 
         exchange({"checkpoint": second}, session)
         assert samples(session, dtype) == fresh
         assert session.engine.arithmetic["method"] in method
+        if scheme is not None:  # the table's rows of CPUs, against what vLLM really took
+            said = answer(FORMATS[scheme], Device(True, None, session.engine.facts["engine_version"]), dtype)
+            assert set(session.engine.arithmetic.get("kernels") or [SIMULATED]) <= set(said.kernels)
         exchange({"checkpoint": first}, session)
         assert samples(session, dtype) == before
     assert all(before[task] != fresh[task] for task in SHARDS), "two models must not answer alike"
