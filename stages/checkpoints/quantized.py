@@ -15,6 +15,7 @@ from stages.checkpoints.files import CONFIG
 from stages.checkpoints.formats import Format, Quantization
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes
 from stages.checkpoints.ranks import rotates_at_run_time
+from stages.checkpoints.scales import misfit
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import alike
 from stages.errors import CheckpointError, StageError
@@ -115,6 +116,13 @@ def read_quantized(model_dir: Path, model: ModelDescription) -> Quantized:
         raise CheckpointError(
             f"model path {model_dir}: quantization_config ({method}) cannot be read ({type(error).__name__}: {error})"
         ) from error
+    unique = tuple(dict.fromkeys(groups))
+    wrong = misfit(method, unique[0].weights, model.infos) if len(unique) == 1 else None
+    if wrong is not None:
+        raise CheckpointError(
+            f"model path {model_dir}: {wrong}, as quantization_config ({_words(unique[0].weights)}) wants: config.json "
+            "and weights are of two checkpoints; fetch both again"
+        )
     layers = frozenset(quantized_layers(model.infos))
     if not layers:
         raise CheckpointError(

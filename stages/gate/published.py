@@ -7,13 +7,14 @@ is judged: lose a tensor of the base, give it another shape, store what is no nu
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.files import first_of
 from stages.checkpoints.headers import TensorInfo, digest_of, num_stored_bytes
-from stages.checkpoints.quantized import quantized_layers
+from stages.checkpoints.quantized import quantized_layers, read_quantized
 from stages.checkpoints.rows import Reader, blocks
 from stages.gate.artifact import Check
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_BLOCK_SCALE = "_scale_inv"
+_MOST_ERROR = 0.1  # relative; rounding to E4M3 makes 0.03
 _SCALE = re.compile(r"(_scale(_inv|_2)?|\.scales)$")
 _BLOCK = re.compile(r"(?:^|\.)((?:layers|h|blocks)\.\d+\..+)$")
 _OTHER_PART = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
@@ -32,6 +35,9 @@ def check_published(base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
     yield Check("files_readable", True)
     yield _check_present(base, checkpoint)
     yield from _check_numbers(checkpoint.infos)
+    block = read_quantized(checkpoint_dir, checkpoint).groups[0].weights.block_structure
+    if block is not None:
+        yield _check_close(base, checkpoint, block)
     yield _check_kept(base, checkpoint)
     ratio = num_stored_bytes(dict(checkpoint.infos)) / num_stored_bytes(dict(base.infos))
     yield Check("size_ratio", ratio < 1, ratio, 1.0, "bytes of the checkpoint / bytes of the base, of which it is less")
@@ -82,6 +88,37 @@ def _are_scales(scales: "Tensor") -> bool:
         return bool((scales < 255).all())
     scales = scales.float()
     return bool(scales.isfinite().all() and (scales >= 0).all() and (scales > 0).any())
+
+
+def _check_close(base: ModelDescription, checkpoint: ModelDescription, block: tuple[int, int]) -> Check:
+    """Of FP8 in blocks, which rounds to nearest, every weight is near the base's; of other forms nothing is asked."""
+    of_base = {_place(name): name for name in base.infos}
+    pairs = {
+        name: of_base[_place(name)]
+        for name, info in checkpoint.infos.items()
+        if len(info.shape) == 2 and f"{name}{_BLOCK_SCALE}" in checkpoint.infos and _place(name) in of_base
+    }
+    with ExitStack() as opened:
+        own, wanted = (
+            opened.enter_context(Reader({name: (name, info) for name, info in infos.items()}))
+            for infos in (checkpoint.infos, base.infos)
+        )
+        near = {name: _error(own, wanted, name, other, block) <= _MOST_ERROR for name, other in pairs.items()}
+    far = [name for name, is_near in near.items() if not is_near]
+    detail = f"{first_of(far)} far from the base's weights" if far else f"{len(pairs)} weights compared"
+    return Check("weights_close", not far, len(far), 0, detail)
+
+
+def _error(own: Reader, wanted: Reader, name: str, other: str, block: tuple[int, int]) -> float:
+    """Relative to the base's weight, over all of it."""
+    codes, weight, scales = (
+        reader.read(each).float() for reader, each in ((own, name), (wanted, other), (own, f"{name}{_BLOCK_SCALE}"))
+    )
+    if codes.shape != weight.shape:
+        return math.inf
+    for dimension, (size, repeats) in enumerate(zip(codes.shape, block, strict=True)):
+        scales = scales.repeat_interleave(repeats, dim=dimension).narrow(dimension, 0, size)
+    return float((codes * scales - weight).norm() / weight.norm().clamp(min=1e-30))
 
 
 def _check_kept(base: ModelDescription, checkpoint: ModelDescription) -> Check:

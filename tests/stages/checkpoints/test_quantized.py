@@ -89,6 +89,21 @@ def test_what_is_no_quantized_checkpoint_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        (FP8 | {"weight_block_size": [64, 64]}, r"mlp.down_proj.weight_scale_inv has shape \(2, 4\), not \(1, 2\)"),
+        (AWQ | {"group_size": 64}, r"mlp.down_proj.scales has shape \(4, 64\), not \(2, 64\)"),
+    ],
+)
+def test_scales_of_other_groups_than_the_config_says_are_refused(
+    tmp_path: Path, quantization: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{message}, as quantization_config .* wants") as refused:
+        check_quantized_path(write_quantized(tmp_path / "q", quantization))
+    assert "\n" not in str(refused.value)
+
+
 def test_an_adapter_is_refused_for_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")

@@ -107,6 +107,16 @@ def _awq(rows: int, columns: int) -> Stored:
     }
 
 
+def _gptq(rows: int, columns: int) -> Stored:
+    groups = columns // 32
+    return {
+        "qweight": ("I32", (columns // 8, rows)),
+        "qzeros": ("I32", (groups, rows // 8)),
+        "scales": ("F16", (groups, rows)),
+        "g_idx": ("I32", (columns,)),
+    }
+
+
 def _fp8(rows: int, columns: int) -> Stored:
     return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale_inv": ("F32", (rows // 32, columns // 32))}
 
@@ -128,7 +138,7 @@ def _modelopt(rows: int, columns: int) -> Stored:
     }
 
 
-_FORMS = {"awq": _awq, "gptq": _awq, "fp8": _fp8, "compressed-tensors": _fp4, "modelopt": _modelopt}
+_FORMS = {"awq": _awq, "gptq": _gptq, "fp8": _fp8, "compressed-tensors": _fp4, "modelopt": _modelopt}
 
 
 def write_quantized(

@@ -12,7 +12,7 @@ from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
 from stages.gate.stage import gate
 from stages.published import PublishedSource, fetch_published, read_described
-from tests.quantized import change, dequantized_awq, read_weights, save_awq, save_fp8_blocks
+from tests.quantized import change, dequantized_awq, read_weights, save_awq, save_fp8_blocks, save_gptq
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.0.mlp.up_proj.weight"
@@ -84,6 +84,12 @@ def _drop(tensors: Tensors) -> None:
     del tensors["model.norm.weight"]
 
 
+def _swap(tensors: Tensors) -> None:
+    for part in ("", "_scale_inv"):
+        up, gate = f"{LAYER}{part}", f"{LAYER}{part}".replace("up_proj", "gate_proj")
+        tensors[up], tensors[gate] = tensors[gate].clone(), tensors[up].clone()
+
+
 def _cut(tensors: Tensors) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
 
@@ -96,6 +102,7 @@ def _cut(tensors: Tensors) -> None:
         (_spoil_code, "tensors_finite", f"{LAYER} with NaN or infinity"),
         (_spoil_norm, "tensors_finite", "model.norm.weight with NaN or infinity"),
         (_drop, "tensors_present", "model.norm.weight of the base missing"),
+        (_swap, "weights_close", "model.layers.0.mlp.gate_proj.weight and 1 more far from the base's weights"),
         (_cut, "tensors_kept", "model.norm.weight of another shape than the base's"),
     ],
 )
@@ -129,9 +136,7 @@ def test_tensors_that_a_method_moved_factors_into_are_told_and_no_fault(
 def test_what_transformers_does_not_read_is_checked_by_its_files_alone(
     gated: Callable[[Path], dict[str, Check]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
-    awq = save_awq(tiny_model, tmp_path / "awq")
-    checks = gated(change(awq, tmp_path / "gptq", quantization_config=said))
+    checks = gated(save_gptq(tiny_model, tmp_path / "gptq"))
     assert checks["tensors_present"].passed and checks["size_ratio"].passed
     assert checks["model_loads"].passed is None
     assert "reads no checkpoint in the form gptq" in checks["model_loads"].detail
