@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stages.checkpoints.description import ModelDescription, describe
 from stages.checkpoints.files import first_of
 from stages.checkpoints.headers import TensorInfo, digest_of, num_stored_bytes
+from stages.checkpoints.loaded import built_on_meta
 from stages.checkpoints.quantized import quantized_layers, read_quantized
 from stages.checkpoints.rows import Reader, blocks
 from stages.gate.artifact import Check
@@ -25,7 +26,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _BLOCK_SCALE = "_scale_inv"
 _MOST_ERROR = 0.1  # relative; rounding to E4M3 makes 0.03
 _SCALE = re.compile(r"(_scale(_inv|_2)?|\.scales)$")
-_BLOCK = re.compile(r"(?:^|\.)((?:layers|h|blocks)\.\d+\..+)$")
+_WRAPPERS = re.compile(r"^(?:(?:model|language_model|text_model|transformer)\.)+")
 _OTHER_PART = re.compile(r"vision|visual|image|audio|speech|projector|connector|aligner", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ def check_published(base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
     """Every check that needs no forward pass.  CheckpointError for files that are damaged or missing."""
     base, checkpoint = describe(base_dir), describe(checkpoint_dir)
     yield Check("files_readable", True)
-    yield _check_present(base, checkpoint)
+    yield _check_present(base_dir, base, checkpoint)
     yield from _check_numbers(checkpoint.infos)
     block = read_quantized(checkpoint_dir, checkpoint).groups[0].weights.block_structure
     if block is not None:
@@ -43,13 +44,14 @@ def check_published(base_dir: Path, checkpoint_dir: Path) -> Iterator[Check]:
     yield Check("size_ratio", ratio < 1, ratio, 1.0, "bytes of the checkpoint / bytes of the base, of which it is less")
 
 
-def _check_present(base: ModelDescription, checkpoint: ModelDescription) -> Check:
+def _check_present(base_dir: Path, base: ModelDescription, checkpoint: ModelDescription) -> Check:
     """Every tensor that the base loads is there, as it was or quantized; experts may be stored together or apart."""
     stored = {_place(name) for name in checkpoint.infos}
     quantized = {_place(layer) for layer in quantized_layers(checkpoint.infos)}
     experts = {place.partition("experts")[0] for place in stored if "experts" in place}
     heads = set(base.tables[1:]) if base.ties_head else set()
-    wanted = [name for name in base.infos if name not in {*base.unread, *heads} and not _OTHER_PART.search(name)]
+    left = {*built_on_meta(base_dir, base.infos)[1].unread, *heads}
+    wanted = [name for name in base.infos if name not in left and not _OTHER_PART.search(name)]
     missing = []
     for name in wanted:
         place = _place(name)
@@ -142,6 +144,5 @@ def _check_kept(base: ModelDescription, checkpoint: ModelDescription) -> Check:
 
 
 def _place(name: str) -> str:
-    """A tensor's name from its stack of blocks on, or its last two parts: tools differ in what they put before."""
-    block = _BLOCK.search(name)
-    return block[1] if block else ".".join(name.split(".")[-2:])
+    """A tensor's name without the names of wrappers that stand before the language model: tools differ in those."""
+    return _WRAPPERS.sub("", name)

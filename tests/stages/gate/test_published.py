@@ -10,6 +10,7 @@ from stages.errors import CheckpointError
 from stages.gate.artifact import Check, read_checks
 from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
+from stages.gate.published import check_published
 from stages.gate.stage import gate
 from stages.published import PublishedSource, fetch_published, read_described
 from tests.quantized import change, dequantized_awq, read_weights, save_awq, save_fp8_blocks, save_gptq
@@ -168,3 +169,22 @@ def test_awq_is_read_by_its_codes_and_passes(
     checks = gated(awq)
     assert all(check.passed for check in checks.values()), checks
     assert checks["mean_kl"].value is not None and 0 < checks["mean_kl"].value < 1e-3
+
+
+def test_names_of_another_wrapper_and_layers_that_no_loader_takes_are_no_fault(
+    fp8: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Layers for speculation lie in many bases and in few checkpoints; tools call the language model otherwise."""
+
+    def rename(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("model.")]:
+            tensors[f"model.language_{name}"] = tensors.pop(name)
+
+    def speculate(tensors: Tensors) -> None:
+        tensors["mtp.layers.0.mlp.up_proj.weight"] = torch.ones(8, 64, dtype=torch.bfloat16)
+
+    base = change(tiny_model, tmp_path / "base", speculate)
+    checks = {check.name: check for check in check_published(base, change(fp8, tmp_path / "renamed", rename))}
+    assert checks["tensors_present"].passed, checks["tensors_present"].detail
+    assert checks["tensors_kept"].detail == "7 as in the base"
+    assert checks["weights_close"].detail == "14 weights compared"
