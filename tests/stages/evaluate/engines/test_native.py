@@ -14,10 +14,19 @@ FP8 = {
     "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "dynamic": False},
     "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
 }
+FP8_BLOCK = {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128], "dynamic": False},
+    "input_activations": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 128, "dynamic": True},
+}
 INT4 = {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "dynamic": False}}
 NVFP4_ARGS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "dynamic": False}
 NVFP4 = {"weights": NVFP4_ARGS, "input_activations": {**NVFP4_ARGS, "dynamic": "local"}}
-PACKING = {id(FP8): "float-quantized", id(INT4): "pack-quantized", id(NVFP4): "nvfp4-pack-quantized"}
+PACKING = {
+    id(FP8): "float-quantized",
+    id(FP8_BLOCK): "float-quantized",
+    id(INT4): "pack-quantized",
+    id(NVFP4): "nvfp4-pack-quantized",
+}
 
 
 class FakeLlm:
@@ -61,6 +70,8 @@ def on(monkeypatch):
         (NVFP4, "EmulationNvFp4LinearKernel", "as it says"),
         (NVFP4, "FlashInferCutlassNvFp4LinearKernel", "as it says"),
         (INT4, "MacheteLinearKernel", "as it says"),
+        (FP8_BLOCK, "CutlassFp8BlockScaledMMKernel", "as it says"),
+        (FP8_BLOCK, "DeepGemmFp8BlockScaledMMKernel", "W8A8 with scales of powers of two"),
     ],
 )
 def test_what_kernels_make_of_a_format_is_recorded_where_it_is_another(checkpoint, group, kernel, effective):
