@@ -5,15 +5,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.checkpoints.checks import ADAPTER, check_model_path, check_quantized_path
 from stages.checkpoints.files import CONFIG, companions, model_files
-from stages.checkpoints.headers import num_elements, num_stored_bytes, read_tensor_infos
+from stages.checkpoints.headers import read_tensor_infos
 from stages.errors import ConfigError, DataError, StageError
 from stages.fields import execution, identity
 from stages.hub import transfer_dataset, transfer_model
 from stages.local_files import copy_files, digest_tree, files_below
 from stages.units import GIB
+
+if TYPE_CHECKING:
+    from stages.checkpoints.loaded import Loaded
 
 VERSION = 1
 
@@ -75,7 +79,8 @@ def copy_companions(model_dir: Path, out: Path) -> None:
 
 
 def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write a plain Hugging Face checkpoint directory; metrics ``size_gib``, ``num_tensors``, ``num_parameters``.
+    """Write a plain Hugging Face checkpoint directory; metrics ``size_gib`` and ``num_parameters`` of what is loaded,
+    ``num_tensors`` of what is stored, ``num_unread`` of those that are not loaded.
 
     Raises DataError when the source is out of reach or not as promised, CheckpointError for damaged weights and for a
     model of which a loader would invent some.
@@ -86,12 +91,12 @@ def fetch_model(config: ModelSource, inputs: Mapping[str, Path], out: Path) -> M
 
         rescale(out, config.rescale_seed)
     with named(out, config):
-        _check_loads(out)
-    infos = read_tensor_infos(out)
+        loaded = _check_loads(out)
     return {
-        "size_gib": num_stored_bytes(infos) / GIB,
-        "num_tensors": len(infos),
-        "num_parameters": sum(map(num_elements, infos.values())),
+        "size_gib": loaded.num_bytes / GIB,
+        "num_tensors": len(read_tensor_infos(out)),
+        "num_parameters": loaded.num_elements,
+        "num_unread": len(loaded.unread),
     }
 
 
@@ -135,14 +140,16 @@ def fetch_dataset(config: DatasetSource, inputs: Mapping[str, Path], out: Path) 
     return {"num_files": len(sizes), "size_gib": sum(sizes) / GIB}
 
 
-def _check_loads(out: Path) -> None:
+def _check_loads(out: Path) -> "Loaded":
     """Nothing of the model is invented; what is not loaded is said in the step's log."""
     from stages.checkpoints.loaded import check_loads, shown
 
     model = check_model_path(out)
     (out / ADAPTER).unlink(missing_ok=True)  # of a model that has one beside its own weights
-    if unread := check_loads(out, model):
+    loaded = check_loads(out, model)
+    if unread := loaded.unread:
         print(f"{shown(unread)} not loaded and will not be in a checkpoint ({len(unread)} tensors)")
+    return loaded
 
 
 @contextmanager

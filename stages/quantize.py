@@ -18,21 +18,24 @@ import yaml
 from stages.calibrate import read_sequences
 from stages.checkpoints.bf16 import fast_bf16_linear
 from stages.checkpoints.description import describe
+from stages.checkpoints.expected import foretell
 from stages.checkpoints.files import CONFIG
 from stages.checkpoints.finite import check_finite
 from stages.checkpoints.formats import FORMATS, SUPPORTED, Format
 from stages.checkpoints.gptq_fallback import Rounded, rounded_layers
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.hessians import tensor_core_hessians
+from stages.checkpoints.intent import Intent
 from stages.checkpoints.layer_names import loaded_layers
+from stages.checkpoints.meta import loaded_model
 from stages.checkpoints.opening import load_model
 from stages.checkpoints.saving import make_saveable
 from stages.checkpoints.shape import read_description
-from stages.checkpoints.sizes import ModelSizes, alike
+from stages.checkpoints.sizes import LayerSize, ModelSizes, alike
 from stages.checkpoints.smoothing import check_smoothing
 from stages.checkpoints.text_part import make_plain, outside_text, routers
 from stages.documents import write_json
-from stages.errors import ConfigError
+from stages.errors import CheckpointError, ConfigError
 from stages.fetch import copy_companions
 from stages.fields import execution, identity
 from stages.imports import no_collection
@@ -204,7 +207,7 @@ def prepare(config: QuantizeConfig) -> None:
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
-    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (base bytes / bytes),
+    """Write the compressed checkpoint; metrics ``size_gib``, ``compression_ratio`` (bytes of the base as loaded / own),
     ``num_gptq_layers`` and ``num_rounded_layers`` (those of them that GPTQ rounded to nearest; None without GPTQ).
 
     Every file but the weights, their config and ``recipe.yaml`` is the base model's own, byte for byte.
@@ -219,13 +222,12 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     recipe, model_dir = config.recipe, inputs["model"]
     with _as_config_error():
         check_fits(recipe, describe(model_dir).sizes)
+    num_base_bytes = _check_can_be_made(recipe, model_dir)
     check_finite(model_dir)
     set_seed(config.seed)
     model = load_model(model_dir, splits_experts=True, dtype="auto", device_map=config.device_map)
     make_plain(model)
     make_saveable(model)
-    with _as_config_error():
-        check_layers(recipe, loaded_layers(model))
     kept = [*outside_text(model), *routers(model)]
     modifiers = _build_modifiers(recipe, kept)
     if recipe.smoothing_strength is not None:
@@ -244,12 +246,47 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Path], out: Path) -> M
     _ignore(out, kept)
     copy_companions(model_dir, out)
     num_bytes = num_stored_bytes(read_tensor_infos(out))
-    num_base_bytes = num_stored_bytes(read_tensor_infos(model_dir))
     return {
         "size_gib": num_bytes / GIB,
         "compression_ratio": num_base_bytes / num_bytes,
         **_gptq_metrics(recipe, rounded),
     }
+
+
+def _check_can_be_made(recipe: RecipeConfig, model_dir: Path) -> int:
+    """Make the checkpoint on the meta device, before a weight is read; bytes of the base as it is loaded.
+
+    Raises ConfigError for a recipe that means layers which the model has not, or that does not fit those it has.
+    """
+    from compressed_tensors.compressors.format import infer_module_format
+    from torch.nn import Linear
+
+    base = loaded_model(model_dir)
+    kept = [*outside_text(base.model), *routers(base.model)]
+    with _as_config_error():
+        check_layers(recipe, loaded_layers(base.model))
+        check_group_size(recipe, _linear_sizes(base.model, kept))
+    rounding: Any = _build_modifiers(recipe, kept)[-1]
+    groups = {}
+    for name, scheme in rounding.config_groups.items():
+        groups[name] = {**scheme.model_dump(mode="json"), "format": infer_module_format(Linear, scheme).value}
+    try:
+        foretell(base, Intent({"config_groups": groups, "ignore": rounding.ignore}))
+    except CheckpointError as error:
+        raise ConfigError(f"recipe {recipe.name}: {error}") from error
+    return base.num_bytes
+
+
+def _linear_sizes(model: Any, kept: Collection[str]) -> ModelSizes:
+    """Of the layers that a quantizer meets, each expert's among them."""
+    from torch.nn import Linear
+
+    found = {
+        name: LayerSize(1, *module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and name not in kept
+    }
+    return ModelSizes(found, 0, None, False)
 
 
 def _gptq_metrics(recipe: RecipeConfig, rounded: Rounded) -> dict[str, float | None]:

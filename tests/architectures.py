@@ -14,9 +14,17 @@ _GEMMA = {**_LLAMA, "tie_word_embeddings": True, "head_dim": 32, "query_pre_attn
 _ROUTED = {**_LLAMA, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _LATENT = {
     **_ROUTED,
-    **{"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32},
-    **{"num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
-    **{"first_k_dense_replace": 1},
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
 }
 _VISION = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TILED = _VISION | {"image_size": 56, "patch_size": 14}

@@ -15,6 +15,8 @@ from pipeline.store.store import Store
 from stages.published import read_described
 from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteRow, TrialRow
 
+_UNREAD = "are not loaded and in no checkpoint"
+
 
 def report_step(plan: Plan, config: Config, store: Store) -> Step:
     """The report of the artifacts published so far, and of what they took: the same artifacts give the same report."""
@@ -82,7 +84,7 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         recipe=config.recipe.name,
         is_base=trial.trial.is_base,
         base=trial.trial.base,
-        notes=_notes(config),
+        notes=_notes(config, metrics),
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         rounded=_rounded(metrics),
         quantized=_quantized(trial, store),
@@ -110,10 +112,14 @@ def _rounded(metrics: Mapping[str, float | None]) -> str | None:
     )
 
 
-def _notes(config: Config) -> str | None:
+def _notes(config: Config, metrics: Mapping[str, float | None]) -> str | None:
+    """What the plan noted of the model, and what its loader left out where a plan could not see that."""
     if config.model.weights is Weights.dummy:
         return "Random weights of the model's shape: its speed is measured, its answers mean nothing."
-    return config.model.note
+    if not (num_unread := metrics.get("num_unread")) or (config.model.note and _UNREAD in config.model.note):
+        return config.model.note
+    unread = f"{num_unread:g} tensors of the base's files {_UNREAD}: the log of its fetch step names them."
+    return " ".join(filter(None, [config.model.note, unread]))
 
 
 def _mixed(compared: Sequence[TrialPlan], store: Store) -> str | None:

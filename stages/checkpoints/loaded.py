@@ -34,15 +34,20 @@ _DTYPES = {
 
 
 class Loaded(NamedTuple):
-    """Tensors by name: needed and not stored, stored and not taken, of another shape than the model's."""
+    """Tensors by name: needed and not stored, stored and not taken, of another shape than the model's.
+
+    ``num_bytes`` and ``num_elements``: of what is loaded, each tensor once.
+    """
 
     missing: list[str]
     unread: list[str]
     misshapen: list[str]
+    num_bytes: int
+    num_elements: int
 
 
-def check_loads(model_dir: Path, model: ModelDescription) -> list[str]:
-    """The tensors that are not loaded; CheckpointError where the loader would invent some of the weights."""
+def check_loads(model_dir: Path, model: ModelDescription) -> Loaded:
+    """What is loaded; CheckpointError where the loader would invent some of the weights."""
     loaded = loading(model_dir, model)
     if loaded.missing and len(loaded.unread) == len(model.infos):
         raise CheckpointError(
@@ -55,7 +60,7 @@ def check_loads(model_dir: Path, model: ModelDescription) -> list[str]:
         raise CheckpointError(
             f"{model_dir}: {shown(loaded.misshapen)} of another shape than config.json says; fetch or save both again"
         )
-    return loaded.unread
+    return loaded
 
 
 def shown(names: list[str]) -> str:
@@ -98,7 +103,16 @@ def built_on_meta(model_dir: Path, infos: Mapping[str, TensorInfo]) -> tuple[Any
         raise
     except Exception as error:
         raise CheckpointError(f"{model_dir}: transformers cannot build the model: {one_line(error)}") from error
-    return model, Loaded(sorted(said["missing_keys"]), sorted(unread), _names(said["mismatched_keys"]))
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    own = [tensor for name, tensor in model.state_dict().items() if name not in tied]
+    found = Loaded(
+        sorted(said["missing_keys"]),
+        sorted(unread),
+        _names(said["mismatched_keys"]),
+        sum(tensor.numel() * tensor.element_size() for tensor in own),
+        sum(tensor.numel() for tensor in own),
+    )
+    return model, found
 
 
 def stored_dtype(dtype: Any) -> str:

@@ -65,9 +65,7 @@ def _as_stored(model_dir: Path, infos: Mapping[str, TensorInfo], splits_experts:
 
 @contextmanager
 def _packed_as_read() -> Iterator[None]:
-    """Some classes would fill a layer's ``weight`` with random numbers where only packed codes are stored, and fall over
-    its absence.
-    """
+    """Some classes would fill a ``weight`` at random where packed codes are stored, and fall over its absence."""
     from transformers import PreTrainedModel
 
     plain = PreTrainedModel._initialize_weights

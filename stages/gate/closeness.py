@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.expected import Layer
+from stages.checkpoints.intent import Intent
 from stages.checkpoints.rows import blocks
-from stages.gate.expected import Layer
-from stages.gate.intent import Intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,8 +1,9 @@
 """Refuse a quantized checkpoint that is damaged, incomplete or talks nonsense, before anything is evaluated on it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stages.checkpoints.intent import read_intent
 from stages.checkpoints.loadable import check_method
 from stages.errors import CheckpointError, ConfigError
 from stages.gate.artifact import Check, write_checks
@@ -18,7 +19,6 @@ from stages.gate.behaviour import (
     read_behaviour,
 )
 from stages.gate.config import GateConfig
-from stages.gate.intent import read_intent
 from stages.gate.published import check_published
 from stages.gate.weights import check_weights, read_files
 from stages.imports import no_collection
@@ -81,9 +81,11 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
     """Checks in order; a part that cannot be read fails the one check that says why, and the rest go on."""
     checkpoint_dir, described = inputs["checkpoint"], read_described(inputs["checkpoint"])
     try:
-        yield from _check_files(config, inputs)
+        is_loadable = yield from _check_files(config, inputs)
     except CheckpointError as error:
         yield Check("files_readable", False, detail=str(error))
+        return
+    if not is_loadable:
         return
     try:
         check_method(FORETOLD if described is None else described.method)
@@ -104,16 +106,20 @@ def _run_checks(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Chec
     yield from check_noise(checkpoint)
 
 
-def _check_files(config: GateConfig, inputs: Mapping[str, Path]) -> Iterator[Check]:
-    """Without a forward pass: against what compressed-tensors foretells; of another form, against the base alone."""
+def _check_files(config: GateConfig, inputs: Mapping[str, Path]) -> Generator[Check, None, bool]:
+    """Without a forward pass: against what compressed-tensors foretells; of another form, against the base alone.
+
+    Returns whether a loader would take them.
+    """
     described = read_described(inputs["checkpoint"])
     if described is not None and described.method != FORETOLD:
         yield from check_published(inputs["base"], inputs["checkpoint"])
-        return
+        return True
     intent = read_intent(inputs["checkpoint"], needs_recipe=described is None)
     files = read_files(inputs["base"], inputs["checkpoint"], intent)
     yield Check("files_readable", True)
     yield from check_weights(files, config.max_size_deviation)
+    return not files.unlike
 
 
 def _base(config: GateConfig, inputs: Mapping[str, Path]) -> Behaviour:

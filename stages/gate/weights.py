@@ -6,13 +6,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.checkpoints.expected import Expected, Stored, foretell
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
-from stages.checkpoints.meta import LoadedModel, loaded_names
+from stages.checkpoints.intent import Intent, read_intent
+from stages.checkpoints.meta import LoadedModel, loaded_model, loaded_names
 from stages.checkpoints.rows import Reader, blocks
 from stages.gate.artifact import Check
 from stages.gate.closeness import num_wrong_rows
-from stages.gate.expected import Expected, Stored, foretell
-from stages.gate.intent import Intent, read_intent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def read_files(base_dir: Path, checkpoint_dir: Path, intent: Intent | None = Non
     """
     intent = intent or read_intent(checkpoint_dir)
     checkpoint = read_tensor_infos(checkpoint_dir)
-    return Files(foretell(base_dir, intent), checkpoint, intent)
+    return Files(foretell(loaded_model(base_dir), intent), checkpoint, intent)
 
 
 def check_weights(files: Files, max_size_deviation: float) -> Iterator[Check]:

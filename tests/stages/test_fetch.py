@@ -84,6 +84,7 @@ def test_a_tensor_of_another_shape_than_the_config_says_is_refused(model_dir, ou
 
 
 def test_what_is_not_loaded_is_said_once_and_is_no_reason_to_refuse(model_dir, out, capsys):
+    import torch
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(model_dir / "model.safetensors")
@@ -92,7 +93,8 @@ def test_what_is_not_loaded_is_said_once_and_is_no_reason_to_refuse(model_dir, o
         "model.layers.2.mlp.up_proj.weight": tensors["model.layers.1.mlp.up_proj.weight"].clone(),
     }
     save_file(tensors | unread, model_dir / "model.safetensors")
-    fetch_model(ModelSource(path=str(model_dir)), {}, out)
+    metrics = fetch_model(ModelSource(path=str(model_dir)), {}, out)
+    assert (metrics["num_unread"], metrics["num_parameters"]) == (2, sum(map(torch.numel, tensors.values())))
     said = capsys.readouterr().out
     assert said.count("not loaded and will not be in a checkpoint (2 tensors)") == 1
     assert all(name in said for name in unread)

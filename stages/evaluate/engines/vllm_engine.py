@@ -288,8 +288,8 @@ def _alive() -> Iterator[None]:
 
 
 def _forget_groups() -> None:
-    """Of this process, also after a start that failed: the next engine would take the groups of ranks that it finds, and
-    a mixture of experts needs one that a dense model has not.
+    """Of this process, also after a start that failed: the next engine would take the groups of ranks that it finds,
+    and a mixture of experts needs one that a dense model has not.
     """
     import gc
 

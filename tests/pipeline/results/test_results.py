@@ -86,6 +86,18 @@ def test_a_report_says_how_many_layers_gptq_only_rounded(tmp_path: Path) -> None
     assert "recipe.dampening_frac" in note and "more tokens" in note
 
 
+@pytest.mark.dear
+def test_a_report_says_how_many_tensors_of_a_base_are_not_loaded(tmp_path: Path) -> None:
+    overrides = ("+sweep=smoke", "sweep.axes.recipe=[bf16,w8a8_fp]")
+    plan, store = planned(tmp_path, *overrides), Store(tmp_path)
+    with store.draft(plan.steps[plan.trials["smollm2_135m/bf16"].checkpoint]) as draft:
+        draft.publish({"size_gib": 0.25, "num_unread": 12}, {})
+    trials = report_step(plan, trials_of(*overrides)[0].config, store).config.trials
+    (note,) = notes(trials, {}, [])
+    assert "12 tensors of the base's files are not loaded and in no checkpoint" in note
+    assert trials[0].size_gib == 0.25
+
+
 def test_whether_a_trial_may_be_shipped_and_why_not_is_read_from_the_latest_report(tmp_path: Path) -> None:
     base = {"trial": "m/bf16", "model": "m", "recipe": "bf16", "is_base": True}
     lossy = {"trial": "m/w4", "model": "m", "recipe": "w4", "is_base": False, "decision": "do not ship", "p": 0.75}

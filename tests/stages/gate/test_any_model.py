@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.errors import ConfigError
 from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
 from stages.gate.stage import gate
@@ -28,7 +29,7 @@ FP8 = {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"}
 INT4 = {"algorithm": Algorithm.rtn, "scheme": "W4A16", "group_size": 32}
 
 
-def mixture(kind, path):
+def mixture(kind, path, **sizes):
     """A random model with four experts a layer."""
     import transformers
 
@@ -38,7 +39,7 @@ def mixture(kind, path):
         "GptOss": {"num_local_experts": 4},
     }
     torch.manual_seed(5)
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **EXPERTS, **configs[kind])
+    config = getattr(transformers, f"{kind}Config")(**SIZES | EXPERTS | configs[kind] | sizes)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     model.to(torch.bfloat16).save_pretrained(path)
 
@@ -150,6 +151,14 @@ def test_a_router_that_changed_is_named(model, quantized, tmp_path):
     base, router = model("Qwen3Moe"), "model.layers.0.mlp.gate.weight"
     path = damage(quantized(base, **FP8), tmp_path / "damaged", lambda tensors: tensors[router].mul_(2))
     assert faults(base, path) == {"other_tensors_untouched": f"{router} is not the base's"}
+
+
+def test_groups_that_do_not_divide_an_expert_are_refused_before_a_weight_is_read(tiny_model, tmp_path, monkeypatch):
+    mixture("GptOss", tmp_path / "model", intermediate_size=96)
+    monkeypatch.setattr("stages.quantize.load_model", lambda *_, **__: pytest.fail("the work had begun"))
+    config = QuantizeConfig(recipe=RecipeConfig(name="wide", **INT4 | {"group_size": 64}))
+    with pytest.raises(ConfigError, match=r"recipe wide: group_size 64 .* mlp.experts.\*.down_proj \(96 inputs\)"):
+        quantize(config, {"model": tmp_path / "model"}, tmp_path)
 
 
 # Files that are not what the loader makes of them.

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.intent import Intent
 from stages.checkpoints.loaded import stored_dtype
-from stages.checkpoints.meta import LoadedModel, loaded_model
+from stages.checkpoints.meta import LoadedModel
 from stages.checkpoints.opening import renamed_layers
 from stages.checkpoints.rotations import attach_rotations
 from stages.errors import CheckpointError, one_line
-from stages.gate.intent import Intent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,19 +61,18 @@ class Expected:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
 
-def foretell(base_dir: Path, intent: Intent) -> Expected:
-    """The checkpoint that ``intent`` makes of the model in ``base_dir``, from its description and headers alone.
+def foretell(base: LoadedModel, intent: Intent) -> Expected:
+    """The checkpoint that ``intent`` makes of ``base``, whose model becomes it: from descriptions and headers alone.
 
-    Raises CheckpointError where the model, or what the intent says, cannot be built.
+    Raises CheckpointError where the model cannot be what the intent says.
     """
-    base = loaded_model(base_dir)
     before = dict(base.tensors)
     attach_rotations(base.model, intent.quantization.get("transform_config"))
     try:
         layers = _quantized(base, intent)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, NotImplementedError) as error:
         why = one_line(error)
-        raise CheckpointError(f"quantization_config describes what {base_dir.name} cannot be: {why}") from error
+        raise CheckpointError(f"the model cannot be what quantization_config describes: {why}") from error
     inside = {f"{name}.{local}" for name, layer in layers.items() for local in layer.tensors}
     shared = {name for name, _ in base.model.named_parameters(remove_duplicate=False)} - {
         name for name, _ in base.model.named_parameters()
