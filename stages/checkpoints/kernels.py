@@ -47,6 +47,7 @@ class Kernel:
     when: str | None
     dies_since: float
     dies_why: str
+    depends: str | None
     emulates: bool
 
     def is_on(self, device: Device) -> bool:
@@ -239,6 +240,8 @@ class _Question:
             return self._said(refusal=f"{died.dies_why}; {self._advice()}")
         if not (taken := self._taken(row)):
             return self._said(refusal=f"{self._why(row)}; {self._advice()}")
+        if (depends := next((each.depends for each in taken if each.depends), None)) is not None:
+            return self._said(unknown=depends)
         return self._computed(taken)
 
     def _said(self, **found: Any) -> Answer:
@@ -350,6 +353,7 @@ def _kernel(content: Mapping[str, Any]) -> Kernel:
         when=content.get("when"),
         dies_since=dies.get("since", math.inf),
         dies_why=dies.get("why", ""),
+        depends=content.get("depends"),
         emulates=content.get("emulates", False),
     )
 

@@ -66,6 +66,7 @@ def on(monkeypatch):
         (FP8, "HummingFP8ScaledMMLinearKernel", "W8A16"),
         (FP8, "MarlinFP8ScaledMMLinearKernel", "W8A16"),
         (FP8, "NewestLinearKernel", None),
+        (NVFP4, "FusedMoEModularKernel", None),
         (NVFP4, "MarlinNvFp4LinearKernel", "W4A16"),
         (NVFP4, "EmulationNvFp4LinearKernel", "as it says"),
         (NVFP4, "FlashInferCutlassNvFp4LinearKernel", "as it says"),
@@ -92,6 +93,7 @@ def test_of_a_checkpoint_of_several_formats_each_has_kernels_of_its_own(checkpoi
         (FP8, "CutlassFP8ScaledMMLinearKernel", 9.0, None), (FP8, "HummingFP8ScaledMMLinearKernel", 8.0, "W8A16"),
         (NVFP4, "MarlinNvFp4LinearKernel", 9.0, "W4A16"), (NVFP4, "CutlassNvFp4LinearKernel", 10.0, None),
         (INT4, "MarlinLinearKernel", 9.0, None), (INT4, "MarlinLinearKernel", None, None),
+        (NVFP4, "FusedMoEModularKernel", 9.0, "W4A16"),
         (NVFP4, "MarlinNvFp4LinearKernel", 9.0, "as computed by vLLM 0.26.0 on compute capability 9"),
     ],
 )  # fmt: skip
