@@ -396,7 +396,7 @@ def _input_scales(inputs: Quantization) -> str:
 def _label(weights: str, inputs: str, rescales: bool = False) -> str:
     """W4A16; where inputs are rounded to another kind of code than weights, W4AFP8."""
     (kind, bits), (of_inputs, bits_of_inputs) = (_parted(word) for word in (weights, inputs))
-    scales = " with scales of powers of two" if rescales else ""
+    scales = ", scales 2^n" if rescales else ""
     if inputs == NONE:
         return f"W{bits}A16{scales}"
     return f"W{bits}A{'' if kind == of_inputs else of_inputs.upper()}{bits_of_inputs}{scales}"

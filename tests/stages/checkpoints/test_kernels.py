@@ -41,7 +41,7 @@ def on(capability, version="0.26.0"):
         ("FP8", 10.0, "FlashInferFP8ScaledMMLinearKernel", None),
         ("FP8_BLOCK", 8.6, "HummingFP8ScaledMMLinearKernel", "W8A16"),
         ("FP8_BLOCK", 8.9, "TritonFp8BlockScaledMMKernel", None),
-        ("FP8_BLOCK", 9.0, "FlashInferFp8DeepGEMMDynamicBlockScaledKernel", "W8A8 with scales of powers of two"),
+        ("FP8_BLOCK", 9.0, "FlashInferFp8DeepGEMMDynamicBlockScaledKernel", "W8A8, scales 2^n"),
         ("W8A8", 9.0, "CutlassInt8ScaledMMLinearKernel", None),
         ("W8A16", 7.5, "MarlinLinearKernel", None),
         ("W4A16", 9.0, "MacheteLinearKernel", None),

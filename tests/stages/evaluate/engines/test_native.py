@@ -72,7 +72,7 @@ def on(monkeypatch):
         (NVFP4, "FlashInferCutlassNvFp4LinearKernel", "as it says"),
         (INT4, "MacheteLinearKernel", "as it says"),
         (FP8_BLOCK, "CutlassFp8BlockScaledMMKernel", "as it says"),
-        (FP8_BLOCK, "DeepGemmFp8BlockScaledMMKernel", "W8A8 with scales of powers of two"),
+        (FP8_BLOCK, "DeepGemmFp8BlockScaledMMKernel", "W8A8, scales 2^n"),
     ],
 )
 def test_what_kernels_make_of_a_format_is_recorded_where_it_is_another(checkpoint, group, kernel, effective):
