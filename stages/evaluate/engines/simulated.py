@@ -12,9 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.description import describe
 from stages.checkpoints.formats import described
+from stages.checkpoints.loaded import check_loads
 from stages.checkpoints.opening import load_model
-from stages.errors import ConfigError
+from stages.errors import CheckpointError, ConfigError
 from stages.evaluate.config import SIMULATION_VERSION
 from stages.evaluate.engines.rounding import METHOD, InputFormat
 
@@ -63,6 +65,7 @@ def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
     """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, with base names.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
+    Raises ConfigError where the copy is not what its class reads: vLLM passes over tensors that it does not know.
     """
     from safetensors.torch import save_file
     from transformers.core_model_loading import revert_weight_conversion
@@ -75,11 +78,24 @@ def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     kept = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs) and name not in tied}
-    save_file(revert_weight_conversion(model, kept), out / "model.safetensors", metadata={"format": "pt"})
+    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, kept).items()}
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
+    _check_readable(checkpoint, out)
     for path in checkpoint.iterdir():
         if path.suffix in _COPIED_SUFFIXES and not path.name.startswith(_NOT_COPIED):
             shutil.copy2(path, out / path.name)
+
+
+def _check_readable(checkpoint: Path, dense_dir: Path) -> None:
+    try:
+        check_loads(dense_dir, describe(dense_dir))
+    except CheckpointError as error:
+        owner = describe(dense_dir).architecture
+        raise ConfigError(
+            f"{checkpoint.name}: its layers are stored otherwise than vLLM reads those of a {owner} (experts apart, "
+            "where it wants them together): use engine=transformers"
+        ) from error
 
 
 def read_quantization(checkpoint: Path) -> Mapping[str, Any]:
