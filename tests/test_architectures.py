@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.results.results import load
+from stages.errors import ConfigError
 from stages.evaluate.config import EngineConfig, EngineKind
 from stages.evaluate.engines.protocol import ScoreRequest
 from stages.evaluate.session import open_engine
@@ -119,20 +120,22 @@ def log_probabilities(checkpoint: Path, kind: EngineKind) -> list[float]:
         engine.close()
 
 
-@pytest.mark.vllm
-@pytest.mark.parametrize(
-    "name",
-    [
-        "qwen3",
-        "qwen3_moe",
-        pytest.param("gemma2", marks=pytest.mark.full),
-        pytest.param("gpt_oss", marks=pytest.mark.full),
-    ],
-)
-def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str) -> None:
-    made = six.checkpoint(name, "w4a16_int")  # its inputs are not rounded, where either may fall on another side
-    found, expected = (log_probabilities(made, kind) for kind in (EngineKind.vllm, EngineKind.transformers))
+def assert_read_alike(checkpoint: Path) -> None:
+    """By vLLM and transformers; one whose inputs are not rounded, where either may fall on another side."""
+    found, expected = (log_probabilities(checkpoint, kind) for kind in (EngineKind.vllm, EngineKind.transformers))
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str) -> None:
+    assert_read_alike(six.checkpoint(name, "w4a16_int"))
+
+
+@pytest.mark.vllm
+def test_experts_that_vllm_would_pass_over_are_refused(six: Swept) -> None:
+    with pytest.raises(ConfigError, match=r"GptOssForCausalLM.*engine=transformers"):
+        log_probabilities(six.checkpoint("gpt_oss", "w4a16_int"), EngineKind.vllm)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +148,11 @@ def rest(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Swept:
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in SIX])
 def test_of_the_others_too(rest: Swept, name: str) -> None:
     check(rest, name)
+
+
+@pytest.mark.full
+@pytest.mark.vllm
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["mistral", "glm4"])
+def test_of_two_more_they_do(rest: Swept, name: str) -> None:
+    assert_read_alike(rest.checkpoint(name, "w4a16_int"))

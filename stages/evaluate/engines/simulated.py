@@ -12,9 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.description import describe
 from stages.checkpoints.formats import described
+from stages.checkpoints.loaded import check_loads
 from stages.checkpoints.opening import load_model
-from stages.errors import ConfigError
+from stages.errors import CheckpointError, ConfigError
 from stages.evaluate.config import SIMULATION_VERSION
 from stages.evaluate.engines.rounding import METHOD, InputFormat
 
@@ -60,26 +62,41 @@ def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) ->
 
 
 def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
-    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``.
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, named as the
+    base's files name them.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
+    Raises ConfigError where the copy is not what its class reads: vLLM passes over tensors that it does not know.
     """
     from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
 
-    model = _dequantized(checkpoint, dtype)
+    model: Any = _dequantized(checkpoint, dtype)
     inputs = _inputs_by_layer(model)
     config = json.loads((checkpoint / "config.json").read_text())
     del config["quantization_config"]
     if any(inputs.values()):
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs)}
-    if model.config.tie_word_embeddings:  # which a config.json may leave to the default of its class
-        tensors.pop("lm_head.weight", None)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs) and name not in tied}
+    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, kept).items()}
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
+    _check_readable(checkpoint, out)
     for path in checkpoint.iterdir():
         if path.suffix in _COPIED_SUFFIXES and not path.name.startswith(_NOT_COPIED):
             shutil.copy2(path, out / path.name)
+
+
+def _check_readable(checkpoint: Path, dense_dir: Path) -> None:
+    try:
+        check_loads(dense_dir, describe(dense_dir))
+    except CheckpointError as error:
+        owner = describe(dense_dir).architecture
+        raise ConfigError(
+            f"{checkpoint.name}: its layers are stored otherwise than vLLM reads those of a {owner} (experts apart, "
+            "where it wants them together): use engine=transformers"
+        ) from error
 
 
 def read_quantization(checkpoint: Path) -> Mapping[str, Any]:

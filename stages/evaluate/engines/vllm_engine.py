@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.description import describe
 from stages.errors import ConfigError, EngineError, StageError, one_line
 from stages.evaluate.engines.exchange import check_supported, reload
 from stages.evaluate.engines.family import view
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from stages.evaluate.config import EngineConfig
+
+
+_READ_AS_MXFP4 = ("GptOssForCausalLM",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class VllmEngine:
             with self._dense_copy(checkpoint) as dense_dir:
                 llm = LLM(**llm_arguments(dense_dir, start, self._is_cpu))
             return llm, simulation_facts(checkpoint, self._config.dtype)
+        _refuse_passed_over(checkpoint)
         with view(checkpoint, start.cache) if start.cache else nullcontext(checkpoint) as place:
             llm = LLM(**llm_arguments(place, start, self._is_cpu))
         return llm, native_facts(llm, checkpoint) if read_quantization(checkpoint) else DENSE
@@ -285,6 +290,16 @@ def _alive() -> Iterator[None]:
         raise
     except Exception as error:
         raise EngineError(f"vLLM died at its work: {one_line(error)}") from error
+
+
+def _refuse_passed_over(checkpoint: Path) -> None:
+    """vLLM reads the experts of these classes as MXFP4 or in 16 bits, and passes over all others without a word."""
+    unread = describe(checkpoint, has_weights=False).architecture
+    if unread in _READ_AS_MXFP4 and read_quantization(checkpoint).get("quant_method") == "compressed-tensors":
+        raise ConfigError(
+            f"{checkpoint.name}: vLLM does not read the experts of a {unread} from compressed-tensors and would answer "
+            "with random ones: use engine=transformers, or the MXFP4 checkpoint of its makers"
+        )
 
 
 def _forget_groups() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, DataError
 from stages.gate.artifact import Check, read_checks
 from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
@@ -142,6 +142,21 @@ def test_what_transformers_does_not_read_is_checked_by_its_files_alone(
     assert checks["model_loads"].passed is None
     assert "reads no checkpoint in the form gptq" in checks["model_loads"].detail
     assert "mean_kl" not in checks
+
+
+def test_one_that_is_not_what_its_place_declares_is_refused_where_it_is_fetched(
+    tiny_model: Path, fp8: Path, tmp_path: Path
+) -> None:
+    def fetch(name: str, scheme: str) -> None:
+        (tmp_path / name).mkdir()
+        source = PublishedSource(path=str(fp8), method="compressed-tensors", scheme=scheme)
+        fetch_published(source, {"model": tiny_model}, tmp_path / name)
+
+    fetch("right", "FP8_DYNAMIC")
+    with pytest.raises(DataError, match=r"it is W8A8, and its scheme NVFP4 declares W4A4: correct it, or leave it out"):
+        fetch("wrong", "NVFP4")
+    with pytest.raises(ValueError, match=r"scheme says what a method stores, as one of FP8_DYNAMIC.*got 'FP9' with"):
+        PublishedSource(path=str(fp8), method="fp8", scheme="FP9")
 
 
 def test_one_of_another_model_is_refused_where_it_is_fetched(tiny_model: Path, fp8: Path, tmp_path: Path) -> None:
