@@ -78,6 +78,7 @@ class Described:
     words: str
     method: str
     bits: int
+    rounds: str | None  # what its groups round activations to (fp8); None: nothing
     kv_cache: str | None
     layers: list[str]
     kept: list[str]
@@ -130,6 +131,7 @@ def _described(quantized: Quantized) -> Described:
         words=quantized.words,
         method=quantized.method,
         bits=quantized.num_bits,
+        rounds=quantized.rounds,
         kv_cache=quantized.kv_cache,
         layers=sorted(quantized.layers),
         kept=sorted(quantized.kept),

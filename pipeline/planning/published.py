@@ -90,7 +90,7 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         formats=quantized.formats,
         layers=quantized.layers,
         rotates=quantized.rotates,
-        has_narrow_cache=(quantized.kv_cache or "").endswith("8"),
+        has_narrow_cache=quantized.has_narrow_cache,
     )
 
 

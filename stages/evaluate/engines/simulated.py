@@ -62,7 +62,8 @@ def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) ->
 
 
 def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
-    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``.
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, named as the
+    base's files name them.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
     Raises ConfigError where the copy is not what its class reads: vLLM passes over tensors that it does not know.
@@ -70,16 +71,15 @@ def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
     from safetensors.torch import save_file
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = _dequantized(checkpoint, dtype)
+    model: Any = _dequantized(checkpoint, dtype)
     inputs = _inputs_by_layer(model)
     config = json.loads((checkpoint / "config.json").read_text())
     del config["quantization_config"]
     if any(inputs.values()):
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs)}
-    if model.config.tie_word_embeddings:  # which a config.json may leave to the default of its class
-        tensors.pop("lm_head.weight", None)
-    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, tensors).items()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs) and name not in tied}
+    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, kept).items()}
     save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
     _check_readable(checkpoint, out)

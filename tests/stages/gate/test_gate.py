@@ -23,6 +23,7 @@ from stages.gate.observe import observe
 from stages.gate.stage import gate
 from stages.gate.weights import check_weights, read_files
 from stages.quantize import Algorithm
+from tests.stages.gate.checkpoints import damage, swap
 
 RECIPES = {
     "fp8": {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"},
@@ -100,6 +101,25 @@ def test_healthy_checkpoint_passes_every_check(run, quantize_tiny, recipe):
     assert report["targeted_layers_quantized"]["value"] == 14
     assert 0 < metrics["mean_kl"] < 0.01 and 0.5 < metrics["top1_agreement"] <= 1
     assert 0.5 < metrics["size_ratio"] < 0.75
+
+
+def _swap_gate(tensors):
+    swap("model.layers.1.mlp.gate_proj", LAYER)(tensors)
+
+
+def _zero(tensors):
+    for name in {f"{LAYER}.weight", f"{LAYER}.weight_packed"} & tensors.keys():
+        tensors[name].zero_()
+
+
+@pytest.mark.parametrize("change", [_swap_gate, _zero])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_layer_that_is_not_the_bases_is_named_however_it_was_rounded(
+    tiny_model, quantize_tiny, tmp_path, recipe, change
+):
+    path = damage(quantize_tiny(**RECIPES[recipe]), tmp_path / "damaged", change)
+    failed = {each.name: each.detail for each in check_weights(read_files(tiny_model, path), 0.02) if not each.passed}
+    assert failed.keys() == {"weights_close"} and f"{LAYER} is not the base's layer" in failed["weights_close"]
 
 
 def test_divergence_of_a_model_from_itself_would_be_zero_also_from_what_was_written(tiny_model, tiny_observed):
