@@ -54,6 +54,7 @@ def reasons(
         said |= {row["task"] for row in rows if is_bad(row)}
     elif decision.word == NOT_DECIDED:
         open_ones = [each for each in asked if not each.requirement.holds(alpha)]
+        open_ones.sort(key=lambda each: _outlook(each, confidence).leaning != LEANS_TO_NO)
         lines += [_line(each, confidence) for each in open_ones]
         lines += [] if lines or decision.p is None else [_among_trials(decision, asked, num_trials, alpha)]
         said = _tasks_of(open_ones)
@@ -207,12 +208,12 @@ def _to_know(rows: Sequence[Row], is_shipped: bool) -> Iterator[str]:
             continue
         points = points_of(row)
         least, most = sorted(abs(end or 0) for end in gain_of(row))
+        limit = points.limit(row["wide_margin"])
         ends = f"{points.of(least)} to {points.of(most)} is confirmed"
         if row["verdict"] == IMPROVED:
             yield f"{row['task']}: a gain of {ends}, which speaks against nothing: look for its cause"
         elif most < row["wide_margin"]:
             allowed = ": allowed, no reason against it" if is_shipped else ""
-            limit = points.limit(row["wide_margin"])
             yield f"{row['task']}: a loss of {ends}, within the limit of a task, {limit}{allowed}"
         else:
-            yield f"{row['task']}: a loss of {ends}, not beyond its own margin"
+            yield f"{row['task']}: a loss of {ends}, which may be beyond the limit of a task, {limit}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
-from stages.grid.shipping import DO_NOT_SHIP, SHIP
+from stages.grid.shipping import DO_NOT_SHIP, LEANS_TO_NO, NOT_DECIDED, SHIP
 from stages.measured import ONCE, Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
@@ -102,9 +102,14 @@ def _sentence(candidates: Sequence[Candidate]) -> str:
     if undecided:
         refused = [each for each in ranked if each not in undecided]
         end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
-        nearest = sorted(undecided, key=lambda each: 1.0 if each.verdict.p is None else each.verdict.p)
+        nearest = sorted(undecided, key=lambda each: nearness(each.verdict))
         return f"Nothing may be shipped yet: {_whys(nearest, _reason_of_open)}{end}."
     return f"Ship none of these formats: {_whys(ranked, _loss)}."
+
+
+def nearness(verdict: TrialVerdict) -> tuple[bool, float]:
+    """To being shipped, the nearest first: what leans to no last."""
+    return verdict.leaning == LEANS_TO_NO, 1.0 if verdict.p is None else verdict.p
 
 
 def _whys(some: Sequence[Candidate], why_of: Callable[[Candidate], str]) -> str:
@@ -191,11 +196,13 @@ def _price_in_short(some: Sequence[Candidate]) -> list[str]:
 
 
 def _spoken_against(each: Candidate) -> str:
-    decision = "not to ship" if each.verdict.decision == DO_NOT_SHIP else each.verdict.decided or "not decided"
+    verdict, reason = each.verdict, _reason(each)
+    decision = "not to ship" if verdict.decision == DO_NOT_SHIP else verdict.decided or NOT_DECIDED
     if each.degraded:
         loss = f"degraded on {_tasks(each.degraded)}"
         return loss if each.verdict.decision == DO_NOT_SHIP else f"{loss}, and {decision}"
-    return f"{decision} ({_reason(each)})"
+    is_said = verdict.leaning is not None and reason.startswith(verdict.leaning)
+    return f"{NOT_DECIDED if is_said else decision} ({reason})"
 
 
 def _loss(each: Candidate) -> str:
