@@ -72,7 +72,8 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
     source = config.published
     assert source is not None, "_check_listed has refused it"
     if source.path is None or not config.loads_model:
-        return Published(source, source.method, source.bits, source.size_gib)
+        formats = () if source.format is None else (source.format,)
+        return Published(source, source.method, source.bits, source.size_gib, formats)
     path = Path(source.path).resolve()
     try:
         model, quantized = check_quantized_path(path)
@@ -89,7 +90,7 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         formats=quantized.formats,
         layers=quantized.layers,
         rotates=quantized.rotates,
-        has_narrow_cache=(quantized.kv_cache or "").endswith("8"),
+        has_narrow_cache=quantized.has_narrow_cache,
     )
 
 

@@ -62,7 +62,8 @@ def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) ->
 
 
 def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
-    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, with base names.
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, named as the
+    base's files name them.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
     Raises ConfigError where the copy is not what its class reads: vLLM passes over tensors that it does not know.

@@ -261,11 +261,11 @@ class MacheteLinearKernel:
     """As vLLM names one."""
 
 
-def test_the_kernels_of_an_open_model_are_named_and_none_is_missing_not_invented():
+def test_the_kernels_of_an_open_model_are_named_and_none_is_missing_not_invented(tmp_path):
     layer, model = torch.nn.Linear(2, 2), torch.nn.Module()
     model.layer = layer
     opened = SimpleNamespace(apply_model=lambda function: [function(model), function(model)])
-    assert native_facts(opened) == {"method": "native", "kernels": None}
+    assert native_facts(opened, tmp_path) == {"method": "native", "kernels": None}
     layer.scheme = SimpleNamespace(kernel=MacheteLinearKernel(), num_bits=4)
-    assert native_facts(opened) == {"method": "native", "kernels": ["MacheteLinearKernel"]}
-    assert native_facts(SimpleNamespace()) == {"method": "native", "kernels": None}
+    assert native_facts(opened, tmp_path) == {"method": "native", "kernels": ["MacheteLinearKernel"]}
+    assert native_facts(SimpleNamespace(), tmp_path) == {"method": "native", "kernels": None}
