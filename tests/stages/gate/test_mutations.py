@@ -113,6 +113,16 @@ def test_layers_that_no_block_and_no_word_divides_pass(tiny_model, tmp_path, sch
     assert [check.detail for check in check_weights(files, 0.001) if not check.passed] == []
 
 
+@pytest.mark.full
+def test_every_other_preset_of_compressed_tensors_passes(faults, checkpoint):
+    """Also one that a later version brings."""
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+
+    others = PRESET_SCHEMES.keys() - {*SCHEMES, "UNQUANTIZED"}
+    assert len(others) > 10
+    assert {name: found for name in sorted(others) if (found := faults(checkpoint(name)))} == {}
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scale_that_is_no_number_is_named(faults, checkpoint, tmp_path, scheme):
     found = faults(damage(checkpoint(scheme), tmp_path / "damaged", not_a_number(f"{LAYER}.weight_scale")))
