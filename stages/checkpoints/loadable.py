@@ -22,6 +22,14 @@ def check_method(method: str) -> None:
         )
 
 
+def check_on_cpu(method: str, dtype: str) -> None:
+    """Raise ConfigError for a form that vLLM's CPU build neither has a kernel for nor is given a dense copy of."""
+    if method in (*ROUNDED, *CONVERTED) or (method == "gptq" and dtype != "float32"):
+        return
+    others = "engine=transformers or engine=vllm_gpu" if method in DEQUANTIZED else "engine=vllm_gpu"
+    raise ConfigError(f"engine=vllm_cpu reads no checkpoint in the form {method} in {dtype}: choose {others}")
+
+
 def dense_arguments(quantization: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers' loader is told for weights that are dense from the first: with and without a GPU alike."""
     method = quantization.get("quant_method")

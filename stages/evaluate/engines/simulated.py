@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.converted import CONVERTED
 from stages.checkpoints.description import describe
 from stages.checkpoints.formats import described
+from stages.checkpoints.loadable import check_on_cpu
 from stages.checkpoints.loaded import check_loads
 from stages.checkpoints.opening import load_model
 from stages.errors import CheckpointError, ConfigError
@@ -42,7 +44,12 @@ def is_simulated(checkpoint: Path, dtype: str) -> bool:
     Raises ConfigError for a format that can be neither simulated nor left to a kernel.
     """
     quantization = read_quantization(checkpoint)
-    if quantization.get("quant_method") != "compressed-tensors":
+    if not quantization or (method := str(quantization.get("quant_method"))) == METHOD:
+        return False
+    check_on_cpu(method, dtype)
+    if method in CONVERTED:
+        return dtype == "float32"  # which no kernel of packed weights multiplies
+    if method != "compressed-tensors":
         return False
     if not input_formats(quantization) and _is_served(quantization, dtype):
         return False

@@ -84,6 +84,18 @@ def test_memory_and_disk_are_those_of_its_own_bytes(places: Path) -> None:
         ("published_fp8", [], {"fp8": "base"}, "is not quantized: .*any other is a model"),
         ("published_fp8", [], {"fp8": "nowhere"}, "nowhere is not a directory"),
         ("published_awq", [], {"awq": "gptq"}, "engine=transformers reads no checkpoint in the form gptq.*vllm_gpu"),
+        (
+            "published_awq",
+            ["engine=vllm_cpu"],
+            {"awq": "gptq"},
+            "engine=vllm_cpu reads no checkpoint in the form gptq in float32: choose engine=vllm_gpu",
+        ),
+        (
+            "published_fp8",
+            ["engine=vllm_cpu"],
+            {"fp8": "fp8"},
+            "the form fp8 in float32: choose engine=transformers or engine=vllm_gpu",
+        ),
         ("published_fp8", ["recipe.algorithm=rtn"], {"fp8": "fp8"}, "is not quantized here: leave algorithm out"),
     ],
 )

@@ -146,6 +146,16 @@ def test_bad_scale_is_found(run, damaged, value):
     assert LAYER in report["scales_finite_positive"]["detail"]
 
 
+def test_the_advice_fits_the_fault(tiny_model, tiny_observed, quantize_tiny, damaged, tmp_path):
+    """Files that are damaged are no fault of the recipe."""
+    inputs = {"base": tiny_model, "observed": tiny_observed, "checkpoint": quantize_tiny(**RECIPES["fp8"])}
+    with pytest.raises(CheckpointError, match=r"mean_kl \(.*; the files are whole, so it is the recipe .* change it$"):
+        gate(GateConfig(max_mean_kl=0.0, num_probe_tokens=4), inputs, tmp_path)
+    broken = damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"][3].fill_(-1.0))
+    with pytest.raises(CheckpointError, match=r"; the files are damaged or incomplete: make or fetch them again$"):
+        gate(GateConfig(num_probe_tokens=4), inputs | {"checkpoint": broken}, tmp_path)
+
+
 def test_nan_scale_also_shows_in_the_logits(run, damaged):
     _, failed, report = run(damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"].fill_(math.nan)))
     assert {"logits_finite", "held_out_loss", "mean_kl"} <= failed
