@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.results.mlflow_notes import experiment_note
 from pipeline.results.mlflow_numbers import metrics
-from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note
+from pipeline.results.mlflow_review import NOTE, REVIEWED, Review
 from pipeline.results.mlflow_view import VIEW_TAG, WHY, WORST_TASK, view_of
 from pipeline.steps.fingerprint import fingerprint
 from stages.report.artifact import Summary
