@@ -1,6 +1,5 @@
 """How far a quantized checkpoint's expectations drift from its base's, token by token on the same text."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.calibrate import read_sequences
+from stages.checkpoints.description import describe
 from stages.documents import read_json, write_json, write_table
 from stages.errors import CheckpointError, ConfigError
 from stages.statistics import (
@@ -81,8 +81,8 @@ def read_drift(directory: Path) -> DriftFacts:
 
 
 def _check_room(texts: Sequence[Sequence[int]], base_dir: Path, kept_dir: Path) -> None:
-    config = json.loads((base_dir / "config.json").read_text())
-    needed = 4 * sum(map(len, texts)) * config.get("vocab_size", 0)
+    vocabulary = describe(base_dir, has_weights=False).size("vocab_size") or 0
+    needed = 4 * sum(map(len, texts)) * vocabulary
     free = shutil.disk_usage(kept_dir).free
     if needed > free:
         raise ConfigError(

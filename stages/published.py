@@ -1,14 +1,17 @@
 """Bring a checkpoint into the store that somebody else has quantized: what a recipe would have made, made elsewhere."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stages.checkpoints.checks import ADAPTER, check_made_of, check_quantized_path
 from stages.checkpoints.description import describe
+from stages.checkpoints.formats import FORMATS, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
+from stages.checkpoints.kernels import computed_as
 from stages.checkpoints.quantized import Quantized
 from stages.documents import read_json, write_json
+from stages.errors import DataError
 from stages.fetch import ModelSource, bring, check_revision, named
 from stages.fields import execution, identity
 
@@ -20,8 +23,9 @@ QUANTIZED = "quantized.json"
 class PublishedSource:
     """Where a quantized checkpoint lies: ``repo_id`` (hub, at ``revision``) or ``path`` (local); neither: nowhere.
 
-    Of a repository ``method`` (compressed-tensors, fp8, awq, gptq, modelopt, mxfp4), ``bits`` of a weight and
-    ``size_gib`` of all weights may be declared, so that a plan can reason before any byte is fetched.
+    Of a repository ``method`` (compressed-tensors, fp8, awq, gptq, modelopt, mxfp4), ``bits`` of a weight, ``scheme``
+    (the preset of compressed-tensors that has its weights and inputs) and ``size_gib`` of all weights may be declared,
+    so that a plan can reason before any byte is fetched.
     """
 
     repo_id: str | None = identity(None)
@@ -30,6 +34,7 @@ class PublishedSource:
     digest: str | None = identity(None)  # of a local path's bytes; filled in when the plan is made
     method: str | None = execution(None)
     bits: int | None = execution(None)
+    scheme: str | None = execution(None)
     size_gib: float | None = execution(None)
     note: str | None = execution(None)  # shown with its results
 
@@ -40,12 +45,25 @@ class PublishedSource:
             )
         if self.repo_id is not None and self.revision is None:
             raise ValueError(f"checkpoint {self.repo_id}: a hub repository needs revision, the full 40-hex commit sha")
+        if self.scheme is not None and (self.scheme not in FORMATS or self.method is None):
+            raise ValueError(
+                f"checkpoint {self.repo_id or self.path}: scheme says what a method stores, as one of "
+                f"{', '.join(FORMATS)}; got {self.scheme!r} with method {self.method}"
+            )
         check_revision(f"checkpoint {self.repo_id}", self.revision)
 
     @property
     def is_somewhere(self) -> bool:
         """Whether it names a place."""
         return self.repo_id is not None or self.path is not None
+
+    @property
+    def format(self) -> Format | None:
+        """What is declared of it; None where its scheme is not."""
+        if self.scheme is None or self.method is None:
+            return None
+        declared = FORMATS[self.scheme]
+        return declared if self.method == "compressed-tensors" else replace(declared, packing=self.method)
 
     @property
     def as_model(self) -> ModelSource:
@@ -60,6 +78,7 @@ class Described:
     words: str
     method: str
     bits: int
+    rounds: str | None  # what its groups round activations to (fp8); None: nothing
     kv_cache: str | None
     layers: list[str]
     kept: list[str]
@@ -80,6 +99,7 @@ def fetch_published(config: PublishedSource, inputs: Mapping[str, Path], out: Pa
         bring(source, out, is_quantized=True)
         model, quantized = check_quantized_path(out)
         check_made_of(out, model, base)
+        _check_declared(config, quantized)
     (out / ADAPTER).unlink(missing_ok=True)
     write_json(out / QUANTIZED, asdict(_described(quantized)), indent=2)
     return {
@@ -95,11 +115,23 @@ def read_described(checkpoint: Path) -> Described | None:
     return read_json(checkpoint / QUANTIZED, Described) if (checkpoint / QUANTIZED).is_file() else None
 
 
+def _check_declared(config: PublishedSource, quantized: Quantized) -> None:
+    """What a plan was told must be so: its kernels and labels rest on it."""
+    if config.format is None:
+        return
+    declared, found = computed_as([config.format]), computed_as(quantized.formats)
+    if declared != found:
+        raise DataError(
+            f"it is {found}, and its scheme {config.scheme} declares {declared}: correct it, or leave it out"
+        )
+
+
 def _described(quantized: Quantized) -> Described:
     return Described(
         words=quantized.words,
         method=quantized.method,
         bits=quantized.num_bits,
+        rounds=quantized.rounds,
         kv_cache=quantized.kv_cache,
         layers=sorted(quantized.layers),
         kept=sorted(quantized.kept),

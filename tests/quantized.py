@@ -84,6 +84,34 @@ def save_awq(model_dir: Path, out: Path, group_size: int = 32) -> Path:
     return save(model_dir, out, tensors, quantization)
 
 
+def save_gptq(model_dir: Path, out: Path, group_size: int = 32) -> Path:
+    """As AutoGPTQ does: eight codes of 4 bits a word along the inputs."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in read_weights(model_dir).items():
+        if not is_linear(name, weight) or name.startswith("lm_head"):
+            tensors[name] = weight
+            continue
+        codes, scales, zeros = _groups(weight.float(), group_size)
+        layer = name.removesuffix(".weight")
+        tensors[f"{layer}.qweight"] = _words(codes).T.contiguous()
+        tensors[f"{layer}.qzeros"] = _words(zeros.T - 1)
+        tensors[f"{layer}.scales"] = scales.T.contiguous().half()
+        tensors[f"{layer}.g_idx"] = torch.arange(weight.shape[1], dtype=torch.int32) // group_size
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": group_size, "sym": False, "desc_act": False}
+    return save(model_dir, out, tensors, quantization)
+
+
+def dequantized_awq(model_dir: Path, group_size: int = 32) -> dict[str, torch.Tensor]:
+    """What the weights of ``save_awq`` stand for, by its own arithmetic."""
+    found = {}
+    for name, weight in read_weights(model_dir).items():
+        if is_linear(name, weight) and not name.startswith("lm_head"):
+            codes, scales, zeros = _groups(weight.float(), group_size)
+            groups = codes.reshape(len(codes), -1, group_size)
+            found[name] = ((groups - zeros[..., None]) * scales[..., None]).reshape(codes.shape)
+    return found
+
+
 def save_compressed(model_dir: Path, out: Path, scheme: str, ignore: Iterable[str] = ("lm_head",)) -> Path:
     """As llm-compressor does, rounded to nearest."""
     from llmcompressor import oneshot
@@ -164,7 +192,11 @@ def _groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.
 
 
 def _awq_words(codes: torch.Tensor) -> torch.Tensor:
-    order = [0, 2, 4, 6, 1, 3, 5, 7]  # the code that the n-th nibble of a word holds
+    return _words(codes, [0, 2, 4, 6, 1, 3, 5, 7])
+
+
+def _words(codes: torch.Tensor, order: Iterable[int] = range(8)) -> torch.Tensor:
+    """Eight codes a word along the columns; ``order``: the code that each nibble of a word holds."""
     rows, columns = codes.shape
     words = torch.zeros(rows, columns // 8, dtype=torch.int64)
     for nibble, place in enumerate(order):

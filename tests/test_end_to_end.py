@@ -222,6 +222,12 @@ def test_the_smoke_sweep_in_vllm_on_ray(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"smollm2_135m/w8a8_fp\s+tabular\s+8\s+[01]\.\d+", done.stdout)
+    made = {
+        row["trial"]: row["computed"] for row in load(tmp_path / "results" / "store", "smoke").summary().to_pylist()
+    }
+    assert made == {"smollm2_135m/bf16": None, "smollm2_135m/w8a8_fp": "simulated"}
+    tags = {run.info.run_name: run.data.tags.get("computed_by") for run in all_runs(tmp_path, "smoke")}
+    assert tags == {**made, "smoke": None}
 
 
 def rows(printed: str) -> list[str]:
@@ -236,11 +242,11 @@ def scores(directory: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def all_runs(directory: Path) -> list[Any]:
+def all_runs(directory: Path, sweep: str = "tiny") -> list[Any]:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{directory / 'results' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny")
+    experiment = client.get_experiment_by_name(sweep)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
 

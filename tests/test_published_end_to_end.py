@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.results.results import load
-from tests.quantized import save_compressed, save_fp8_blocks, save_moe
+from tests.quantized import save_awq, save_compressed, save_fp8_blocks, save_moe
 from tests.test_end_to_end import run
 
 SWEEP = """\
@@ -51,6 +51,8 @@ def test_checkpoints_of_others_are_trials(tiny: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     told = "fp8: weights FP8 (blocks of 32 x 32), activations FP8 (groups of 32)"
     assert f"note: tiny/published_fp8: {told}" in done.stdout
+    caution = "note: tiny/published_fp8: transformers computes with its dequantized weights alone"
+    assert caution in done.stdout
     (report,) = (tiny / "results" / "store" / "report").glob("*/report.md")
     assert f"> published_fp8: {told}" in report.read_text()
     for recipe in ("published_fp8", "published_nvfp4"):
@@ -76,14 +78,15 @@ def test_the_study_runs_cut_down_with_stand_ins_for_two_models(tmp_path: Path, t
     (tmp_path / "own" / "model").mkdir(parents=True)
     for name, model in places.items():
         fp8 = save_fp8_blocks(model, tmp_path / f"{name}_fp8")
+        awq = save_awq(model, tmp_path / f"{name}_awq")
         nvfp4 = save_compressed(model, tmp_path / f"{name}_nvfp4", "NVFP4A16", ("lm_head", "re:.*mlp.gate$"))
         (tmp_path / "own" / "model" / f"{name}.yaml").write_text(
             f"defaults: [model_schema, _self_]\nname: {name}\nsource: {{path: {model}}}\n"
-            f"published: {{fp8: {{path: {fp8}}}, nvfp4: {{path: {nvfp4}}}}}\n"
+            f"published: {{fp8: {{path: {fp8}}}, nvfp4: {{path: {nvfp4}}}, awq: {{path: {awq}}}}}\n"
         )
     cut = [
         "sweep.axes.model=[dense,mixture]",
-        "sweep.axes.recipe=[bf16,published_fp8,published_nvfp4]",
+        "sweep.axes.recipe=[bf16,published_fp8,published_awq,published_nvfp4]",
         *("engine=transformers", "engine.dtype=float32", "engine.max_model_len=512", "engine.gpu_memory_gib=null"),
         *("~tasks.mmlu_pro", "suites.published.tasks=[gsm8k,ifeval]", "gate.num_probe_tokens=4"),
         *("tasks.gsm8k.limit=2", "tasks.gsm8k.num_fewshot=0", "tasks.gsm8k.gen_kwargs.max_gen_toks=8"),
@@ -92,12 +95,12 @@ def test_the_study_runs_cut_down_with_stand_ins_for_two_models(tmp_path: Path, t
     done = run(tmp_path, *cut, f"data.mirror={HUB}", "tracking=off", sweep="published_nvfp4")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = load(tmp_path / "results" / "store", "published_nvfp4").summary().to_pylist()
-    assert len(rows) == 2 * 3 * 2
+    assert len(rows) == 2 * 4 * 2
     assert {row["status"] for row in rows} == {"measured"}
     told = {row["trial"]: row["quantized"] for row in rows if row["quantized"]}
-    assert set(told) == {f"{model}/published_{form}" for model in places for form in ("fp8", "nvfp4")}
-    assert "32 linear layers quantized, 3 not (mlp.gate 2, lm_head)" in told["mixture/published_fp8"]
-    assert "32 linear layers quantized, 3 not (mlp.gate 2, lm_head)" in told["mixture/published_nvfp4"]
+    assert set(told) == {f"{model}/published_{form}" for model in places for form in ("fp8", "awq", "nvfp4")}
+    for form in ("fp8", "awq", "nvfp4"):
+        assert "32 linear layers quantized, 3 not (mlp.gate 2, lm_head)" in told[f"mixture/published_{form}"]
 
 
 def arithmetic(directory: Path, recipe: str) -> dict[str, Any]:

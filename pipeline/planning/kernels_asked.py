@@ -26,6 +26,7 @@ from stages.checkpoints.sizes import LayerSize, ModelSizes
 from stages.evaluate.config import EngineConfig, EngineKind
 from stages.quantize import is_targeted, weight_format
 
+_FETCHED_LATER = "what lies on a hub is known when it is fetched, or by the scheme that its place declares"
 _ONE_PROCESS = "set engine.tensor_parallel_size=1 and engine.pipeline_parallel_size=1"
 
 
@@ -50,7 +51,8 @@ def computed(config: Config, published: Published | None, known: Mapping[bool, s
     _check_rotations(config, published, trial)
     found = answer_all(_formats(config, published), _device(config, known), engine.dtype, engine.linear_backend)
     if found is None:
-        return None
+        is_foreign = published is not None and engine.kind is EngineKind.vllm
+        return Answer(label="as published", unknown=_FETCHED_LATER) if is_foreign else None
     if found.refusal is not None:
         raise UserError(f"{trial} ({found.label}) does not run on {_place(config)}: {found.refusal}")
     if found.usual == (SIMULATED,) and engine.num_ranks > 1:

@@ -12,7 +12,7 @@ from pipeline.planning.remembered import cached, stamps
 from stages.checkpoints.checks import check_made_of, check_quantized_path
 from stages.checkpoints.description import ModelDescription
 from stages.checkpoints.formats import Format
-from stages.checkpoints.loadable import check_method
+from stages.checkpoints.loadable import check_method, check_on_cpu
 from stages.errors import StageError
 from stages.evaluate.config import EngineKind
 from stages.local_files import digest_tree
@@ -72,7 +72,8 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
     source = config.published
     assert source is not None, "_check_listed has refused it"
     if source.path is None or not config.loads_model:
-        return Published(source, source.method, source.bits, source.size_gib)
+        formats = () if source.format is None else (source.format,)
+        return Published(source, source.method, source.bits, source.size_gib, formats)
     path = Path(source.path).resolve()
     try:
         model, quantized = check_quantized_path(path)
@@ -89,14 +90,18 @@ def _described(config: Config, base: ModelDescription | None, cache_dir: Path | 
         formats=quantized.formats,
         layers=quantized.layers,
         rotates=quantized.rotates,
-        has_narrow_cache=(quantized.kv_cache or "").endswith("8"),
+        has_narrow_cache=quantized.has_narrow_cache,
     )
 
 
 def _check_loads(config: Config, method: str | None) -> None:
-    if config.engine.kind is not EngineKind.transformers or method is None:
+    engine = config.engine
+    if method is None:
         return
     try:
-        check_method(method)
+        if engine.kind is EngineKind.transformers:
+            check_method(method)
+        elif engine.kind is EngineKind.vllm and not engine.on_gpu:
+            check_on_cpu(method, engine.dtype)
     except StageError as error:
         raise UserError(f"recipe {config.recipe.name} of model {config.model.name}: {error}") from None

@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 def _parts(expected: Expectation) -> Iterator[str]:
     if any(batch.resources.num_gpus for batch in expected.batches):
-        yield f"{expected.gpu_hours:.3g} GPU-hours"
+        yield f"{expected.gpu_hours:.3g} GPU-hours" if expected.gpu_hours else "GPU-hours not known"
     yield _wall(expected)
     if (usd := expected.usd) is not None:
         rented = expected.usd_rented

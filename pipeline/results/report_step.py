@@ -12,7 +12,9 @@ from pipeline.steps.roles import kind_of, slot_of, under
 from pipeline.steps.stages import FETCH_PUBLISHED, REPORT
 from pipeline.steps.step import Step, StepRef
 from pipeline.store.store import Store
-from stages.published import read_described
+from stages.checkpoints.loadable import DEQUANTIZED
+from stages.evaluate.config import EngineKind
+from stages.published import Described, read_described
 from stages.report.config import FailureRow, ReportConfig, ServingConfig, SuiteRow, TrialRow
 
 _UNREAD = "are not loaded and in no checkpoint"
@@ -88,7 +90,7 @@ def _trial_row(plan: Plan, trial: TrialPlan, store: Store) -> TrialRow:
         mixed=_mixed([trial, plan.trials[trial.trial.base]], store),
         rounded=_rounded(metrics),
         quantized=_quantized(trial, store),
-        computed=trial.computed.caution if trial.computed else None,
+        computed=trial.computed.caution if trial.computed else _unrounded(trial, store),
         size_gib=metrics.get("size_gib"),
     )
 
@@ -97,10 +99,26 @@ def _quantized(trial: TrialPlan, store: Store) -> str | None:
     """What the headers of somebody else's checkpoint say, and the note of whoever listed it."""
     if trial.published is None:
         return None
-    is_there = trial.checkpoint.stage == FETCH_PUBLISHED.name and store.has(trial.checkpoint)
-    described = read_described(store.path(trial.checkpoint)) if is_there else None
+    described = _described(trial, store)
     words = None if described is None else described.words
     return ". ".join(each for each in (words, trial.published.source.note) if each) or None
+
+
+def _unrounded(trial: TrialPlan, store: Store) -> str | None:
+    """That transformers makes dense weights of its form, and computes with those alone."""
+    described = _described(trial, store)
+    is_read_here = trial.trial.config.engine.kind is EngineKind.transformers
+    if not is_read_here or described is None or described.method not in DEQUANTIZED or described.rounds is None:
+        return None
+    return (
+        f"transformers computes with its dequantized weights alone and rounds no activation to {described.rounds}: "
+        "another result than that of an engine which multiplies as the format says"
+    )
+
+
+def _described(trial: TrialPlan, store: Store) -> Described | None:
+    is_there = trial.checkpoint.stage == FETCH_PUBLISHED.name and store.has(trial.checkpoint)
+    return read_described(store.path(trial.checkpoint)) if is_there else None
 
 
 def _rounded(metrics: Mapping[str, float | None]) -> str | None:

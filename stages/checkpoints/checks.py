@@ -148,7 +148,7 @@ def _check_not_quantized(path: Path, config: Mapping[str, Any], infos: Mapping[s
     if method is not None:
         raise CheckpointError(
             f"model path {path} is quantized already ({method}): a source needs weights of 16 or 32 bits; take the "
-            "model that it was made from"
+            "model that it was made from, and this as a published checkpoint of it"
         )
 
 

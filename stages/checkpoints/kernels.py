@@ -43,9 +43,11 @@ class Kernel:
     before: float
     is_cpu: bool
     rounds: str | None
+    rescales: bool
     when: str | None
     dies_since: float
     dies_why: str
+    depends: str | None
     emulates: bool
 
     def is_on(self, device: Device) -> bool:
@@ -184,12 +186,13 @@ def computed_as(formats: Sequence[Format], kernels: Sequence[str] | None = None)
     left = set(linear_kernels(kernels or ()))
     for quantized in formats:
         facts = _facts(quantized, None)
-        own = {each.name for each in row.kernels} if (row := table().row(facts)) else set()
-        rounds = facts["inputs"] if kernels is None else rounds_of(quantized, [each for each in kernels if each in own])
+        own = {each.name: each for each in row.kernels} if (row := table().row(facts)) else {}
+        taken = [own[name] for name in kernels or () if name in own]
+        rounds = facts["inputs"] if kernels is None else rounds_of(quantized, [each.name for each in taken])
         if rounds is None:
             return None
-        left -= own
-        labels[_label(facts["weights"], rounds)] = None
+        left -= own.keys()
+        labels[_label(facts["weights"], rounds, any(each.rescales for each in taken))] = None
     return None if left else " and ".join(labels)
 
 
@@ -204,10 +207,10 @@ def is_emulation(kernels: Sequence[str]) -> str | None:
 
 
 def varies(quantized: Format) -> bool:
-    """Whether some kernel rounds the format's inputs otherwise than it says, or that is not known."""
+    """Whether some kernel rounds the format otherwise than it says, or that is not known."""
     facts = _facts(quantized, None)
     row = table().row(facts)
-    return row is None or any(each.rounds not in (None, facts["inputs"]) for each in row.kernels)
+    return row is None or any(each.rescales or each.rounds not in (None, facts["inputs"]) for each in row.kernels)
 
 
 def installed_version(is_cpu: bool) -> str:
@@ -237,6 +240,8 @@ class _Question:
             return self._said(refusal=f"{died.dies_why}; {self._advice()}")
         if not (taken := self._taken(row)):
             return self._said(refusal=f"{self._why(row)}; {self._advice()}")
+        if (depends := next((each.depends for each in taken if each.depends), None)) is not None:
+            return self._said(unknown=depends)
         return self._computed(taken)
 
     def _said(self, **found: Any) -> Answer:
@@ -244,10 +249,10 @@ class _Question:
 
     def _computed(self, taken: Sequence[Kernel]) -> Answer:
         """By the first, and those behind it that are taken for other layers and round alike."""
-        rounds = taken[0].rounds or self.facts["inputs"]
+        as_run = _label(self.facts["weights"], taken[0].rounds or self.facts["inputs"], taken[0].rescales)
         names = tuple(dict.fromkeys(each.name for each in taken if each.rounds == taken[0].rounds))
         return self._said(
-            effective=None if rounds == self.facts["inputs"] else _label(self.facts["weights"], rounds),
+            effective=None if as_run == _label(self.facts["weights"], self.facts["inputs"]) else as_run,
             kernels=names,
             usual=names[:1],
             emulates=taken[0].emulates,
@@ -326,7 +331,7 @@ class _Question:
         """The kernel that rounds inputs as the format says there; None where none does."""
         row = table().row(self.facts)
         taken = _Question(self.facts, device, backend)._taken(row) if row else []
-        is_true = bool(taken) and taken[0].rounds in (None, self.facts["inputs"])
+        is_true = bool(taken) and taken[0].rounds in (None, self.facts["inputs"])  # to whatever scales
         return taken[0].name if is_true else None
 
 
@@ -344,9 +349,11 @@ def _kernel(content: Mapping[str, Any]) -> Kernel:
         before=content.get("before", math.inf),
         is_cpu=content.get("cpu", False),
         rounds=content.get("rounds"),
+        rescales=content.get("rescales", False),
         when=content.get("when"),
         dies_since=dies.get("since", math.inf),
         dies_why=dies.get("why", ""),
+        depends=content.get("depends"),
         emulates=content.get("emulates", False),
     )
 
@@ -386,12 +393,13 @@ def _input_scales(inputs: Quantization) -> str:
     return inputs.strategy if inputs.dynamic is not False else f"static {inputs.strategy}"
 
 
-def _label(weights: str, inputs: str) -> str:
+def _label(weights: str, inputs: str, rescales: bool = False) -> str:
     """W4A16; where inputs are rounded to another kind of code than weights, W4AFP8."""
     (kind, bits), (of_inputs, bits_of_inputs) = (_parted(word) for word in (weights, inputs))
+    scales = ", scales 2^n" if rescales else ""
     if inputs == NONE:
-        return f"W{bits}A16"
-    return f"W{bits}A{'' if kind == of_inputs else of_inputs.upper()}{bits_of_inputs}"
+        return f"W{bits}A16{scales}"
+    return f"W{bits}A{'' if kind == of_inputs else of_inputs.upper()}{bits_of_inputs}{scales}"
 
 
 def _parted(word: str) -> tuple[str, str]:

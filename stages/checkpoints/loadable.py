@@ -3,22 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stages.checkpoints.converted import CONVERTED
 from stages.errors import ConfigError
 
-# Its own quantizer of compressed-tensors rounds activations as the format says; of FP8 blocks and MXFP4 experts it
-# makes dense weights where there is no GPU, and leaves activations as they are.
+# Of compressed-tensors transformers rounds activations as the format says, and AWQ is read as such.  Of FP8 blocks and
+# MXFP4 experts it makes dense weights where there is no GPU, and leaves activations as they are.
 ROUNDED = ("compressed-tensors",)
 DEQUANTIZED = ("fp8", "mxfp4")
 
 
 def check_method(method: str) -> None:
     """Raise ConfigError, naming what would do, for a form that transformers does not read here."""
-    known = (*ROUNDED, *DEQUANTIZED)
+    known = (*ROUNDED, *CONVERTED, *DEQUANTIZED)
     if method not in known:
         raise ConfigError(
             f"engine=transformers reads no checkpoint in the form {method}, but in {', '.join(known)}: choose "
             "engine=vllm_gpu"
         )
+
+
+def check_on_cpu(method: str, dtype: str) -> None:
+    """Raise ConfigError for a form that vLLM's CPU build neither has a kernel for nor is given a dense copy of."""
+    if method in (*ROUNDED, *CONVERTED) or (method == "gptq" and dtype != "float32"):
+        return
+    others = "engine=transformers or engine=vllm_gpu" if method in DEQUANTIZED else "engine=vllm_gpu"
+    raise ConfigError(f"engine=vllm_cpu reads no checkpoint in the form {method} in {dtype}: choose {others}")
 
 
 def dense_arguments(quantization: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,16 +41,11 @@ def dense_arguments(quantization: Mapping[str, Any]) -> dict[str, Any]:
     return {"quantization_config": settings[method](dequantize=True)}
 
 
-def widened(model: Any, dtype: Any) -> Any:
-    """Give linear layers that were dequantized to another dtype (FP4 always is to bfloat16) that of the model.
+def dequantized_to(quantization: Mapping[str, Any], dtype: str) -> str:
+    """The dtype that weights have after they were dequantized for a model of ``dtype``.
 
-    Returns the dtype that they were dequantized to.
+    compressed-tensors makes bfloat16 of codes of 4 bits in floating point, whatever the model's own is.
     """
-    import torch
-
-    found = dtype
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.is_floating_point() and module.weight.dtype != dtype:
-            found = module.weight.dtype
-            module.weight.data = module.weight.data.to(dtype)
-    return found
+    groups = (quantization.get("config_groups") or {}).values()
+    weights = [group.get("weights") or {} for group in groups]
+    return "bfloat16" if any((each.get("type"), each.get("num_bits")) == ("float", 4) for each in weights) else dtype

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.converted import as_compressed
 from stages.checkpoints.headers import TensorInfo, read_tensor_infos
 from stages.checkpoints.linear_experts import expert_classes, linear_experts, owner_of
 from stages.checkpoints.loadable import dense_arguments
@@ -32,6 +33,16 @@ def load_model(model_dir: Path, *, splits_experts: bool = False, **options: Any)
     """
     with no_collection():
         from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir)
+    with as_compressed(model_dir, getattr(config, "quantization_config", None) or {}) as readable:
+        if readable != model_dir and options.get("dtype", "auto") == "auto":
+            options["dtype"] = config.get_text_config().dtype  # scales may be of another
+        return _loaded(readable, splits_experts=splits_experts, **options)
+
+
+def _loaded(model_dir: Path, *, splits_experts: bool, **options: Any) -> Any:
+    from transformers import AutoConfig
 
     infos = read_tensor_infos(model_dir)
     config = AutoConfig.from_pretrained(model_dir)

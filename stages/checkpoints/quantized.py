@@ -15,6 +15,7 @@ from stages.checkpoints.files import CONFIG
 from stages.checkpoints.formats import Format, Quantization
 from stages.checkpoints.headers import TensorInfo, num_stored_bytes
 from stages.checkpoints.ranks import rotates_at_run_time
+from stages.checkpoints.scales import misfit
 from stages.checkpoints.shape import read_description
 from stages.checkpoints.sizes import alike
 from stages.errors import CheckpointError, StageError
@@ -38,6 +39,12 @@ class Group(NamedTuple):
     weights: Quantization
     activations: Quantization | None = None
     packing: str | None = None  # how compressed-tensors stores it
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What its layers multiply in (fp8, int8, fp4); None where weights become the model's own type first."""
+        inputs = self.activations
+        return None if inputs is None else f"{'fp' if inputs.type == 'float' else 'int'}{inputs.num_bits}"
 
     @property
     def words(self) -> str:
@@ -70,6 +77,16 @@ class Quantized:
         return min(group.weights.num_bits for group in self.groups)
 
     @property
+    def rounds(self) -> str | None:
+        """What activations are rounded to, of a mixture in words; None where they stay as they are."""
+        return " and ".join(dict.fromkeys(each for group in self.groups if (each := group.arithmetic))) or None
+
+    @property
+    def has_narrow_cache(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return self.kv_cache is not None and self.kv_cache.endswith("8")
+
+    @property
     def size_gib(self) -> float:
         """Of all stored tensors."""
         return self.num_bytes / GIB
@@ -99,6 +116,13 @@ def read_quantized(model_dir: Path, model: ModelDescription) -> Quantized:
         raise CheckpointError(
             f"model path {model_dir}: quantization_config ({method}) cannot be read ({type(error).__name__}: {error})"
         ) from error
+    unique = tuple(dict.fromkeys(groups))
+    wrong = misfit(method, unique[0].weights, model.infos) if len(unique) == 1 else None
+    if wrong is not None:
+        raise CheckpointError(
+            f"model path {model_dir}: {wrong}, as quantization_config ({_words(unique[0].weights)}) wants: config.json "
+            "and weights are of two checkpoints; fetch both again"
+        )
     layers = frozenset(quantized_layers(model.infos))
     if not layers:
         raise CheckpointError(

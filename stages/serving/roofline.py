@@ -9,10 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from stages.checkpoints.description import describe
 from stages.checkpoints.formats import format_of
+from stages.checkpoints.quantized import read_quantized
 from stages.checkpoints.shape import ModelShape, kv_cache_gib, num_parameters, weight_gib
 from stages.errors import CheckpointError
+from stages.published import read_described
 from stages.units import GIB
 
 
@@ -30,31 +34,50 @@ class Work:
 
 
 def work_of(checkpoint: Path, prompt_tokens: int, output_tokens: int, dtype: str = "bfloat16") -> Work | None:
-    """Read the shape and format from the checkpoint's ``config.json``; what is not quantized is served in ``dtype``.
+    """Read the shape from the checkpoint's ``config.json``, and the format from there or, of a published checkpoint,
+    also from its headers; what is not quantized is served in ``dtype``.
 
     None where shape or format is not known, or is not one: then nothing says what serving must cost at least.
     """
-    config = json.loads((checkpoint / "config.json").read_text())
     shape = ModelShape.from_config(checkpoint / "config.json")
-    if shape is None:
-        return None
     is_wide = dtype == "float32"
     try:
-        quantized = format_of(config)
+        stored = None if shape is None else _stored(checkpoint, shape, is_wide)
     except CheckpointError:
         return None
-    weights = weight_gib(shape, quantized) * (2 if is_wide and quantized is None else 1)
+    if shape is None or stored is None:
+        return None
     table = shape.vocab_size * shape.hidden_size
     looked_up = 0 if shape.tie_word_embeddings else table  # of the input embeddings a step reads single rows
     return Work(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        weight_gib=weights,
-        step_gib=weights - (4 if is_wide else 2) * looked_up / GIB,
-        token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=32 if is_wide else 16) * 2**20,
+        weight_gib=stored.weight_gib,
+        step_gib=stored.weight_gib - (4 if is_wide else 2) * looked_up / GIB,
+        token_kib=kv_cache_gib(shape, num_tokens=1, num_bits=stored.cache_bits) * 2**20,
         token_gflop=2 * (num_parameters(shape) - looked_up) / 1e9,
-        arithmetic=(quantized and quantized.arithmetic) or ("fp32" if is_wide else "bf16"),
+        arithmetic=stored.arithmetic or ("fp32" if is_wide else "bf16"),
     )
+
+
+class _Stored(NamedTuple):
+    """Memory of the weights, what they are multiplied in (None: the model's own type), bits of a key or a value."""
+
+    weight_gib: float
+    arithmetic: str | None
+    cache_bits: int
+
+
+def _stored(checkpoint: Path, shape: ModelShape, is_wide: bool) -> _Stored | None:
+    """None of a mixture of arithmetics.  Raises CheckpointError for a format that is not known."""
+    bits = 32 if is_wide else 16
+    if read_described(checkpoint) is None:
+        quantized = format_of(json.loads((checkpoint / "config.json").read_text()))
+        weights = weight_gib(shape, quantized) * (2 if is_wide and quantized is None else 1)
+        return _Stored(weights, None if quantized is None else quantized.arithmetic, bits)
+    found = read_quantized(checkpoint, describe(checkpoint))
+    kinds = {group.arithmetic for group in found.groups}
+    return _Stored(found.size_gib, kinds.pop(), 8 if found.has_narrow_cache else bits) if len(kinds) == 1 else None
 
 
 def least_latency_s(work: Work | None, ceilings: Mapping[str, float | None], num_gpus: int = 1) -> float | None:

@@ -33,9 +33,10 @@ def native_facts(llm: Any, checkpoint: Path) -> dict[str, Any]:
 def native(formats: Sequence[Format], names: Sequence[str]) -> dict[str, Any]:
     """The arithmetic of kernels called so."""
     facts: dict[str, Any] = {"method": NATIVE, "kernels": list(names) or None}
-    if not linear_kernels(names) or not formats:
+    if not names or not formats:
         return facts
-    as_said, as_run = computed_as(formats), computed_as(formats, names)
+    as_said = computed_as(formats)
+    as_run = computed_as(formats, names) if linear_kernels(names) else None  # quantized experts alone
     return facts if as_said == as_run else {**facts, "format": as_said, "effective": as_run}
 
 

@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.checkpoints.converted import CONVERTED
 from stages.checkpoints.description import describe
 from stages.checkpoints.formats import described
+from stages.checkpoints.loadable import check_on_cpu
 from stages.checkpoints.loaded import check_loads
 from stages.checkpoints.opening import load_model
 from stages.errors import CheckpointError, ConfigError
@@ -42,7 +44,12 @@ def is_simulated(checkpoint: Path, dtype: str) -> bool:
     Raises ConfigError for a format that can be neither simulated nor left to a kernel.
     """
     quantization = read_quantization(checkpoint)
-    if quantization.get("quant_method") != "compressed-tensors":
+    if not quantization or (method := str(quantization.get("quant_method"))) == METHOD:
+        return False
+    check_on_cpu(method, dtype)
+    if method in CONVERTED:
+        return dtype == "float32"  # which no kernel of packed weights multiplies
+    if method != "compressed-tensors":
         return False
     if not input_formats(quantization) and _is_served(quantization, dtype):
         return False
@@ -62,7 +69,8 @@ def simulated(dtype: str, inputs: list[dict[str, Any]], rounding: str | None) ->
 
 
 def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
-    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``.
+    """Write ``checkpoint`` into the empty directory ``out``, every weight dequantized, in ``dtype``, named as the
+    base's files name them.
 
     A code times its scale needs 12 to 16 bits of mantissa, so a bfloat16 copy would not be float32's answer.
     Raises ConfigError where the copy is not what its class reads: vLLM passes over tensors that it does not know.
@@ -70,16 +78,15 @@ def write_dense_copy(checkpoint: Path, out: Path, dtype: str) -> None:
     from safetensors.torch import save_file
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = _dequantized(checkpoint, dtype)
+    model: Any = _dequantized(checkpoint, dtype)
     inputs = _inputs_by_layer(model)
     config = json.loads((checkpoint / "config.json").read_text())
     del config["quantization_config"]
     if any(inputs.values()):
         config["quantization_config"] = {"quant_method": METHOD, "inputs": inputs}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs)}
-    if model.config.tie_word_embeddings:  # which a config.json may leave to the default of its class
-        tensors.pop("lm_head.weight", None)
-    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, tensors).items()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if _is_kept(name, inputs) and name not in tied}
+    named = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, kept).items()}
     save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
     _check_readable(checkpoint, out)

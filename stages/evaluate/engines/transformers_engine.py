@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.checkpoints.loadable import DEQUANTIZED, check_method, dense_arguments, widened
+from stages.checkpoints.converted import CONVERTED
+from stages.checkpoints.loadable import DEQUANTIZED, check_method, dense_arguments, dequantized_to
 from stages.checkpoints.opening import load_model
 from stages.errors import CheckpointError, ConfigError, EngineError, one_line
 from stages.evaluate.answers import CUT_OFF, FINISHED
@@ -57,16 +58,14 @@ class TransformersEngine:
             if quantization := read_quantization(checkpoint):
                 check_method(str(quantization.get("quant_method")))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-            dtype = getattr(torch, config.dtype)
-            model: Any = load_model(checkpoint, dtype=dtype, **dense_arguments(quantization))
-            dequantized_to = widened(model, dtype)
+            model: Any = load_model(checkpoint, dtype=getattr(torch, config.dtype), **dense_arguments(quantization))
             self._model: Any = model.to(self._device).eval()
         except (CheckpointError, ConfigError):
             raise
         except Exception as error:
             raise EngineError(f"transformers could not load {checkpoint.name}: {one_line(error)}") from error
         _check_window(config.max_model_len, self._model.config)
-        self.arithmetic: Mapping[str, Any] = _arithmetic(quantization, config.dtype, str(dequantized_to))
+        self.arithmetic: Mapping[str, Any] = _arithmetic(quantization, config.dtype)
         self._end_ids = _end_ids(self._tokenizer, self._model)
         # A checkpoint's own penalties and cut-offs are nobody's gen_kwargs: greedy is greedy, as in vLLM.
         self._model.generation_config = GenerationConfig(top_k=0, top_p=1.0, temperature=1.0)
@@ -248,15 +247,15 @@ def _end_ids(tokenizer: Any, model: Any) -> list[int]:
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
-def _arithmetic(quantization: Mapping[str, Any], dtype: str, dequantized_to: str) -> Mapping[str, Any]:
+def _arithmetic(quantization: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     """transformers dequantizes what compressed-tensors packed, and lets it round the inputs as the format says.
 
     Inputs of other forms stay as they are, whatever the format says.
     """
-    weights = dequantized_to.removeprefix("torch.")
     if not quantization:
         return DENSE
-    if quantization["quant_method"] in DEQUANTIZED:
+    weights = dequantized_to(quantization, dtype)
+    if quantization["quant_method"] in (*CONVERTED, *DEQUANTIZED):
         return simulated(weights, [], None)
     inputs = [args for group in quantization["config_groups"].values() if (args := group.get("input_activations"))]
     rounding = f"compressed-tensors {metadata.version('compressed-tensors')}" if inputs else None

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.planning.memory import bytes_to_write, gpu_memory
 from pipeline.planning.plan import Plan
 from tests.pipeline.planning.test_plan import by_stage, planned
-from tests.stages.checkpoints.written import AWQ, FP8, LLAMA, NVFP4A16, write_model, write_quantized
+from tests.stages.checkpoints.written import AWQ, FP8, GPTQ, LLAMA, NVFP4A16, write_model, write_quantized
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TASK = ["suite=none", "+task@tasks.game=mathador", "engine=transformers", "engine.max_model_len=256", "tracking=off"]
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.dear
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """A base, and three checkpoints of it."""
+    """A base, and checkpoints of it."""
     write_model(tmp_path / "base", LLAMA)
-    for name, quantization in {"fp8": FP8, "nvfp4": NVFP4A16, "awq": AWQ}.items():
+    for name, quantization in {"fp8": FP8, "nvfp4": NVFP4A16, "awq": AWQ, "gptq": GPTQ}.items():
         write_quantized(tmp_path / name, quantization)
     return tmp_path
 
@@ -83,7 +83,19 @@ def test_memory_and_disk_are_those_of_its_own_bytes(places: Path) -> None:
         ("published_fp8", [], {"awq": "awq"}, "no published checkpoint 'fp8'; it lists awq: add"),
         ("published_fp8", [], {"fp8": "base"}, "is not quantized: .*any other is a model"),
         ("published_fp8", [], {"fp8": "nowhere"}, "nowhere is not a directory"),
-        ("published_awq", [], {"awq": "awq"}, "engine=transformers reads no checkpoint in the form awq.*vllm_gpu"),
+        ("published_awq", [], {"awq": "gptq"}, "engine=transformers reads no checkpoint in the form gptq.*vllm_gpu"),
+        (
+            "published_awq",
+            ["engine=vllm_cpu"],
+            {"awq": "gptq"},
+            "engine=vllm_cpu reads no checkpoint in the form gptq in float32: choose engine=vllm_gpu",
+        ),
+        (
+            "published_fp8",
+            ["engine=vllm_cpu"],
+            {"fp8": "fp8"},
+            "the form fp8 in float32: choose engine=transformers or engine=vllm_gpu",
+        ),
         ("published_fp8", ["recipe.algorithm=rtn"], {"fp8": "fp8"}, "is not quantized here: leave algorithm out"),
     ],
 )

@@ -10,6 +10,7 @@ from stages.errors import CheckpointError
 from tests.stages.checkpoints.written import (
     AWQ,
     FP8,
+    GPTQ,
     LLAMA,
     MODELOPT,
     NVFP4A16,
@@ -22,6 +23,11 @@ from tests.stages.checkpoints.written import (
 HEAD = "14 linear layers quantized, 1 not (lm_head)"
 TOLD = [
     (AWQ, f"awq: weights INT4 (groups of 32, zero points), activations as they are; KV cache as it is; {HEAD}"),
+    (
+        GPTQ,
+        f"gptq: weights INT4 (groups of 32), activations as they are; KV cache as it is; {HEAD}; columns in order of "
+        "activations",
+    ),
     (
         FP8,
         f"fp8: weights FP8 (blocks of 32 x 32), activations FP8 (groups of 32); KV cache as it is; {HEAD}",
@@ -80,6 +86,21 @@ def test_what_is_no_quantized_checkpoint_is_refused(
     path = write_quantized(tmp_path / "q", quantization, tensors or quantized_tensors("awq"))
     with pytest.raises(CheckpointError, match=message) as refused:
         check_quantized_path(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        (FP8 | {"weight_block_size": [64, 64]}, r"mlp.down_proj.weight_scale_inv has shape \(2, 4\), not \(1, 2\)"),
+        (AWQ | {"group_size": 64}, r"mlp.down_proj.scales has shape \(4, 64\), not \(2, 64\)"),
+    ],
+)
+def test_scales_of_other_groups_than_the_config_says_are_refused(
+    tmp_path: Path, quantization: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{message}, as quantization_config .* wants") as refused:
+        check_quantized_path(write_quantized(tmp_path / "q", quantization))
     assert "\n" not in str(refused.value)
 
 

@@ -68,6 +68,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": True}
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
 _FP4_WEIGHTS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
 NVFP4A16 = {
@@ -106,6 +107,16 @@ def _awq(rows: int, columns: int) -> Stored:
     }
 
 
+def _gptq(rows: int, columns: int) -> Stored:
+    groups = columns // 32
+    return {
+        "qweight": ("I32", (columns // 8, rows)),
+        "qzeros": ("I32", (groups, rows // 8)),
+        "scales": ("F16", (groups, rows)),
+        "g_idx": ("I32", (columns,)),
+    }
+
+
 def _fp8(rows: int, columns: int) -> Stored:
     return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale_inv": ("F32", (rows // 32, columns // 32))}
 
@@ -127,7 +138,7 @@ def _modelopt(rows: int, columns: int) -> Stored:
     }
 
 
-_FORMS = {"awq": _awq, "fp8": _fp8, "compressed-tensors": _fp4, "modelopt": _modelopt}
+_FORMS = {"awq": _awq, "gptq": _gptq, "fp8": _fp8, "compressed-tensors": _fp4, "modelopt": _modelopt}
 
 
 def write_quantized(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def save_llama(path: Path, tokenizer_dir: Path, **fields: Any) -> Path:
     return path
 
 
-def compress(model_dir: Path, out: Path, scheme: str, *rotations: Any) -> Path:
+def compress(model_dir: Path, out: Path, scheme: str, *rotations: Any, ignore: Sequence[str] = ("lm_head",)) -> Path:
     """Round a model to nearest and save it compressed, after the modifiers that rotate it."""
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
@@ -55,7 +55,7 @@ def compress(model_dir: Path, out: Path, scheme: str, *rotations: Any) -> Path:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
-    recipe = [*rotations, QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=["lm_head"])]
+    recipe = [*rotations, QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=list(ignore))]
     oneshot(model=model, recipe=recipe, dataset=_tokens() if scheme in _CALIBRATED else None)
     model.save_pretrained(out, save_compressed=True)
     reset_session()

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.errors import ConfigError
+from stages.evaluate.engines.simulated import write_dense_copy
 from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
 from stages.gate.stage import gate
@@ -118,6 +119,14 @@ def test_what_is_loaded_computes_like_the_base(model, quantized, tmp_path, name)
     metrics = gate(GateConfig(num_probe_tokens=4, max_mean_kl=0.01), inputs, tmp_path / "gate")
     assert 0 < metrics["mean_kl"] < 0.01
     assert metrics["noise_kl"] > 0  # inputs of experts are rounded, too
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "seeing", "tied"])
+def test_a_dense_copy_has_the_tensors_of_the_bases_files(model, quantized, tmp_path, name):
+    base = model(name)
+    write_dense_copy(quantized(base, **INT4), tmp_path, "float32")
+    copied, stored = load_file(tmp_path / WEIGHTS), load_file(base / WEIGHTS)
+    assert {key: tensor.shape for key, tensor in copied.items()} == {key: each.shape for key, each in stored.items()}
 
 
 EXPERT = "model.layers.1.mlp.experts.2.up_proj"

@@ -23,6 +23,7 @@ from stages.gate.observe import observe
 from stages.gate.stage import gate
 from stages.gate.weights import check_weights, read_files
 from stages.quantize import Algorithm
+from tests.stages.gate.checkpoints import damage, swap
 
 RECIPES = {
     "fp8": {"algorithm": Algorithm.rtn, "scheme": "FP8_DYNAMIC"},
@@ -102,6 +103,25 @@ def test_healthy_checkpoint_passes_every_check(run, quantize_tiny, recipe):
     assert 0.5 < metrics["size_ratio"] < 0.75
 
 
+def _swap_gate(tensors):
+    swap("model.layers.1.mlp.gate_proj", LAYER)(tensors)
+
+
+def _zero(tensors):
+    for name in {f"{LAYER}.weight", f"{LAYER}.weight_packed"} & tensors.keys():
+        tensors[name].zero_()
+
+
+@pytest.mark.parametrize("change", [_swap_gate, _zero])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_layer_that_is_not_the_bases_is_named_however_it_was_rounded(
+    tiny_model, quantize_tiny, tmp_path, recipe, change
+):
+    path = damage(quantize_tiny(**RECIPES[recipe]), tmp_path / "damaged", change)
+    failed = {each.name: each.detail for each in check_weights(read_files(tiny_model, path), 0.02) if not each.passed}
+    assert failed.keys() == {"weights_close"} and f"{LAYER} is not the base's layer" in failed["weights_close"]
+
+
 def test_divergence_of_a_model_from_itself_would_be_zero_also_from_what_was_written(tiny_model, tiny_observed):
     base = read_behaviour(tiny_observed)
     kl, agreement = check_divergence(base, observed(tiny_model, num_probe_tokens=4), None)
@@ -124,6 +144,16 @@ def test_bad_scale_is_found(run, damaged, value):
     _, failed, report = run(damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"][3].fill_(value)))
     assert "scales_finite_positive" in failed
     assert LAYER in report["scales_finite_positive"]["detail"]
+
+
+def test_the_advice_fits_the_fault(tiny_model, tiny_observed, quantize_tiny, damaged, tmp_path):
+    """Files that are damaged are no fault of the recipe."""
+    inputs = {"base": tiny_model, "observed": tiny_observed, "checkpoint": quantize_tiny(**RECIPES["fp8"])}
+    with pytest.raises(CheckpointError, match=r"mean_kl \(.*; the files are whole, so it is the recipe .* change it$"):
+        gate(GateConfig(max_mean_kl=0.0, num_probe_tokens=4), inputs, tmp_path)
+    broken = damaged(lambda tensors: tensors[f"{LAYER}.weight_scale"][3].fill_(-1.0))
+    with pytest.raises(CheckpointError, match=r"; the files are damaged or incomplete: make or fetch them again$"):
+        gate(GateConfig(num_probe_tokens=4), inputs | {"checkpoint": broken}, tmp_path)
 
 
 def test_nan_scale_also_shows_in_the_logits(run, damaged):

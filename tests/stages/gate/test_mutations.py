@@ -18,6 +18,7 @@ from tests.stages.gate.checkpoints import (
 
 pytestmark = pytest.mark.dear
 QUERY, KEY = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
+GATE = "model.layers.0.mlp.gate_proj"
 FEW = ("FP8_DYNAMIC", "W4A16")
 FEW_IN_SUITE = [scheme if scheme in FEW else pytest.param(scheme, marks=pytest.mark.full) for scheme in SCHEMES]
 LAYER = "model.layers.0.mlp.down_proj"
@@ -57,6 +58,21 @@ def faults(base):
 def test_an_intact_checkpoint_passes_also_where_no_recipe_is_told(faults, checkpoint, tmp_path, scheme):
     assert faults(checkpoint(scheme)) == {}
     assert faults(redescribe(checkpoint(scheme), tmp_path / "published", lambda config: None)) == {}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_block_of_rows_at_a_time_finds_the_same(faults, checkpoint, tmp_path, monkeypatch, scheme):
+    monkeypatch.setattr("stages.checkpoints.rows.BLOCK_BYTES", 2**16)
+    assert faults(checkpoint(scheme)) == {}
+    path = damage(checkpoint(scheme), tmp_path / "damaged", swap("model.layers.0.mlp.up_proj", GATE))
+    assert f"{GATE} is not the base's layer rounded (256 of 256 rows)" in faults(path)["weights_close"]
+
+
+@pytest.mark.parametrize("scheme", ["FP8_BLOCK", "W4A16_ASYM"])
+def test_layers_that_no_block_and_no_word_divides_pass(tiny_model, tmp_path, scheme):
+    base = save_llama(tmp_path / "base", tiny_model, num_key_value_heads=1, num_attention_heads=16, head_dim=20)
+    files = read_files(base, compress(base, tmp_path / "checkpoint", scheme, ignore=["lm_head", "re:.*o_proj"]))
+    assert [check.detail for check in check_weights(files, 0.001) if not check.passed] == []
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

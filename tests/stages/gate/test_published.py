@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, DataError
 from stages.gate.artifact import Check, read_checks
 from stages.gate.config import GateConfig, ObserveConfig
 from stages.gate.observe import observe
+from stages.gate.published import check_published
 from stages.gate.stage import gate
 from stages.published import PublishedSource, fetch_published, read_described
-from tests.quantized import change, read_weights, save_awq, save_fp8_blocks
+from tests.quantized import change, dequantized_awq, read_weights, save_awq, save_fp8_blocks, save_gptq
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.0.mlp.up_proj.weight"
@@ -84,6 +85,12 @@ def _drop(tensors: Tensors) -> None:
     del tensors["model.norm.weight"]
 
 
+def _swap(tensors: Tensors) -> None:
+    for part in ("", "_scale_inv"):
+        up, gate = f"{LAYER}{part}", f"{LAYER}{part}".replace("up_proj", "gate_proj")
+        tensors[up], tensors[gate] = tensors[gate].clone(), tensors[up].clone()
+
+
 def _cut(tensors: Tensors) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
 
@@ -96,6 +103,7 @@ def _cut(tensors: Tensors) -> None:
         (_spoil_code, "tensors_finite", f"{LAYER} with NaN or infinity"),
         (_spoil_norm, "tensors_finite", "model.norm.weight with NaN or infinity"),
         (_drop, "tensors_present", "model.norm.weight of the base missing"),
+        (_swap, "weights_close", "model.layers.0.mlp.gate_proj.weight and 1 more far from the base's weights"),
         (_cut, "tensors_kept", "model.norm.weight of another shape than the base's"),
     ],
 )
@@ -129,11 +137,26 @@ def test_tensors_that_a_method_moved_factors_into_are_told_and_no_fault(
 def test_what_transformers_does_not_read_is_checked_by_its_files_alone(
     gated: Callable[[Path], dict[str, Check]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    checks = gated(save_awq(tiny_model, tmp_path / "awq"))
+    checks = gated(save_gptq(tiny_model, tmp_path / "gptq"))
     assert checks["tensors_present"].passed and checks["size_ratio"].passed
     assert checks["model_loads"].passed is None
-    assert "reads no checkpoint in the form awq" in checks["model_loads"].detail
+    assert "reads no checkpoint in the form gptq" in checks["model_loads"].detail
     assert "mean_kl" not in checks
+
+
+def test_one_that_is_not_what_its_place_declares_is_refused_where_it_is_fetched(
+    tiny_model: Path, fp8: Path, tmp_path: Path
+) -> None:
+    def fetch(name: str, scheme: str) -> None:
+        (tmp_path / name).mkdir()
+        source = PublishedSource(path=str(fp8), method="compressed-tensors", scheme=scheme)
+        fetch_published(source, {"model": tiny_model}, tmp_path / name)
+
+    fetch("right", "FP8_DYNAMIC")
+    with pytest.raises(DataError, match=r"it is W8A8, and its scheme NVFP4 declares W4A4: correct it, or leave it out"):
+        fetch("wrong", "NVFP4")
+    with pytest.raises(ValueError, match=r"scheme says what a method stores, as one of FP8_DYNAMIC.*got 'FP9' with"):
+        PublishedSource(path=str(fp8), method="fp8", scheme="FP9")
 
 
 def test_one_of_another_model_is_refused_where_it_is_fetched(tiny_model: Path, fp8: Path, tmp_path: Path) -> None:
@@ -144,3 +167,39 @@ def test_one_of_another_model_is_refused_where_it_is_fetched(tiny_model: Path, f
     ) as refused:
         fetch_published(PublishedSource(path=str(fp8)), {"model": other}, tmp_path / "out")
     assert str(tmp_path / "out") not in str(refused.value)
+
+
+def test_awq_is_read_by_its_codes_and_passes(
+    gated: Callable[[Path], dict[str, Check]], tiny_model: Path, tmp_path: Path
+) -> None:
+    from stages.checkpoints.opening import load_model
+
+    awq = save_awq(tiny_model, tmp_path / "awq")
+    model = load_model(awq, dtype=torch.float32)
+    model(torch.arange(8)[None])  # compressed-tensors dequantizes on the way
+    own = dict(model.named_parameters())
+    wanted = dequantized_awq(tiny_model)
+    assert len(wanted) == 14
+    assert all(torch.equal(own[name], weight) for name, weight in wanted.items())
+    checks = gated(awq)
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["mean_kl"].value is not None and 0 < checks["mean_kl"].value < 1e-3
+
+
+def test_names_of_another_wrapper_and_layers_that_no_loader_takes_are_no_fault(
+    fp8: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Layers for speculation lie in many bases and in few checkpoints; tools call the language model otherwise."""
+
+    def rename(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("model.")]:
+            tensors[f"model.language_{name}"] = tensors.pop(name)
+
+    def speculate(tensors: Tensors) -> None:
+        tensors["mtp.layers.0.mlp.up_proj.weight"] = torch.ones(8, 64, dtype=torch.bfloat16)
+
+    base = change(tiny_model, tmp_path / "base", speculate)
+    checks = {check.name: check for check in check_published(base, change(fp8, tmp_path / "renamed", rename))}
+    assert checks["tensors_present"].passed, checks["tensors_present"].detail
+    assert checks["tensors_kept"].detail == "7 as in the base"
+    assert checks["weights_close"].detail == "14 weights compared"

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from stages.checkpoints.shape import ModelShape
 from stages.dummy import DummyConfig, dummy
+from stages.published import PublishedSource, fetch_published
 from stages.quantize import Algorithm, RecipeConfig
 from stages.serving.ceilings import ceilings
 from stages.serving.config import CeilingsConfig
 from stages.serving.roofline import least_latency_s, most_requests_per_s, work_of
+from tests.stages.checkpoints.written import AWQ, FP8, MODELOPT, write_model, write_quantized
 
 H100 = {"bandwidth_gb_s": 3000.0, "bf16_tflop_s": 800.0, "fp8_tflop_s": 1600.0, "int8_tflop_s": 1600.0}
 SHAPE = {
@@ -123,3 +125,19 @@ def test_a_dummy_checkpoint_names_its_format_as_llm_compressor_does(checkpoints)
         "w8a8_fp": "float-quantized",
         "w8a8_int": "int-quantized",
     }
+
+
+@pytest.mark.parametrize(
+    ("quantization", "arithmetic", "cache_bits"), [(AWQ, "bf16", 16), (FP8, "fp8", 16), (MODELOPT, "fp4", 8)]
+)
+def test_of_a_published_checkpoint_its_own_bytes_and_cache_are_what_is_moved(
+    tmp_path, quantization, arithmetic, cache_bits
+):
+    base, checkpoint = write_model(tmp_path / "base"), tmp_path / "out"
+    checkpoint.mkdir()
+    source = PublishedSource(path=str(write_quantized(tmp_path / "published", quantization)))
+    metrics = fetch_published(source, {"model": base}, checkpoint)
+    work = work_of(checkpoint, 256, 128)
+    assert work.arithmetic == arithmetic
+    assert work.weight_gib == metrics["size_gib"]
+    assert work.token_kib == 2 * 2 * 2 * 16 * cache_bits / 8 / 1024

@@ -14,10 +14,19 @@ FP8 = {
     "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "dynamic": False},
     "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
 }
+FP8_BLOCK = {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128], "dynamic": False},
+    "input_activations": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 128, "dynamic": True},
+}
 INT4 = {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "dynamic": False}}
 NVFP4_ARGS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "dynamic": False}
 NVFP4 = {"weights": NVFP4_ARGS, "input_activations": {**NVFP4_ARGS, "dynamic": "local"}}
-PACKING = {id(FP8): "float-quantized", id(INT4): "pack-quantized", id(NVFP4): "nvfp4-pack-quantized"}
+PACKING = {
+    id(FP8): "float-quantized",
+    id(FP8_BLOCK): "float-quantized",
+    id(INT4): "pack-quantized",
+    id(NVFP4): "nvfp4-pack-quantized",
+}
 
 
 class FakeLlm:
@@ -57,10 +66,13 @@ def on(monkeypatch):
         (FP8, "HummingFP8ScaledMMLinearKernel", "W8A16"),
         (FP8, "MarlinFP8ScaledMMLinearKernel", "W8A16"),
         (FP8, "NewestLinearKernel", None),
+        (NVFP4, "FusedMoEModularKernel", None),
         (NVFP4, "MarlinNvFp4LinearKernel", "W4A16"),
         (NVFP4, "EmulationNvFp4LinearKernel", "as it says"),
         (NVFP4, "FlashInferCutlassNvFp4LinearKernel", "as it says"),
         (INT4, "MacheteLinearKernel", "as it says"),
+        (FP8_BLOCK, "CutlassFp8BlockScaledMMKernel", "as it says"),
+        (FP8_BLOCK, "DeepGemmFp8BlockScaledMMKernel", "W8A8, scales 2^n"),
     ],
 )
 def test_what_kernels_make_of_a_format_is_recorded_where_it_is_another(checkpoint, group, kernel, effective):
@@ -81,6 +93,7 @@ def test_of_a_checkpoint_of_several_formats_each_has_kernels_of_its_own(checkpoi
         (FP8, "CutlassFP8ScaledMMLinearKernel", 9.0, None), (FP8, "HummingFP8ScaledMMLinearKernel", 8.0, "W8A16"),
         (NVFP4, "MarlinNvFp4LinearKernel", 9.0, "W4A16"), (NVFP4, "CutlassNvFp4LinearKernel", 10.0, None),
         (INT4, "MarlinLinearKernel", 9.0, None), (INT4, "MarlinLinearKernel", None, None),
+        (NVFP4, "FusedMoEModularKernel", 9.0, "W4A16"),
         (NVFP4, "MarlinNvFp4LinearKernel", 9.0, "as computed by vLLM 0.26.0 on compute capability 9"),
     ],
 )  # fmt: skip

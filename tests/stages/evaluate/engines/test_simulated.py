@@ -22,6 +22,7 @@ from stages.evaluate.engines.rounding import InputFormat
 from stages.evaluate.engines.simulated import is_simulated, write_dense_copy
 from stages.evaluate.session import open_engine
 from stages.quantize import Algorithm, QuantizeConfig, RecipeConfig, quantize
+from tests.quantized import dequantized_awq, save_awq
 from tests.stages.evaluate.engines import layer_outputs
 
 ROOT = Path(__file__).parents[4]
@@ -261,11 +262,22 @@ class MacheteLinearKernel:
     """As vLLM names one."""
 
 
-def test_the_kernels_of_an_open_model_are_named_and_none_is_missing_not_invented():
+def test_the_kernels_of_an_open_model_are_named_and_none_is_missing_not_invented(tmp_path):
     layer, model = torch.nn.Linear(2, 2), torch.nn.Module()
     model.layer = layer
     opened = SimpleNamespace(apply_model=lambda function: [function(model), function(model)])
-    assert native_facts(opened) == {"method": "native", "kernels": None}
+    assert native_facts(opened, tmp_path) == {"method": "native", "kernels": None}
     layer.scheme = SimpleNamespace(kernel=MacheteLinearKernel(), num_bits=4)
-    assert native_facts(opened) == {"method": "native", "kernels": ["MacheteLinearKernel"]}
-    assert native_facts(SimpleNamespace()) == {"method": "native", "kernels": None}
+    assert native_facts(opened, tmp_path) == {"method": "native", "kernels": ["MacheteLinearKernel"]}
+    assert native_facts(SimpleNamespace(), tmp_path) == {"method": "native", "kernels": None}
+
+
+def test_a_dense_copy_of_awq_holds_what_its_codes_stand_for(tiny_model: Path, tmp_path: Path) -> None:
+    awq, out = save_awq(tiny_model, tmp_path / "awq"), tmp_path / "dense"
+    out.mkdir()
+    assert is_simulated(awq, "float32")
+    write_dense_copy(awq, out, "float32")
+    stored, wanted = load_file(out / "model.safetensors"), dequantized_awq(tiny_model)
+    assert len(wanted) == 14
+    assert all(torch.equal(stored[name], weight) for name, weight in wanted.items())
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
