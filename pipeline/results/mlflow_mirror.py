@@ -26,7 +26,7 @@ from pipeline.results.mlflow_content import (
 )
 from pipeline.results.mlflow_frame import for_frame
 from pipeline.results.mlflow_numbers import metrics
-from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_review
+from pipeline.results.mlflow_review import is_reviewed, parent_review, trial_review
 from pipeline.results.mlflow_review_writing import write_experiment, write_review
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
 from pipeline.results.mlflow_view import address, run_name
@@ -153,7 +153,7 @@ class Mirror:
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
         of_tasks, of_steps = trial_metrics(self.store, self.plan, trial)
-        present_keys = {key for key in run.data.metrics if not key.startswith(REVIEWED)}
+        present_keys = {key for key in run.data.metrics if not is_reviewed(key)}
         values = of_tasks | {key: value for key, value in of_steps.items() if is_over or key in present_keys}
         gone = dict.fromkeys(present_keys - values.keys(), math.nan)
         _log_metrics(client, run, {**values, **gone}, last_ended_s(self.store, trial))

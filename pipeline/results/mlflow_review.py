@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from pipeline.results.mlflow_notes import parent_note, trial_links, trial_note, verdict_word
 from pipeline.results.mlflow_points import Points, points_of_mean, points_of_row
-from pipeline.results.mlflow_view import COUNTS, DECISION, RANK, WHY, WORST, WORST_TASK
+from pipeline.results.mlflow_view import COUNTS, DECISION, RANK, WHY, WORST, WORST_TASK, mean_points_name, points_name
 from stages.errors import redacted
 from stages.report.artifact import DECISIONS, Summary, TrialVerdict
 
 NOTE = "mlflow.note.content"  # what its pages show as the description, in Markdown
-# Beginnings of names of metrics that come from the report, and not from a trial's own steps.
-REVIEWED = ("suite/", "verdict/", "recovery/", "difference/", "points/", "sweep/")
+# Beginnings and ends of names of metrics that come from the report, and not from a trial's own steps.
+_REVIEWED = ("suite/", "verdict/", "recovery/", "difference/", "sweep/")
+_REVIEWED_ENDS = tuple(f"points{end}" for end in ("", "_low", "_high"))
 MAX_TAG = 400  # characters
 _OF_SUITES = ("mean", "recovery", "recovery_low", "recovery_high")
 
@@ -26,6 +27,11 @@ class Review:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_reviewed(metric: str) -> bool:
+    """Whether a metric comes from the report."""
+    return metric.startswith(_REVIEWED) or metric.endswith(_REVIEWED_ENDS)
 
 
 def parent_review(document: Summary, experiment_id: str, run_id: str, runs: Mapping[str, str]) -> Review:
@@ -48,11 +54,11 @@ def trial_review(document: Summary, trial: str, experiment_id: str, parent_id: s
     rows = [row for row in document.rows if row["trial"] == trial]
     metrics: dict[str, float | None] = {} if verdict.is_base else _numbers(verdict)
     for mean in (mean for mean in document.suites if mean.trial == trial):
-        metrics |= _ends(f"points/{mean.suite}", points_of_mean(mean))
+        metrics |= _ends(mean_points_name(mean.suite), points_of_mean(mean))
         metrics |= {f"suite/{mean.suite}/{each}": getattr(mean, each) for each in _OF_SUITES}
     for row in rows:
         metrics[f"recovery/{row['task']}"] = row["recovery"]
-        metrics |= _ends(f"difference/{row['task']}", points_of_row(row))
+        metrics |= _ends(points_name(row["task"]), points_of_row(row))
     metrics[RANK] = document.trials.index(verdict) + 1
     note = trial_note(document, verdict, rows, trial_links(verdict, experiment_id, parent_id, run_id))
     tags = {f"verdict.{row['task']}": verdict_word(row) for row in rows if row["verdict"] is not None}
@@ -62,7 +68,7 @@ def trial_review(document: Summary, trial: str, experiment_id: str, parent_id: s
 
 def _ends(name: str, points: Points) -> dict[str, float | None]:
     """A difference and its interval, in points."""
-    return {name: points.difference, f"{name}/low": points.low, f"{name}/high": points.high}
+    return {name: points.difference, f"{name}_low": points.low, f"{name}_high": points.high}
 
 
 def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:

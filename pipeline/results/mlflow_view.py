@@ -49,6 +49,16 @@ def run_address(experiment_id: str, run_id: str, artifact: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}{place}?{_OF_RUNS}"
 
 
+def points_name(task: str) -> str:
+    """Of the metric that has a task's difference in points."""
+    return f"{task}/points"
+
+
+def mean_points_name(suite: str) -> str:
+    """Of the metric that has a suite's; a task may be called as a suite."""
+    return f"{suite}/mean_points"
+
+
 def run_name(trial: str) -> str:
     """Of a trial's run, as MLflow's narrow columns cut it at the end: the format before the model."""
     model, _, rest = trial.partition("/")
@@ -64,17 +74,15 @@ def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
 def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
     first = [f"tags.`{DECISION}`", f"tags.`{WHY}`", f"tags.`{WORST_TASK}`"]
     counted = [f"verdict/{name}" for name in COUNTS if name != "cells"]
-    of_suites = [f"points/{suite}" for suite in suites]
+    of_suites = [mean_points_name(suite) for suite in suites]
     shown = [WORST, *of_suites, *counted, *(f"recovery/{task}" for task in tasks)]
     columns = [*first, *(f"metrics.`{name}`" for name in shown)]
-    # A title has room for some fifteen letters: the section says of what its charts are.
+    # A title is its metric's name, cut after some fifteen letters: what differs stands first in it.
     charts = [
-        *(_chart("suites: points of difference", f"points/{suite}", suite) for suite in suites),
-        _chart("tasks: how many", counted[0], "confirmed loss"),
-        _chart("tasks: how many", "verdict/inconclusive", "inconclusive"),
-        *(_chart("tasks: points of difference", f"difference/{task}", task) for task in tasks),
-        _chart("recovery", WORST, "worst task"),
-        *(_chart("recovery", f"recovery/{task}", task) for task in tasks),
+        *(_chart("suites: points of difference", name) for name in of_suites),
+        *(_chart("tasks: confirmed degraded, inconclusive", name) for name in (counted[0], counted[-1])),
+        *(_chart("tasks: points of difference", points_name(task)) for task in tasks),
+        *(_chart("recovery", name) for name in (WORST, *(f"recovery/{task}" for task in tasks))),
     ]
     state = {
         "selectedColumns": columns,
@@ -98,6 +106,6 @@ def _width(heading: str) -> int:
     return max(_NARROW, _OF_A_LETTER * len(heading) + _AROUND)
 
 
-def _chart(section: str, metric: str, title: str) -> dict[str, object]:
+def _chart(section: str, metric: str) -> dict[str, object]:
     kept = {"type": "BAR", "runsCountToCompare": 20, "deleted": False, "isGenerated": False}
-    return {"uuid": metric, "metricSectionId": section, "metricKey": metric, "displayName": title, **kept}
+    return {"uuid": metric, "metricSectionId": section, "metricKey": metric, **kept}
