@@ -254,7 +254,7 @@ def all_runs(directory: Path, sweep: str = "tiny") -> list[Any]:
 def mlflow_means(directory: Path, suite: str) -> dict[str, float]:
     """By trial."""
     key = f"suite/{suite}/mean"
-    return {run.info.run_name: run.data.metrics[key] for run in all_runs(directory) if key in run.data.metrics}
+    return {run.data.tags["trial"]: run.data.metrics[key] for run in all_runs(directory) if key in run.data.metrics}
 
 
 def mlflow_runs(directory: Path) -> dict[str, int]:

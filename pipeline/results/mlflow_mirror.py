@@ -24,16 +24,17 @@ from pipeline.results.mlflow_content import (
     trial_key,
     trial_metrics,
 )
+from pipeline.results.mlflow_frame import for_frame
 from pipeline.results.mlflow_numbers import metrics
-from pipeline.results.mlflow_review import REVIEWED, parent_review, trial_review
+from pipeline.results.mlflow_review import is_reviewed, parent_review, trial_review
 from pipeline.results.mlflow_review_writing import write_experiment, write_review
 from pipeline.results.mlflow_table import TABLES_TAG, TAGGED, write_table
-from pipeline.results.mlflow_view import address
+from pipeline.results.mlflow_view import address, run_name
 from pipeline.running.capture import log_path
 from pipeline.store.provenance import git_state, package_versions
 from pipeline.store.store import Store
 from stages.errors import redacted
-from stages.report.artifact import Summary, read_document, read_verdicts_text
+from stages.report.artifact import HTML, Summary, read_document
 
 COMPUTED_TAG = "computed_by"
 PLAN_TAG, TRIAL_TAG, PARENT_TAG = "plan_fingerprint", "trial_fingerprint", "mlflow.parentRunId"
@@ -61,15 +62,17 @@ class Mirror:
         parent = self._run(client, experiment_id, PLAN_TAG, self.plan.fingerprint, self.plan.name, tags)
         document = None if report is None else read_document(report)
         parent_id = parent.info.run_id
+        runs: dict[str, str] = {}
         for trial in self.plan.trials.values():
             run = self._trial_run(client, experiment_id, parent_id, trial)
+            runs[trial.trial.name] = run.info.run_id
             if document is not None:  # first: MLflow's pages show metrics in the order in which they came
                 review = trial_review(document, trial.trial.name, experiment_id, parent_id, run.info.run_id)
                 if review is not None:
                     write_review(client, run, review)
             self._write_trial(client, run, trial, status)
         if report is not None and document is not None:
-            self._write_report(client, parent, report, document)
+            self._write_report(client, parent, report, document, runs)
             write_experiment(client, parent, document)
         _set_status(client, parent, status)
         return address(experiment_id)
@@ -130,7 +133,12 @@ class Mirror:
         tags = {PARENT_TAG: parent_id, "model": trial.trial.config.model.name, "recipe": trial.trial.config.recipe.name}
         if trial.computed is not None and trial.computed.kernels:
             tags[COMPUTED_TAG] = trial.computed.shown
-        return self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), trial.trial.name, tags)
+        name = trial.trial.name
+        tags["trial"] = name
+        run = self._run(client, experiment_id, TRIAL_TAG, trial_key(trial), run_name(name), tags)
+        if run.info.run_name == name:  # of an earlier version; what a person has named it stays
+            client.update_run(run.info.run_id, name=run_name(name))
+        return run
 
     def _write_trial(self, client: Any, run: Any, trial: TrialPlan, status: str) -> None:
         steps = dict.fromkeys(trial.steps.values())
@@ -145,7 +153,7 @@ class Mirror:
         _log_params(client, run, trial.trial.config)
         # The time is the artifacts' own: the same values written again are the same rows.
         of_tasks, of_steps = trial_metrics(self.store, self.plan, trial)
-        present_keys = {key for key in run.data.metrics if not key.startswith(REVIEWED)}
+        present_keys = {key for key in run.data.metrics if not is_reviewed(key)}
         values = of_tasks | {key: value for key, value in of_steps.items() if is_over or key in present_keys}
         gone = dict.fromkeys(present_keys - values.keys(), math.nan)
         _log_metrics(client, run, {**values, **gone}, last_ended_s(self.store, trial))
@@ -186,12 +194,16 @@ class Mirror:
             if log is not None:
                 yield log, f"logs/{ref.stage}"
 
-    def _write_report(self, client: Any, parent: Any, report: Path, document: Summary) -> None:
+    def _write_report(self, client: Any, parent: Any, report: Path, document: Summary, runs: Mapping[str, str]) -> None:
         experiment_id, run_id = parent.info.experiment_id, parent.info.run_id
         if parent.data.tags.get(CONTENT_TAG) != report.name:
             client.log_artifacts(run_id, str(report), "report")
+            with TemporaryDirectory(prefix="mlflow_report_") as directory:
+                framed = Path(directory) / HTML
+                framed.write_text(for_frame((report / HTML).read_text(encoding="utf-8")), encoding="utf-8")
+                client.log_artifact(run_id, str(framed), "report")
             client.set_tag(run_id, CONTENT_TAG, report.name)
-        write_review(client, parent, parent_review(document, read_verdicts_text(report), experiment_id, run_id))
+        write_review(client, parent, parent_review(document, experiment_id, run_id, runs))
 
 
 def _log_metrics(client: Any, run: Any, values: Mapping[str, float], at_s: float) -> None:

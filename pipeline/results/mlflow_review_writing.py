@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.results.mlflow_notes import experiment_note
 from pipeline.results.mlflow_numbers import metrics
-from pipeline.results.mlflow_review import NOTE, REVIEWED, Review, experiment_note
+from pipeline.results.mlflow_review import NOTE, Review, is_reviewed
 from pipeline.results.mlflow_view import VIEW_TAG, WHY, WORST_TASK, view_of
 from pipeline.steps.fingerprint import fingerprint
 from stages.report.artifact import Summary
@@ -26,7 +27,7 @@ def write_review(client: Any, run: Any, review: Review) -> None:
     if run.data.tags.get(REVIEW_TAG) == digest:
         return
     now_ms = int(time.time() * 1000)
-    gone = {key for key in run.data.metrics if key.startswith(REVIEWED)} - review.metrics.keys()
+    gone = {key for key in run.data.metrics if is_reviewed(key)} - review.metrics.keys()
     values = {**review.metrics, **dict.fromkeys(gone, math.nan)}
     tags = _unless_rewritten(run.data.tags, review.tags) | {REVIEW_TAG: digest}
     client.log_batch(

@@ -14,8 +14,10 @@ from stages.report.artifact import most_flips
 
 TABLE, TABLES_TAG = "flips.json", "mlflow.loggedArtifacts"  # the tag says which artifacts are tables
 TAGGED = json.dumps([{"path": TABLE, "type": "table"}])
+# The first two are what MLflow's page of runs lays side by side before anybody chooses: a row for each document, which
+# names its task, and what happened to it.  A row for each task would show one document's change as the task's.
 COLUMNS = (
-    "task",
+    "document",
     "change",
     "question",
     "target",
@@ -23,7 +25,6 @@ COLUMNS = (
     "trial_answer",
     "base_score",
     "trial_score",
-    "document",
 )
 _MOST = 1000  # characters of a text
 
@@ -49,9 +50,9 @@ def _rows(store: Store, trial: TrialPlan, most: int) -> Iterator[Sequence[Any]]:
 def _row(task: str, flip: Mapping[str, Any]) -> Sequence[Any]:
     answers = [_shown(flip[f"{side}_answers"], flip[f"{side}_extracted"]) for side in ("base", "trial")]
     question = "\n".join([flip["question"] or "", *(f"- {choice}" for choice in flip["choices"] or ())])
-    document = f"{flip['leaf']} {flip['doc_id']}"
+    document = f"{task} {flip['leaf']} {flip['doc_id']}"
     scores = [None if score is None else shown(score) for score in (flip["base_score"], flip["trial_score"])]
-    return [task, flip["change"], question[-_MOST:], (flip["target"] or "")[:_MOST], *answers, *scores, document]
+    return [document, flip["change"], question[-_MOST:], (flip["target"] or "")[:_MOST], *answers, *scores]
 
 
 def _shown(answers: Sequence[str] | None, extracted: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A view of an experiment's runs in MLflow's pages: the columns that matter, the trials in order, recoveries as bars.
+"""A view of an experiment's runs in MLflow's pages: the columns that matter, the trials in order, differences as bars.
 
 MLflow keeps a view that is shared as a tag of the experiment, and its addresses name one.
 """
@@ -20,16 +20,16 @@ COUNTS = {
     "inconclusive": "num_inconclusive",
 }
 WORST, RANK = "verdict/worst_recovery", "verdict/rank"
-# Pixels of columns. Beside the menu and MLflow's own first columns a window of 1,300 has room for some 650.
+# Pixels of columns; MLflow heeds those of columns that it finds in the order, too. Beside the menu and the first two a
+# window of 1,300 has room for some 760, with its assistant open for 330.
 _WIDTHS = {
-    "attributes.`Run Name`": 220,
-    "runDateAndNestInfo": 90,
-    f"tags.`{DECISION}`": 95,
-    f"metrics.`{WORST}`": 130,
+    "attributes.`Run Name`": 240,
+    "runDateAndNestInfo": 62,  # when, of which the mark says enough
+    f"tags.`{DECISION}`": 105,
+    f"tags.`{WHY}`": 520,
     f"tags.`{WORST_TASK}`": 110,
-    f"tags.`{WHY}`": 300,
 }
-_NARROW = 150
+_NARROW, _OF_A_LETTER, _AROUND = 90, 7, 34  # pixels that a heading needs
 _MAX_VIEW = 19_000  # characters; MLflow takes 20,000
 
 
@@ -49,6 +49,22 @@ def run_address(experiment_id: str, run_id: str, artifact: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}{place}?{_OF_RUNS}"
 
 
+def points_name(task: str) -> str:
+    """Of the metric that has a task's difference in points."""
+    return f"{task}/points"
+
+
+def mean_points_name(suite: str) -> str:
+    """Of the metric that has a suite's; a task may be called as a suite."""
+    return f"{suite}/mean_points"
+
+
+def run_name(trial: str) -> str:
+    """Of a trial's run, as MLflow's narrow columns cut it at the end: the format before the model."""
+    model, _, rest = trial.partition("/")
+    return f"{rest} · {model}" if rest else model
+
+
 def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
     """The state of MLflow's page of runs; of very many tasks the first."""
     state = _state(suites, tasks)
@@ -56,22 +72,22 @@ def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
 
 
 def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
-    first = [f"tags.`{DECISION}`", f"metrics.`{WORST}`", f"tags.`{WORST_TASK}`", f"tags.`{WHY}`"]
+    first = [f"tags.`{DECISION}`", f"tags.`{WHY}`", f"tags.`{WORST_TASK}`"]
     counted = [f"verdict/{name}" for name in COUNTS if name != "cells"]
-    of_suites = [f"suite/{suite}/difference" for suite in suites]
-    columns = [
-        *first,
-        *(f"metrics.`{name}`" for name in (*of_suites, *counted, *(f"recovery/{task}" for task in tasks))),
-    ]
+    of_suites = [mean_points_name(suite) for suite in suites]
+    shown = [WORST, *of_suites, *counted, *(f"recovery/{task}" for task in tasks)]
+    columns = [*first, *(f"metrics.`{name}`" for name in shown)]
+    # A title is its metric's name, cut after some fifteen letters: what differs stands first in it.
     charts = [
-        *(_chart("verdicts", name) for name in (WORST, *counted[:1])),
-        *(_chart("suites", f"suite/{suite}/{number}") for suite in suites for number in ("recovery", "difference")),
-        *(_chart("recovery", f"recovery/{task}") for task in tasks),
+        *(_chart("suites: points of difference", name) for name in of_suites),
+        *(_chart("tasks: confirmed degraded, inconclusive", name) for name in (counted[0], counted[-1])),
+        *(_chart("tasks: points of difference", points_name(task)) for task in tasks),
+        *(_chart("recovery", name) for name in (WORST, *(f"recovery/{task}" for task in tasks))),
     ]
     state = {
         "selectedColumns": columns,
-        "columnOrder": ["runName", *columns],
-        "columnWidths": {**dict.fromkeys(columns, _NARROW), **_WIDTHS},
+        "columnOrder": [*list(_WIDTHS)[:2], *columns],
+        "columnWidths": {**{f"metrics.`{name}`": _width(name) for name in shown}, **_WIDTHS},
         "orderByKey": f"metrics.`{RANK}`",
         "orderByAsc": True,
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
@@ -86,6 +102,10 @@ def _section(name: object) -> dict[str, object]:
     return {"uuid": name, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": False}
 
 
+def _width(heading: str) -> int:
+    return max(_NARROW, _OF_A_LETTER * len(heading) + _AROUND)
+
+
 def _chart(section: str, metric: str) -> dict[str, object]:
-    kept = {"type": "BAR", "runsCountToCompare": 10, "deleted": False, "isGenerated": False}
+    kept = {"type": "BAR", "runsCountToCompare": 20, "deleted": False, "isGenerated": False}
     return {"uuid": metric, "metricSectionId": section, "metricKey": metric, **kept}

@@ -53,7 +53,7 @@ def test_ceilings_the_drift_text_and_the_model_of_a_quantized_trial_are_shown_by
     client = mlflow.MlflowClient(f"sqlite:///{mlflow_at(tmp_path / 'mlflow.db')}")
     Mirror(plan, store, TrackingConfig()).write()
     experiment = client.get_experiment_by_name(plan.name)
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = {run.data.tags.get("trial"): run for run in client.search_runs([experiment.experiment_id])}
     shown = runs["smollm2_135m/w8a8_int"]
     expected = {"ceilings/found", "drift_text/found", "model/found", "profile/short/throughput/found", "gate/found"}
     assert expected <= shown.data.metrics.keys()
