@@ -172,7 +172,7 @@ def test_no_number_of_documents_is_named_that_would_not_show_it(judge):
     assert (
         trial["int8"]
         .reasons[0]
-        .endswith("; what was measured is a larger loss: more documents would rather confirm it")
+        .endswith("; a loss of 6.00 points was measured: more documents would rather confirm it")
     )
     assert "; it has 1,000 documents, far too few: repeats, " in trial["int4"].reasons[0]
     leanings = [trial[name].leaning for name in ("fp8", "int8", "int4")]
