@@ -187,7 +187,7 @@ def test_a_verdict_stands_beside_its_number_its_margin_and_its_limit_in_points()
         ),
         (
             {"verdict": "inconclusive", "is_confirmed": None, "num_needed": 4361},
-            "-10.00 [-20.00, -1.00] | 2 | 5 | inconclusive (needs 4,361)",
+            "-10.00 [-20.00, -1.00] | 2 | 5 | inconclusive (own margin needs 4,361)",
             -10,
         ),
     ],
