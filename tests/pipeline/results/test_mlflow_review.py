@@ -87,7 +87,9 @@ DOCUMENT = Summary(
     trials=[
         verdict(TRIALS[0]),
         verdict(TRIALS[1], "ship", **NUMBERS),
-        verdict(TRIALS[2], "do not ship", "tabular: lost | <b>", **NUMBERS | {"worst_recovery": 0.5}),
+        verdict(
+            TRIALS[2], "do not ship", "tabular: lost | <b>", **NUMBERS | {"worst_recovery": 0.5, "num_degraded": 3}
+        ),
     ],
     sentences={"smollm2_135m": SAID},
 )
@@ -118,10 +120,11 @@ def test_a_plan_s_run_shows_the_table_with_links_to_its_trials_and_counts_the_ve
     links, said, *_ = (note := review.tags[NOTE]).split("\n\n")
     assert links == f"[All trials]({address('7')}) · [report]({run_address('7', 'abc', 'report/report.html')})"
     assert said == SAID
-    assert (
-        f"| [{TRIALS[1]}]({run_address('7', 'def')}) | ship |  | -10.00 degraded | 1 | 1 | 0 | tabular 75.0% |" in note
-    )
-    assert f"| {TRIALS[2]} | do not ship | tabular: lost \\| \\<b\\> | – | 1 | 1 | 0 | tabular 50.0% |" in note
+    assert "| format | ship it? | both, points |" in note
+    ship = f"| [w8a8_int · smollm2_135m]({run_address('7', 'def')}) | ship | -10.00 degraded | 1 / 0 / 1 / 0 |"
+    assert f"\n{ship} tabular 75.0% |  |\n" in note
+    refused = "| w4a16_int · smollm2_135m | do not ship | – | 1 + 2? / 0 / 1 / 0 | tabular 50.0% |"
+    assert f"\n{refused} tabular: lost \\| \\<b\\> |" in note
     counts = {name: review.metrics[f"sweep/{name}"] for name in ("ship", "do_not_ship", "not_decided")}
     assert counts == {"ship": 1, "do_not_ship": 1, "not_decided": 0}
     assert review.metrics["sweep/worst_recovery"] == 0.5
