@@ -61,17 +61,17 @@ def _suites_table(suites: Sequence[SuiteMean], interval: str) -> Table:
 def _verdicts_table(verdicts: Sequence[TrialVerdict]) -> Table:
     """Whether to ship each trial; of degraded and improved tasks those that the whole grid confirms, and the others."""
     table = new_table(
-        "trial", "ship it?", "degraded", "improved", "equivalent", "inconclusive", "worst task", "recovery"
+        "trial", "ship it?", "degraded", "improved", "equivalent", "inconclusive", "worst task", "lost or won"
     )
     for each in verdicts:
         cells = [
             each.trial,
-            each.decision or NOTHING,
+            each.decided or NOTHING,
             _confirmed(each.num_confirmed_degraded, each.num_degraded),
             _confirmed(each.num_confirmed_improved, each.num_improved),
             *(_number(number, "{:d}") for number in (each.num_equivalent, each.num_inconclusive)),
             each.worst_task or NOTHING,
-            _number(each.worst_recovery, "{:.2%}"),
+            NOTHING if each.worst_points is None else f"{each.worst_points:+.2f} {each.worst_unit or ''}".strip(),
         ]
         add_row(table, cells)
     return table

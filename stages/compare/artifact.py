@@ -109,6 +109,7 @@ class Numbers:
     verdict: str | None = None  # a word of verdict.py
     reason: str | None = None  # beyond margin, or why it is inconclusive
     num_needed: int | None = None  # documents that would decide what is inconclusive
+    normalized_unfloored: float | None = None  # what normalized would be, did it not end at 0 for guessing
     # On a scale of 0 for guessing to 100 for perfect; None where the task declares no baseline.
     normalized: float | None = _normalized("score")
     normalized_low: float | None = _normalized("score_low")
@@ -215,7 +216,7 @@ class Comparison:
 def verdict_shown(row: Mapping[str, Any]) -> str | None:
     """The verdict of a row with what is to be known of it, for tables."""
     needed = row["num_needed"]
-    more = [each for each in (row["reason"], None if needed is None else f"needs {needed:,}") if each]
+    more = [each for each in (row["reason"], None if needed is None else f"own margin needs {needed:,}") if each]
     return f"{row['verdict']} ({', '.join(more)})" if more else row["verdict"]
 
 

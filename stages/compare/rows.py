@@ -71,6 +71,7 @@ def _row(
         if on_scale.get(name) is not None:
             on_scale[name] = max(on_scale[name], 0.0 if name == "score_low" else on_scale["score"])
     found |= {name: on_scale.get(raw_name) for name, raw_name in NORMALIZED.items()}
+    found["normalized_unfloored"] = None if scaled is None or scaled.score is None else scaled.score.value
     found |= _run_columns(ask.runs, intervals)
     return found | judged(ask, intervals, wide_margin_p, config, lower_is_better)
 

@@ -22,7 +22,7 @@ from stages.compare.whole import RAW, compared
 from stages.errors import ConfigError, DataError
 from stages.evaluate.artifact import MetricFacts
 
-VERSION = 9
+VERSION = 10
 MOST_COMMON = 3
 
 

@@ -12,6 +12,10 @@ from stages.inference import POWER, critical_value
 from stages.statistics import Interval
 
 SHIP, DO_NOT_SHIP, NOT_DECIDED = "ship", "do not ship", "not decided"
+# To which side a trial leans that is not decided: what was measured is beyond a limit; it is within all, and documents
+# are left to show it, or none are; or all is shown, but not among as many trials.
+LEANS_TO_NO, MORE_DOCUMENTS = "leans to no", "more documents may show it"
+NOT_WITH_THESE, PASSES_ALONE = "cannot be decided with these tasks", "passes alone"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,13 +60,15 @@ class SuiteMean:
 
 
 DECISIONS = ("ship", "do not ship", "not decided")
+LEANINGS = ("leans to no", "more documents may show it", "cannot be decided with these tasks", "passes alone")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialVerdict:
-    """Whether a trial may be shipped, and what speaks against it or is missing to say so, a line each.
+    """Whether a trial may be shipped, and what was shown, speaks against it or is missing to say so, a line each.
 
-    Counts are of its tasks; a base has neither a decision nor counts of verdicts.
+    Counts are of its tasks; a base has neither a decision nor counts of verdicts.  ``leaning`` is of what is not
+    decided, one of LEANINGS; None where nothing was measured that says so.
     """
 
     trial: str
@@ -74,6 +76,7 @@ class TrialVerdict:
     recipe: str
     is_base: bool
     decision: str | None = None  # one of DECISIONS
+    leaning: str | None = None
     reasons: list[str] = field(default_factory=list)
     p: float | None = None  # that some part of what is asked of a format that is shipped does not hold
     adjusted_p: float | None = None  # among the trials of which one is chosen
@@ -85,7 +88,14 @@ class TrialVerdict:
     num_improved: int | None = None
     num_confirmed_improved: int | None = None
     worst_recovery: float | None = None
+    worst_points: float | None = None  # by how much it is better than the base there, as Points of report/asked.py are
+    worst_unit: str | None = None
     worst_task: str | None = None
+
+    @property
+    def decided(self) -> str | None:
+        """The decision, with its leaning behind it."""
+        return self.decision if self.leaning is None else f"{self.decision}, {self.leaning}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

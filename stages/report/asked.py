@@ -1,33 +1,82 @@
 """What is asked of a trial that is shipped: of each suite's mean and each task of a gate, from a report's numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, NOISE
 from stages.grid.shipping import Requirement
 from stages.grid.suites import MeanDifference, gains
 from stages.report.artifact import Row, SuiteMean
+from stages.report.numbers import number
 from stages.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What differences are said in: ``scale`` times one is in points of the scale from guessing to perfect (of the
+    plain score without a baseline), in per cent of the base's where lower is better, or in the metric's own unit.
+    """
+
+    scale: float = 100.0
+    name: str = "points"
+
+    def of(self, value: float) -> str:
+        """Its size."""
+        size = abs(self.scale * value)
+        return f"{number(size, 2)} {self.name}" if self.name else f"{size:.3g}"
+
+    def limit(self, value: float) -> str:
+        """A size that somebody has set."""
+        size = f"{abs(self.scale * value):.3g}"
+        return f"{size} {'point' if (size, self.name) == ('1', 'points') else self.name}".strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A requirement, the numbers it is of, and why nothing can be said of it; ``size``: all documents of a task."""
+    """A requirement, the numbers it is of, and why nothing can be said of it.
+
+    ``measured`` is how much better the trial is, ``most_lost`` the most that it may have lost, with all that is missing
+    counted against it; both in the unit of the requirement.  ``num_used``: documents that were asked, of ``size``.
+    """
 
     requirement: Requirement
     numbers: SuiteMean | Row | None = None
+    points: Points = Points()
+    measured: float | None = None
+    most_lost: float | None = None
+    num_used: int = 0
     size: int | None = None
     why: str | None = None
 
+    @property
+    def are_all_used(self) -> bool:
+        """Whether no document is left to be asked."""
+        return self.size is not None and self.num_used >= self.size
 
-def of_suite(mean: SuiteMean, found: MeanDifference | None) -> Asked:
-    """That its mean lost less than its margin."""
-    margin = mean.margin or 0.0
+
+def of_suite(mean: SuiteMean, found: MeanDifference | None, rows: Sequence[Row], sizes: Sequence[int | None]) -> Asked:
+    """That its mean lost less than its margin; ``rows`` and ``sizes`` are of its tasks."""
+    margin, known = mean.margin or 0.0, [size for size in sizes if size is not None]
+    without = Asked(
+        requirement=Requirement(name=mean.suite, margin=margin),
+        numbers=mean,
+        num_used=sum(map(_num_asked, rows)),
+        size=sum(known) if len(known) == len(sizes) else None,
+        why=mean.reason,
+    )
     if found is None:
-        requirement = Requirement(name=mean.suite, margin=margin)
-    else:
-        gain = gains((mean.difference_low, mean.difference_high), found.lower_is_better)
-        requirement = Requirement(name=mean.suite, margin=margin, p=found.loss_p(margin), gain=gain)
-    return Asked(requirement=requirement, numbers=mean, why=mean.reason if requirement.p is None else None)
+        return without
+    gain = gains((mean.difference_low, mean.difference_high), found.lower_is_better)
+    requirement = Requirement(name=mean.suite, margin=margin, p=found.loss_p(margin), gain=gain)
+    known_ends = None not in (gain[0], found.worst_loss)
+    return replace(
+        without,
+        requirement=requirement,
+        points=_points_of_mean(mean, found),
+        measured=-found.value if found.lower_is_better else found.value,
+        most_lost=(found.worst_loss or 0.0) - (gain[0] or 0.0) if known_ends else None,
+        why=mean.reason if requirement.p is None else None,
+    )
 
 
 def of_task(task: str, row: Row | None, size: int | None) -> Asked:
@@ -36,9 +85,17 @@ def of_task(task: str, row: Row | None, size: int | None) -> Asked:
         status = None if row is None or row["status"] == "measured" else row["status"]
         return Asked(requirement=Requirement(name=task, margin=0.0), why=status or "not compared with a base")
     p = None if is_open(row) else row["wide_margin_p"]
-    requirement = Requirement(name=task, margin=row["wide_margin"], p=p, gain=gain_of(row))
-    why = None if p is not None else row["reason"] or "it has no interval"
-    return Asked(requirement=requirement, numbers=row, size=size, why=why)
+    gain = gain_of(row)
+    return Asked(
+        requirement=Requirement(name=task, margin=row["wide_margin"], p=p, gain=gain),
+        numbers=row,
+        points=points_of(row),
+        measured=_judged(row, "difference"),
+        most_lost=_most_lost(row, gain),
+        num_used=_num_asked(row),
+        size=size,
+        why=None if p is not None else row["reason"] or "it has no interval",
+    )
 
 
 def is_open(row: Row) -> bool:
@@ -60,12 +117,48 @@ def gain_of(row: Row) -> Interval:
     return gains(difference, row["higher_is_better"] is False)
 
 
-def points_gained(row: Row) -> float:
-    """By how much a cell's trial is better than its base, so that tasks compare: points of the scale from guessing to
-    perfect, of the plain score without a baseline, per cent of the base's where lower is better.
-    """
-    if row["normalized_difference"] is not None:
-        return float(row["normalized_difference"])
+def points_of(row: Row) -> Points:
+    """What a cell's differences are said in, from the scale that its verdict is of, so that tasks compare."""
     if row["higher_is_better"] is False:
-        return -100 * float(row["difference"]) / abs(float(row["paired_base_score"]) or 1.0)
-    return 100 * float(row["difference"])
+        base = abs(float(row["paired_base_score"] or 0.0))
+        return Points(100 / base, "% of the base's score") if base else Points(1.0, "")
+    if row["is_verdict_normalized"]:
+        return Points(1.0)
+    pairs = [(row[name], row[f"normalized_{name}"]) for name in ("difference_low", "difference", "difference_high")]
+    known = [pair for pair in pairs if None not in pair]
+    if not known or known[0][0] == known[-1][0]:
+        return Points()
+    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
+    return Points((scaled_high - scaled_low) / (high - low))
+
+
+def points_gained(row: Row) -> float:
+    """By how much a cell's trial is better than its base, in ``points_of`` it."""
+    return points_of(row).scale * float(_judged(row, "difference") or 0.0)
+
+
+def _judged(row: Row, name: str) -> float | None:
+    """A number on the scale of the verdict; positive where the trial is better."""
+    value: float | None = row[f"normalized_{name}" if row["is_verdict_normalized"] else name]
+    return value if value is None or row["higher_is_better"] is not False else -value
+
+
+def _most_lost(row: Row, gain: Interval) -> float | None:
+    if gain[0] is None:
+        return None
+    # The worst end is known of raw scores alone, from which it is as far on any other scale.
+    side = "difference_high" if row["higher_is_better"] is False else "difference_low"
+    worst, end = row["worst_difference_low"], row[side]
+    if worst is None or end is None or row["is_verdict_normalized"]:
+        return -gain[0]
+    return abs(float(worst) - float(end)) - gain[0]
+
+
+def _num_asked(row: Row) -> int:
+    return int((row["n"] or 0) + (row["num_missing"] or 0))
+
+
+def _points_of_mean(mean: SuiteMean, found: MeanDifference) -> Points:
+    if found.lower_is_better:
+        return Points(100 / abs(found.base), "% of the base's mean") if found.base else Points(1.0, "")
+    return Points(1.0) if mean.normalized else Points()

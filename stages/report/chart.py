@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from stages.compare.verdict import DEGRADED, IMPROVED, LOOKS
 from stages.report.artifact import Row
+from stages.report.asked import gain_of as of_cell
+from stages.report.asked import points_gained, points_of
 from stages.report.config import TrialRow
 from stages.report.numbers import decimals, interval, number
 
@@ -61,31 +63,11 @@ def forest_chart(tasks: Sequence[str], trials: Sequence[TrialRow], rows: Sequenc
 
 def gain_of(row: Row, label: str) -> Gain | None:
     """On the scale of the chart; None where trial and base were not compared."""
-    if row["normalized_difference"] is not None:
-        low, high = (row[f"normalized_difference_{end}"] for end in ("low", "high"))
-        return Gain(row, label, row["normalized_difference"], low, high, _normalized_margin(row))
-    if row["difference"] is None:
+    if row["difference"] is None or not (points := points_of(row)).name:
         return None
-    lower_is_better = row["higher_is_better"] is False
-    if lower_is_better and not row["base_score"]:
-        return None
-    scale = -100 / row["base_score"] if lower_is_better else 100.0
-    low, high = (None if row[name] is None else scale * row[name] for name in ("difference_low", "difference_high"))
-    low, high = (high, low) if scale < 0 else (low, high)
-    return Gain(
-        row, label, scale * row["difference"], low, high, None if row["margin"] is None else abs(scale) * row["margin"]
-    )
-
-
-def _normalized_margin(row: Row) -> float | None:
-    """A margin of the raw difference is as much wider on this scale as the difference's interval is."""
-    if row["margin"] is None or row["is_verdict_normalized"]:
-        return float(row["margin"]) if row["margin"] is not None else None
-    names = ("difference_low", "difference_high")
-    raw, scaled = ([row[f"{prefix}{name}"] for name in names] for prefix in ("", "normalized_"))
-    if None in raw or None in scaled or raw[0] == raw[1]:
-        return None
-    return float(row["margin"] * (scaled[1] - scaled[0]) / (raw[1] - raw[0]))
+    low, high = (None if end is None else points.scale * end for end in of_cell(row))
+    margin = None if row["margin"] is None else points.scale * row["margin"]
+    return Gain(row, label, points_gained(row), low, high, margin)
 
 
 def _is_news(gain: Gain) -> bool:

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from stages.compare.artifact import verdict_shown
+from stages.compare.artifact import NORMALIZED, verdict_shown
 from stages.compare.verdict import LOOKS, MARKS
 from stages.report.artifact import Row
+from stages.report.asked import points_gained, points_of
 from stages.report.cells import Cell
 from stages.report.numbers import MISSING, count, decimals, interval, number, p_value, percent, percent_interval
+
+_LEAST_FLOORED = 0.005  # points: what no table shows
 
 
 class Places(NamedTuple):
@@ -28,16 +31,44 @@ class Column(NamedTuple):
 
 
 def score_with_recovery(row: Row, places: Places) -> Cell:
-    """Beneath the score its recovery with the verdict's mark, and its interval."""
+    """Beneath the score by how much it is better than the base, with the verdict's mark, its recovery and interval."""
     if row["score"] is None:
         return Cell(MISSING, row["status"], "absent")
-    recovery = "base" if _is_known_base(row) else f"{percent(row['recovery'], places.recovery)} {_mark(row)}".strip()
+    compared = ["base"] if _is_known_base(row) else [_gained(row), percent(row["recovery"], places.recovery)]
     ends = interval(row["score_low"], row["score_high"], places.score)
-    return Cell(number(row["score"], places.score), f"{recovery}\n{ends}", f"score {_look(row)}".strip())
+    note = "\n".join(filter(None, [*compared, ends, _floored(row, places)]))
+    return Cell(number(row["score"], places.score), note, f"score {_look(row)}".strip())
+
+
+def as_normalized(row: Row) -> Row:
+    """The row with its normalized numbers in the places of the raw ones, its gain in the same points as before."""
+    gained = row | {"gained": _gained(row)}
+    return gained | {raw: row[name] for name, raw in NORMALIZED.items()} | {"unfloored": row["normalized_unfloored"]}
+
+
+def is_floored(row: Row) -> bool:
+    """Whether its normalized score is less below guessing than what it was found to be."""
+    score, unfloored = row["normalized"], row["normalized_unfloored"]
+    return score is not None and unfloored is not None and score - unfloored > _LEAST_FLOORED
+
+
+def _gained(row: Row) -> str:
+    """In points, or per cent of the base's where lower is better."""
+    if "gained" in row:
+        return str(row["gained"])
+    if row["difference"] is None:
+        return MISSING
+    unit = points_of(row).name[:1].replace("p", "")
+    return f"{number(points_gained(row), 2, signed=True)} {unit} {_mark(row)}".replace("  ", " ").strip()
+
+
+def _floored(row: Row, places: Places) -> str:
+    known = "unfloored" in row and is_floored(row)
+    return f"unfloored {number(row['unfloored'], places.score)}" if known else ""
 
 
 def _score(row: Row, places: Places) -> Cell:
-    return Cell(number(row["score"], places.score), look="score")
+    return Cell(number(row["score"], places.score), _floored(row, places), look="score")
 
 
 def _score_interval(row: Row, places: Places) -> Cell:

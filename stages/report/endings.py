@@ -6,6 +6,7 @@ from stages.report.artifact import Row
 from stages.report.numbers import MISSING, number, percent
 
 MANY_STOPPED = 0.1  # of a chat model's answers
+MANY_CUT = 0.1  # of all answers
 
 
 def endings(row: Row) -> Iterator[str]:
@@ -23,6 +24,12 @@ def endings(row: Row) -> Iterator[str]:
     stopped = [_share(row, side, "num_stopped") or 0 for side in ("", "base_")]
     if max(stopped) > MANY_STOPPED:
         yield f"a chat model's answers ended at a stop string, not at the end of its turn: {_sides(row, 'num_stopped')}"
+
+
+def many_cut(row: Row) -> str | None:
+    """That many answers, of the trial or its base, did not end: a score that says little of either."""
+    shares = [_share(row, side, "num_cut") or 0 for side in ("", "base_")]
+    return f"answers cut at the limit of tokens: {_sides(row, 'num_cut')}" if max(shares) > MANY_CUT else None
 
 
 def _cut(row: Row) -> str:

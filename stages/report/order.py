@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from stages.grid.shipping import DO_NOT_SHIP, NOT_DECIDED, SHIP
 from stages.report.artifact import TrialVerdict
 from stages.report.config import TrialRow
+from stages.report.sentence import nearness
 from stages.report.serving.relative import Cost
 
 _ORDER = (SHIP, NOT_DECIDED, DO_NOT_SHIP, None)
@@ -15,20 +16,20 @@ _SAID = {SHIP: "may be shipped", NOT_DECIDED: "not decided", DO_NOT_SHIP: "not t
 def in_order(
     trials: Sequence[TrialRow], verdicts: Sequence[TrialVerdict], costs: Mapping[str, Cost]
 ) -> list[TrialVerdict]:
-    """By decision, bases last, then by model; of what may be shipped the cheapest, else the smallest, comes first, of
-    the rest what is nearest to it.
+    """By decision, of what is not decided that last which leans to no, bases at the end, then by model; of what may be
+    shipped the cheapest, else the smallest, comes first, of the rest what is nearest to it.
     """
     models = list(dict.fromkeys(trial.model for trial in trials))
     sizes = {trial.name: trial.size_gib for trial in trials}
 
-    def place(verdict: TrialVerdict) -> tuple[bool, int, int, float, float]:
+    def place(verdict: TrialVerdict) -> tuple[bool, int, bool, int, float, float]:
         cost, size = costs.get(verdict.trial), sizes.get(verdict.trial)
         value = None if cost is None else cost.value
         within = (0.0 if value is None else -value, float("inf") if size is None else size)
         if verdict.decision != SHIP:
-            within = (1.0 if verdict.p is None else verdict.p, 0.0)
+            within = (nearness(verdict)[1], 0.0)
         decided = _ORDER.index(verdict.decision) if verdict.decision in _ORDER else len(_ORDER)
-        return verdict.is_base, decided, models.index(verdict.model), *within
+        return verdict.is_base, decided, nearness(verdict)[0], models.index(verdict.model), *within
 
     return sorted(verdicts, key=place)
 

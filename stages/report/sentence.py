@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED
-from stages.grid.shipping import DO_NOT_SHIP, SHIP
+from stages.grid.shipping import DO_NOT_SHIP, LEANS_TO_NO, NOT_DECIDED, SHIP
 from stages.measured import ONCE, Measured
 from stages.report.artifact import Row, SuiteMean, TrialVerdict
 from stages.report.config import TrialRow
@@ -27,6 +27,7 @@ class Candidate:
     label: str
     base: str
     suites: Sequence[SuiteMean]
+    members: Mapping[str, Sequence[str]]  # the tasks of each suite
     degraded: Sequence[str]  # tasks, confirmed
     share: float | None  # of the base's size
     cost: Cost | None
@@ -44,13 +45,14 @@ def sentences(
     rows: Sequence[Row],
     suites: Sequence[SuiteMean],
     costs: Mapping[str, Cost],
+    members: Mapping[str, Sequence[str]],
 ) -> dict[str, str]:
-    """By model; empty where nothing was judged."""
+    """By model; empty where nothing was judged.  ``members`` are the tasks of each suite."""
     named = {trial.name: trial for trial in trials}
     models = dict.fromkeys(verdict.model for verdict in verdicts)
     of_model = {model: [each for each in verdicts if each.model == model] for model in models}
     return {
-        model: _sentence([_candidate(each, named, rows, suites, costs) for each in own if not each.is_base])
+        model: _sentence([_candidate(each, named, rows, suites, costs, members) for each in own if not each.is_base])
         if any(not each.is_base for each in own)
         else _bases_alone(own, named)
         for model, own in of_model.items()
@@ -63,6 +65,7 @@ def _candidate(
     rows: Sequence[Row],
     suites: Sequence[SuiteMean],
     costs: Mapping[str, Cost],
+    members: Mapping[str, Sequence[str]],
 ) -> Candidate:
     trial = named[verdict.trial]
     base = named.get(trial.base or "") or next(
@@ -75,6 +78,7 @@ def _candidate(
         label=trial.label,
         base=base.label if base else "its base",
         suites=[each for each in suites if each.trial == trial.name and each.verdict is not None],
+        members=members,
         degraded=[row["task"] for row in own if row["verdict"] == DEGRADED and row["is_confirmed"]],
         share=sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
         cost=costs.get(trial.name),
@@ -98,9 +102,14 @@ def _sentence(candidates: Sequence[Candidate]) -> str:
     if undecided:
         refused = [each for each in ranked if each not in undecided]
         end = f"; {_named(refused)} {'is' if len(refused) == 1 else 'are'} not to ship" if refused else ""
-        nearest = sorted(undecided, key=lambda each: 1.0 if each.verdict.p is None else each.verdict.p)
-        return f"Nothing may be shipped yet: {_whys(nearest, _reason)}{end}."
+        nearest = sorted(undecided, key=lambda each: nearness(each.verdict))
+        return f"Nothing may be shipped yet: {_whys(nearest, _reason_of_open)}{end}."
     return f"Ship none of these formats: {_whys(ranked, _loss)}."
+
+
+def nearness(verdict: TrialVerdict) -> tuple[bool, float]:
+    """To being shipped, the nearest first: what leans to no last."""
+    return verdict.leaning == LEANS_TO_NO, 1.0 if verdict.p is None else verdict.p
 
 
 def _whys(some: Sequence[Candidate], why_of: Callable[[Candidate], str]) -> str:
@@ -132,12 +141,17 @@ def _evidence(best: Candidate) -> str:
     found: dict[str, list[str]] = {}
     for mean in best.suites:
         found.setdefault(_ON_A_SUITE.get(str(mean.verdict), "not worse"), []).append(mean.suite)
-    parts = [f"{words} on {listed(names)}" for words, names in found.items()]
+    parts = [f"{words} on {listed([_with_tasks(name, best) for name in names])}" for words, names in found.items()]
     if not parts and best.verdict.num_equivalent is not None:
         parts = [f"equivalent on {best.verdict.num_equivalent} of {best.verdict.num_cells} tasks"]
     if best.degraded:
         parts.append(f"though degraded within what is allowed on {_tasks(best.degraded)}")
     return ", ".join(parts)
+
+
+def _with_tasks(suite: str, of: Candidate) -> str:
+    tasks = of.members.get(suite)
+    return f"{suite} ({_tasks(tasks)})" if tasks else suite
 
 
 def _price(each: Candidate) -> str:
@@ -182,11 +196,13 @@ def _price_in_short(some: Sequence[Candidate]) -> list[str]:
 
 
 def _spoken_against(each: Candidate) -> str:
-    decision = "not to ship" if each.verdict.decision == DO_NOT_SHIP else "not decided"
+    verdict, reason = each.verdict, _reason(each)
+    decision = "not to ship" if verdict.decision == DO_NOT_SHIP else verdict.decided or NOT_DECIDED
     if each.degraded:
         loss = f"degraded on {_tasks(each.degraded)}"
         return loss if each.verdict.decision == DO_NOT_SHIP else f"{loss}, and {decision}"
-    return f"{decision} ({_reason(each)})"
+    is_said = verdict.leaning is not None and reason.startswith(verdict.leaning)
+    return f"{NOT_DECIDED if is_said else decision} ({reason})"
 
 
 def _loss(each: Candidate) -> str:
@@ -196,6 +212,12 @@ def _loss(each: Candidate) -> str:
 def _reason(each: Candidate) -> str:
     first, *others = each.verdict.reasons or ["nothing was compared yet"]
     return f"{first}; and {count(len(others))} more" if others else first
+
+
+def _reason_of_open(each: Candidate) -> str:
+    """With the side to which it leans."""
+    leaning, reason = each.verdict.leaning, _reason(each)
+    return reason if leaning is None or reason.startswith(leaning) else f"{leaning}: {reason}"
 
 
 def _named(some: Sequence[Candidate]) -> str:

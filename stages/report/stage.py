@@ -26,7 +26,7 @@ from stages.report.tables import model_sections
 from stages.report.verdict_table import verdict_table
 from stages.report.verdicts import confirmed, explained, planned, trial_verdicts
 
-VERSION = 13
+VERSION = 14
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mapping[str, float | None]:
@@ -50,12 +50,13 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     )
     relative = relative_costs(config.trials, config.serving, inputs)
     verdicts = in_order(config.trials, verdicts, relative)
+    members = {suite.name: suite.tasks for suite in config.suites}
     summary = Summary(
         title=config.title,
         rows=rows,
         suites=suites,
         trials=verdicts,
-        sentences=sentences(config.trials, verdicts, rows, suites, relative),
+        sentences=sentences(config.trials, verdicts, rows, suites, relative, members),
         headline=headline(verdicts),
     )
     write_summary(out, summary)
@@ -63,6 +64,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Path], out: Path) -> Mappi
     view = _view(config, inputs, comparisons, summary) | {
         "verdicts": verdict_table(config.trials, verdicts, config.suites, suites, rows, relative, pages),
         "serving": _serving(config, inputs, rows, confidence, out),
+        "members": members,
     }
     view["notes"] = list(dict.fromkeys([*view["notes"], *suite_notes(found)]))
     for name in (MARKDOWN, HTML, VERDICTS):

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stages.compare.artifact import NORMALIZED
 from stages.report.artifact import Row, SuiteMean
 from stages.report.cells import Cell, Heading, Line, Table
-from stages.report.columns import COLUMNS, NORMALIZED_COLUMNS, places_of, score_with_recovery
+from stages.report.columns import COLUMNS, NORMALIZED_COLUMNS, as_normalized, is_floored, places_of, score_with_recovery
 from stages.report.config import SuiteRow, TrialRow
 from stages.report.numbers import (
     MISSING,
@@ -56,7 +55,7 @@ def _table(
     suite: SuiteRow, trials: Sequence[TrialRow], rows: Sequence[Row], suite_means: Sequence[SuiteMean]
 ) -> dict[str, Any]:
     """A line for each trial: each task's score with its recovery, then the suite's mean."""
-    shown = [_as_normalized(row) for row in rows] if suite.normalized else rows
+    shown = [as_normalized(row) for row in rows] if suite.normalized else rows
     columns = {task: [row for row in shown if row["task"] == task] for task in suite.tasks}
     cells = {
         (row["trial"], row["task"]): score_with_recovery(row, places)
@@ -66,6 +65,7 @@ def _table(
     }
     missing = Cell(MISSING, "missing", "absent")
     means = {mean.trial: mean for mean in suite_means if mean.suite == suite.name}
+    floored = {row["trial"] for row in rows if suite.normalized and row["task"] in suite.tasks and is_floored(row)}
     of_tasks = [_heading(task, column) for task, column in columns.items()]
     return {
         "title": f"{suite.name}, normalized" if suite.normalized else suite.name,
@@ -76,7 +76,7 @@ def _table(
                     [
                         Cell(trial.label, f"{gib(trial.size_gib)} GiB"),
                         *(cells.get((trial.name, task), missing) for task in suite.tasks),
-                        *(_mean_cells(means[trial.name], trial) if means else ()),
+                        *(_mean_cells(means[trial.name], trial, trial.name in floored) if means else ()),
                     ],
                     "base" if trial.is_base else "",
                 )
@@ -86,14 +86,13 @@ def _table(
     }
 
 
-def _mean_cells(mean: SuiteMean, trial: TrialRow) -> tuple[Cell, Cell]:
-    found = _suite_cell(mean, trial)
-    return Cell(found["mean"], look="score"), Cell(found["recovery"], found["interval"])
-
-
-def _as_normalized(row: Row) -> Row:
-    """The row with its normalized numbers in the places of the raw ones."""
-    return row | {raw: row[name] for name, raw in NORMALIZED.items()}
+def _mean_cells(mean: SuiteMean, trial: TrialRow, is_floored: bool) -> tuple[Cell, Cell]:
+    """The mean with its difference in points, which is of scores without a floor."""
+    found, scale = _suite_cell(mean, trial), 1 if mean.normalized else 100
+    gained = "" if mean.difference is None else number(scale * mean.difference, 2, signed=True)
+    notes = [gained, "floored" if is_floored else ""]
+    note = "\n".join(filter(None, notes))
+    return Cell(found["mean"], note, look="score"), Cell(found["recovery"], found["interval"])
 
 
 def _heading(task: str, rows: Sequence[Row]) -> Heading:
@@ -110,7 +109,7 @@ def _details(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
     lines = []
     for task in tasks:
         column = [row for row in rows if row["task"] == task]
-        scaled = [_as_normalized(row) for row in column]
+        scaled = [as_normalized(row) for row in column]
         places, scaled_places = places_of(column), places_of(scaled)
         for row, on_scale in zip(column, scaled, strict=True):
             cells = [each.cell(row, places) for each in COLUMNS]

@@ -33,7 +33,7 @@ def num_confirmed_shown(confirmed: int | None, own: int | None) -> str:
 
 
 def reasons_shown(verdict: TrialVerdict, most: int = MOST_REASONS) -> str:
-    """The first of what speaks against a trial or is missing, and how many more there are."""
+    """The first of what was shown of a trial, speaks against it or is missing, and how many more there are."""
     rest = len(verdict.reasons) - most
     return "; ".join([*verdict.reasons[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
@@ -58,7 +58,7 @@ def verdict_table(
         Heading("format"),
         Heading("ship it?", is_left=True),
         Heading("why", is_left=True),
-        *(Heading(suite.name, ("normalized points" if suite.normalized else "points",)) for suite in suites),
+        *(Heading(suite.name, ("mean, points",)) for suite in suites),
         *(Heading(MARKS[verdict], (verdict,)) for verdict in _COUNTED),
         Heading("worst task", is_left=True),
         Heading("GiB", ("of base",)),
@@ -79,7 +79,6 @@ def verdict_table(
             *([_cost(trial, costs)] if costs else []),
         ]
         lines.append(Line(cells, "base" if trial.is_base else ""))
-    more = [each for each in verdicts if len(each.reasons) > MOST_REASONS]
     return {
         "table": (table := Table(headings, lines, num_keys=2)),
         "brief": _brief(table, len(suites)),
@@ -87,7 +86,9 @@ def verdict_table(
         "rest": Table(headings, lines[MOST_LINES:], num_keys=2),
         "counted": counted(verdicts[MOST_LINES:]),
         "reasons": [
-            {"trial": each.trial, "decision": decision_shown(each.decision), "lines": each.reasons} for each in more
+            {"trial": each.trial, "decision": ", ".join(_decided(each)), "lines": each.reasons}
+            for each in verdicts
+            if each.reasons
         ],
     }
 
@@ -103,13 +104,24 @@ def _brief(whole: Table, num_suites: int) -> Table:
     return Table([*whole.headings[:2], marks, whole.headings[counts.stop], whole.headings[2]], rows)
 
 
+def _decided(verdict: TrialVerdict) -> list[str]:
+    return [decision_shown(verdict.decision), *([verdict.leaning] if verdict.leaning else [])]
+
+
 def _decision(verdict: TrialVerdict, rows: Sequence[Row]) -> Cell:
-    """With how many of its tasks were measured, if these are not all."""
+    """With its leaning, and how many of its tasks were measured, if these are not all."""
     num_measured = sum(row["status"] == "measured" for row in rows)
     measured = "" if num_measured == len(rows) else f"{num_measured} of {len(rows)} tasks"
     if verdict.is_base:
         return Cell("base", measured)
-    return Cell(decision_shown(verdict.decision), measured, _DECISION_LOOKS.get(str(verdict.decision), "absent"))
+    note = "\n".join(filter(None, [_in_two_lines(verdict.leaning or ""), measured]))
+    return Cell(decision_shown(verdict.decision), note, _DECISION_LOOKS.get(str(verdict.decision), "absent"))
+
+
+def _in_two_lines(text: str) -> str:
+    """Where it is too long for one of a narrow column."""
+    words = text.split()
+    return text if len(words) < 4 else f"{' '.join(words[: len(words) // 2])}\n{' '.join(words[len(words) // 2 :])}"
 
 
 def _suite(mean: SuiteMean | None, suite: SuiteRow, places: int) -> Cell:
@@ -143,7 +155,7 @@ def _count(verdict: TrialVerdict, word: str) -> Cell:
 def _worst(verdict: TrialVerdict) -> Cell:
     if verdict.is_base or verdict.worst_task is None:
         return Cell(MISSING, look="absent")
-    return Cell(verdict.worst_task, percent(verdict.worst_recovery, 1))
+    return Cell(verdict.worst_task, f"{number(verdict.worst_points, 2, signed=True)} {verdict.worst_unit}".strip())
 
 
 def _size(trial: TrialRow, base_size: float | None) -> Cell:

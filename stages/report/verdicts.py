@@ -7,11 +7,11 @@ from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE
 from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
 from stages.grid.shipping import DO_NOT_SHIP, Case, decide
 from stages.report.artifact import Row, TrialVerdict
-from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained
+from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained, points_of
 from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.report.lack import lack_of
 from stages.report.numbers import count, number
-from stages.report.reasons import reasons
+from stages.report.reasons import leaning, reasons
 from stages.report.rows import Comparisons
 from stages.report.suites import Found, confidence_of
 
@@ -66,6 +66,7 @@ def trial_verdicts(
             asked_of = [each for each in asked[trial.name] if not lack.explains(each)]
             lines = reasons(decision, asked_of, own[trial.name], len(asked), confidence)
             found |= {"decision": decision.word}
+            found |= {"leaning": leaning(decision, asked_of, bool(lack.tasks), confidence)}
             found |= {"reasons": [*lines, *lack.lines] if decision.word == DO_NOT_SHIP else [*lack.lines, *lines]}
             found |= {"p": decision.p, "adjusted_p": decision.adjusted_p}
         verdicts.append(
@@ -105,14 +106,22 @@ def _asked(
     comparisons: Comparisons,
 ) -> Iterator[Asked]:
     """Every suite's mean, and every task of a gate; without suites every task is one."""
-    yield from (of_suite(mean, found) for mean, found in means if mean.trial == trial.name)
-    by_task = {row["task"]: row for row in rows}
+    by_task, members = {row["task"]: row for row in rows}, {suite.name: suite.tasks for suite in suites}
+    for mean, found in means:
+        if mean.trial == trial.name:
+            tasks = members[mean.suite]
+            own = [by_task[task] for task in tasks if task in by_task]
+            yield of_suite(mean, found, own, [_size(comparisons, trial, task) for task in tasks])
     gate = [task for suite in suites for task in suite.gate_tasks] if suites else list(by_task)
     for task in dict.fromkeys(gate):
-        comparison = comparisons.get((trial.name, task))
-        leaves = [] if comparison is None else list(comparison.facts.leaves.values())
-        size = sum(leaf.num_docs for leaf in leaves if leaf is not None)
-        yield of_task(task, by_task.get(task), size or None)
+        yield of_task(task, by_task.get(task), _size(comparisons, trial, task))
+
+
+def _size(comparisons: Comparisons, trial: TrialRow, task: str) -> int | None:
+    """All documents that a task has; None where nobody has counted them."""
+    comparison = comparisons.get((trial.name, task))
+    leaves = [] if comparison is None else list(comparison.facts.leaves.values())
+    return sum(leaf.num_docs for leaf in leaves if leaf is not None) or None
 
 
 def _p(row: Row) -> float | None:
@@ -136,5 +145,7 @@ def _counts(rows: Sequence[Row], is_base: bool) -> dict[str, Any]:
     for verdict in (DEGRADED, IMPROVED):
         counts[f"num_confirmed_{verdict}"] = sum(row["verdict"] == verdict and row["is_confirmed"] for row in rows)
     worst = min((row for row in rows if row["difference"] is not None), key=points_gained, default=None)
-    found = (None, None) if worst is None else (worst["recovery"], worst["task"])
-    return counts | {"worst_recovery": found[0], "worst_task": found[1]}
+    if worst is None:
+        return counts
+    points = {"worst_points": points_gained(worst), "worst_unit": points_of(worst).name}
+    return counts | {"worst_recovery": worst["recovery"], "worst_task": worst["task"]} | points

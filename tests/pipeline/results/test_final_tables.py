@@ -53,16 +53,21 @@ def test_each_trial_has_a_line_with_what_is_decided_and_its_counts() -> None:
         model="m",
         recipe="w4",
         is_base=False,
-        decision="do not ship",
+        decision="not decided",
+        leaning="leans to no",
         num_degraded=4,
         num_confirmed_degraded=3,
         worst_recovery=0.93,
+        worst_points=-6.52,
+        worst_unit="points",
         worst_task="gsm8k",
         **counts,
     )
     base = TrialVerdict(trial="m/bf16", model="m", recipe="bf16", is_base=True)
     (_, line) = printed(Summary(title="t", rows=[], trials=[base, verdict]))
-    assert line.split() == ["m/w4", "do", "not", "ship", "3", "+", "1?", "0", "8", "1", "gsm8k", "93.00%"]
+    assert line.split() == [
+        *("m/w4", "not", "decided,", "leans", "to", "no", "3", "+", "1?", "0", "8", "1", "gsm8k", "-6.52", "points")
+    ]
 
 
 def test_a_suite_s_difference_is_in_points_whatever_its_mean_is_of() -> None:

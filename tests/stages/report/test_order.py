@@ -34,6 +34,17 @@ TRIALS = [
 ]
 
 
+def test_of_what_is_not_decided_that_comes_last_which_leans_to_no() -> None:
+    verdicts = [
+        verdict("a/no", "not decided", p=0.1, leaning="leans to no"),
+        verdict("a/open", "not decided"),
+        verdict("b/near", "not decided", p=0.2, leaning="passes alone"),
+        verdict("a/w4", "do not ship", p=1.0),
+    ]
+    trials = [TrialRow(name=each.trial, model=each.model, recipe=each.recipe) for each in verdicts]
+    assert [each.trial for each in in_order(trials, verdicts, {})] == ["a/open", "b/near", "a/no", "a/w4"]
+
+
 def read(costs: dict[str, Cost]) -> list[str]:
     return [each.trial for each in in_order(TRIALS, VERDICTS, costs)]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,10 +203,12 @@ def test_the_table_of_a_suite_shows_scores_means_and_recovery(written):
     assert as_numbers(base[3]) == [pytest.approx(0.6875, abs=1e-4)]
     assert base[1].split()[1] == base[4].strip() == "base"
     expected = rows["w8a8", "gsm8k"]["score"] / rows["bf16", "gsm8k"]["score"]
-    score, recovery, *ends = as_numbers(eight[1])
+    score, points, recovery, *ends = as_numbers(eight[1])
+    assert points == pytest.approx(100 * rows["w8a8", "gsm8k"]["difference"], abs=0.005)
     assert score == pytest.approx(rows["w8a8", "gsm8k"]["score"], abs=0.01)
     assert recovery == pytest.approx(100 * rows["w8a8", "gsm8k"]["recovery"], abs=0.6)
     assert ends == pytest.approx([rows["w8a8", "gsm8k"][f"score_{end}"] for end in ("low", "high")], abs=0.01)
+    assert as_numbers(eight[3])[1] == pytest.approx(100 * (as_numbers(eight[3])[0] - 0.6875), abs=0.01)
     recovery, low, high = as_numbers(eight[4])
     assert recovery == pytest.approx(100 * expected, abs=0.01)
     assert low < recovery < high
@@ -296,7 +299,22 @@ def test_the_table_of_verdicts_says_of_each_trial_whether_to_ship_it_and_why(wri
         assert line["why"].startswith(decided[name]["reasons"][0])
     four = table[1]
     assert [four[mark] for mark in "▼▲=?"] == ["1", "1", "0", "0"]  # confirmed in the whole grid
-    assert four["worst"].split() == ["arc", "36.4", "%"]
+    assert four["worst"].split() == ["arc", "−43.75", "points"]
+
+
+def test_every_format_s_reasons_are_listed(written):
+    listed = unescape(written.html.partition("<summary>Why, of each format")[2].partition("</dl>")[0])
+    for verdict in written.summary["trials"]:
+        assert (f"<dt>{verdict['trial']}<" in listed) == bool(verdict["reasons"]) == (not verdict["is_base"])
+        assert all(reason in listed for reason in verdict["reasons"])
+
+
+def test_what_is_folded_on_a_screen_is_open_on_paper(written):
+    assert "<details>" in written.html
+    (style,) = re.findall(r"@media print \{(.*?)\n\}", written.html, re.DOTALL)
+    assert "details::details-content { content-visibility: visible; display: block;" in style
+    (script,) = re.findall(r"<script>(.*?)</script>", written.html, re.DOTALL)
+    assert 'addEventListener("beforeprint"' in script and "each.open = true" in script
 
 
 def test_the_page_begins_with_the_sentence_that_the_summary_has(written):
@@ -307,6 +325,8 @@ def test_the_page_begins_with_the_sentence_that_the_summary_has(written):
     assert written.summary["headline"] == headline
     assert written.html.index(headline) < written.html.index(sentence)
     assert written.markdown.splitlines()[2:5] == [f"**{headline}.**", "", sentence]
+    suites = "both: gsm8k, arc. one: arc. What a format does to anything else was not looked at."
+    assert suites in written.markdown and suites in written.html
     assert written.files["verdicts.md"].decode().startswith(f"**{headline}.**\n\n{sentence}\n")
     (head, _, eight, *_) = (line for line in written.files["verdicts.md"].decode().splitlines() if line.startswith("|"))
     assert [cell.split("<br>")[0].strip() for cell in head.split("|")[1:-1]] == [
@@ -379,7 +399,7 @@ def test_the_page_says_how_the_numbers_were_obtained(written):
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(written):
-    assert not re.search(r"(src|href)=\"(?!#|flips/)|url\(|@import|<script", written.html)
+    assert not re.search(r"(src|href)=\"(?!#|flips/)|url\(|@import|<script[^>]", written.html)
     assert "a &lt;sweep&gt;" in written.html and "<sweep>" not in written.html
 
 

@@ -52,9 +52,10 @@ def said(
     suites: list[SuiteMean] | None = None,
     costs: dict[str, Cost] | None = None,
     sizes: dict[str, float] = SIZES,
+    members: dict[str, list[str]] | None = None,
 ) -> str:
     trials = [trial(each.recipe, sizes) for each in verdicts]
-    return sentences(trials, verdicts, rows or [], suites or [], costs or {})["m"]
+    return sentences(trials, verdicts, rows or [], suites or [], costs or {}, members or {})["m"]
 
 
 def test_verdicts_costs_and_hardware_are_joined_and_what_is_cheaper_is_named_with_what_speaks_against_it() -> None:
@@ -96,6 +97,26 @@ def test_a_loss_that_the_grid_confirms_is_never_left_out_of_what_is_shipped() ->
         [suite("w8a8_fp", "V1", "improved")],
     )
     assert "better on V1, though degraded within what is allowed on bbh" in sentence
+
+
+def test_a_suite_is_said_with_its_tasks() -> None:
+    sentence = said(
+        [verdict("bf16"), verdict("w8a8_fp", "ship")],
+        suites=[suite("w8a8_fp", "V1", "equivalent"), suite("w8a8_fp", "V2", "equivalent")],
+        members={"V1": ["arc", "gsm8k"], "V2": ["bbh", "gpqa", "musr", "ifeval"]},
+    )
+    assert "equivalent on V1 (arc and gsm8k) and V2 (bbh, gpqa, musr and 1 more);" in sentence
+
+
+def test_what_is_not_decided_says_to_which_side_it_leans() -> None:
+    leaning = {"leaning": "leans to no"}
+    verdicts = [verdict("bf16"), verdict("w4a16_int", "not decided", "arc: may have lost 3 points", **leaning)]
+    assert said(verdicts) == (
+        "Nothing may be shipped yet: w4a16_int (0.34 of the size of bf16; leans to no: arc: may have lost 3 points)."
+    )
+    assert said([*verdicts, verdict("w8a8_int", "ship")]).endswith(
+        "; w4a16_int is 0.34 of the size but not decided, leans to no (arc: may have lost 3 points)."
+    )
 
 
 def test_of_two_that_may_be_shipped_the_cheaper_is_advised() -> None:
@@ -142,7 +163,7 @@ def test_bases_under_several_seeds_are_told_apart() -> None:
     names = [f"m/bf16/seed={seed}" for seed in (1, 2)]
     trials = [TrialRow(name=name, model="m", recipe="bf16", is_base=True, base=name) for name in names]
     verdicts = [TrialVerdict(trial=name, model="m", recipe="bf16", is_base=True) for name in names]
-    assert sentences(trials, verdicts, [], [], {}) == {
+    assert sentences(trials, verdicts, [], [], {}, {}) == {
         "m": "There are only bases, bf16/seed=1 and bf16/seed=2: nothing to compare with them."
     }
 
