@@ -9,7 +9,7 @@ from stages.checkpoints.intent import Intent
 from stages.checkpoints.loaded import stored_dtype
 from stages.checkpoints.meta import LoadedModel
 from stages.checkpoints.opening import renamed_layers
-from stages.checkpoints.rotations import attach_rotations
+from stages.checkpoints.rotations import attach_rotations, fused_into
 from stages.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ class Expected:
     """What is foretold, by the names that the loader gives.
 
     ``layers``: quantized ones; ``others``: tensors of the base that stay as they are; ``added``: what quantization adds
-    elsewhere, such as scales of a cache and rotations.
+    elsewhere, such as scales of a cache and rotations; ``others_are_rotated``: rotations are fused into those, too.
     """
 
     base: LoadedModel
     layers: Mapping[str, Layer]
     others: Mapping[str, Stored]
     added: Mapping[str, Stored]
+    others_are_rotated: bool = False
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -80,7 +81,9 @@ def foretell(base: LoadedModel, intent: Intent) -> Expected:
     left_out = base.tied.keys() | inside | (shared - before.keys())
     rest = {name: _stored(tensor) for name, tensor in base.model.state_dict().items() if name not in left_out}
     others = {name: stored for name, stored in rest.items() if name in before}
-    return Expected(base, layers, others, {name: stored for name, stored in rest.items() if name not in before})
+    added = {name: stored for name, stored in rest.items() if name not in before}
+    rotated = fused_into(base.model, intent.quantization.get("transform_config"))
+    return Expected(base, layers, others, added, not rotated <= layers.keys())
 
 
 def _quantized(base: LoadedModel, intent: Intent) -> dict[str, Layer]:

@@ -21,10 +21,13 @@ _HOW_SCALED = ("observer", "observer_kwargs", "actorder")  # of no concern to wh
 
 @dataclass(frozen=True)
 class Intent:
-    """``quantization``: what ``config.json`` says; ``modifiers``: llm-compressor's steps, None where nobody tells."""
+    """``quantization``: what ``config.json`` says; ``modifiers``: llm-compressor's steps, None where nobody tells;
+    ``is_own``: whether it was made here, with the versions that are here.
+    """
 
     quantization: Mapping[str, Any]
     modifiers: frozenset[str] | None = None
+    is_own: bool = False
 
     @property
     def is_nearest(self) -> bool:
@@ -50,7 +53,8 @@ class Intent:
 
 
 def read_intent(checkpoint_dir: Path, *, needs_recipe: bool = False) -> Intent:
-    """Read ``config.json`` and, where there is one, ``recipe.yaml``, which must not say otherwise.
+    """Read ``config.json`` and, where there is one, ``recipe.yaml``, which must not say otherwise; a checkpoint of our
+    own has one.
 
     Raises CheckpointError for a checkpoint of another method, and where either is missing or damaged.
     """
@@ -63,7 +67,7 @@ def read_intent(checkpoint_dir: Path, *, needs_recipe: bool = False) -> Intent:
         return Intent(quantization)
     modifiers = _read_modifiers(checkpoint_dir)
     _check_groups(checkpoint_dir, modifiers, quantization)
-    return Intent(quantization, frozenset(modifiers))
+    return Intent(quantization, frozenset(modifiers), needs_recipe)
 
 
 def _read_modifiers(checkpoint_dir: Path) -> dict[str, dict[str, Any]]:

@@ -99,7 +99,7 @@ def shown(kernels: Sequence[str], effective: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Entry:
     """A format of the table: what it is, its kernels in the order of trial, and why a CPU or GPU has none."""
 
     name: str
@@ -116,9 +116,9 @@ class Table:
     capabilities: Mapping[float, str]  # and GPUs that have it
     others: Mapping[str, str]  # methods whose layers have kernels that are not here, and why
     backends: Mapping[str, tuple[str, ...]]
-    rows: tuple[Row, ...]
+    rows: tuple[Entry, ...]
 
-    def row(self, facts: Mapping[str, Any]) -> Row | None:
+    def row(self, facts: Mapping[str, Any]) -> Entry | None:
         """The format of these facts."""
         return next((row for row in self.rows if _fits(row.is_for, facts)), None)
 
@@ -276,7 +276,7 @@ class _Question:
             return f"the table of kernels has no {BACKEND} {self.backend!r}"
         return None
 
-    def _tried(self, row: Row) -> list[Kernel]:
+    def _tried(self, row: Entry) -> list[Kernel]:
         """The kernels that vLLM tries, until one takes every layer."""
         found = []
         for kernel in row.kernels:
@@ -286,10 +286,10 @@ class _Question:
                     break
         return found
 
-    def _taken(self, row: Row) -> list[Kernel]:
+    def _taken(self, row: Entry) -> list[Kernel]:
         return [] if self._dies(row) else self._tried(row)
 
-    def _dies(self, row: Row) -> Kernel | None:
+    def _dies(self, row: Entry) -> Kernel | None:
         capability = self.device.capability or 0.0
         of_all = (each for each in self._tried(row) if each.when is None)
         return next((each for each in of_all if capability >= each.dies_since), None)
@@ -299,7 +299,7 @@ class _Question:
             return not kernel.emulates
         return self.device.is_cpu or kernel.name in table().backends[self.backend]
 
-    def _why(self, row: Row) -> str:
+    def _why(self, row: Entry) -> str:
         if self.backend is not None and not self.device.is_cpu:
             return f"vLLM's {BACKEND} {self.backend} has no kernel for it on this GPU"
         found = row.why.get("cpu" if self.device.is_cpu else "gpu")
@@ -335,9 +335,9 @@ class _Question:
         return taken[0].name if is_true else None
 
 
-def _row(content: Mapping[str, Any]) -> Row:
+def _row(content: Mapping[str, Any]) -> Entry:
     is_for = {name: value for name, value in content.items() if name in _CONDITIONS}
-    return Row(content["name"], is_for, tuple(map(_kernel, content["kernels"])), content.get("why", {}))
+    return Entry(content["name"], is_for, tuple(map(_kernel, content["kernels"])), content.get("why", {}))
 
 
 def _kernel(content: Mapping[str, Any]) -> Kernel:

@@ -42,6 +42,13 @@ class LoadedModel:
         found = {name: self.infos[stored] for stored, name in self.names.items() if name in self.tensors}
         return {name: info for name, info in found.items() if tuple(self.tensors[name].shape) == info.shape}
 
+    @cached_property
+    def unread_modules(self) -> set[str]:
+        """Stored names of the modules of which nothing is loaded."""
+        known = {*self.tensors, *self.tied}
+        read = {stored.rpartition(".")[0] for stored, name in self.names.items() if name in known}
+        return {stored.rpartition(".")[0] for stored in self.names} - read
+
     def split_experts(self, owner: str) -> dict[str, "Tensor"]:
         """The linear layers' tensors, by loaded name, of the experts ``owner`` that are stored as one: on the CPU."""
         from llmcompressor.modeling.moe.linear_experts import LinearExperts2D

@@ -36,6 +36,18 @@ def attach_rotations(model: Any, config: Mapping[str, Any] | None) -> list[str]:
     return [name for name, _ in model.named_parameters() if name not in before]
 
 
+def fused_into(model: Any, config: Mapping[str, Any] | None) -> set[str]:
+    """Names of the modules whose weights are rotated in the files."""
+    if not config or not config.get("config_groups"):
+        return set()
+    from compressed_tensors.transform import TransformConfig
+    from compressed_tensors.utils import match_named_modules
+
+    schemes = TransformConfig.model_validate(config).config_groups.values()
+    fused = [args for scheme in schemes for args in scheme.apply if not args.is_online()]
+    return {name for args in fused for name, _ in match_named_modules(model, args.targets, args.ignore)}
+
+
 def load_rotations(
     model_dir: Path, model: Any, config: Mapping[str, Any] | None, infos: Mapping[str, TensorInfo]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.checkpoints.expected import Expected, Stored, foretell
-from stages.checkpoints.headers import TensorInfo, num_stored_bytes, read_tensor_infos
+from stages.checkpoints.headers import TensorInfo, read_tensor_infos
 from stages.checkpoints.intent import Intent, read_intent
 from stages.checkpoints.meta import LoadedModel, loaded_model, loaded_names
 from stages.checkpoints.rows import Reader, blocks
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3  # names listed in a detail; a broken checkpoint may have thousands
 _MAGNITUDES = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}  # the least bits, without the sign, that are no finite number
+_CAST = {"F32", "F16", "BF16"}  # versions differ in which of them scales are stored in, and loaders do not
 _FLOATING = ("F64", "F32", "F16", "BF16", *_MAGNITUDES)
 
 
@@ -27,26 +28,37 @@ class Files:
 
     def __init__(self, expected: Expected, checkpoint: Mapping[str, TensorInfo], intent: Intent) -> None:
         self.expected, self.intent = expected, intent
-        self.num_bytes = num_stored_bytes(dict(checkpoint))
-        names = loaded_names(expected.base.model, checkpoint, dict.fromkeys(expected.tensors, True))
-        self.stored = {
-            expected.base.tied.get(names[name], names[name]): (name, checkpoint[name]) for name in checkpoint
-        }
+        base = expected.base
+        names = loaded_names(base.model, checkpoint, dict.fromkeys(expected.tensors, True))
+        # A head that is stored beside the table that it is tied to is not read.
+        tied_first = sorted(names.items(), key=lambda pair: pair[1] not in base.tied)
+        self.stored = {base.tied.get(name, name): (stored, checkpoint[stored]) for stored, name in tied_first}
+        self.num_bytes = sum(info.num_bytes for _, info in self.stored.values())
 
     @cached_property
     def unlike(self) -> dict[str, str]:
         """What is not stored as it must be, by loaded name, with what is wrong."""
         wanted = self.expected.tensors
         found = {name: self._difference(name, stored) for name, stored in wanted.items()}
-        found |= dict.fromkeys(self.stored.keys() - wanted.keys(), "is not expected")
+        found |= {
+            name: "is not expected" for name in self.stored.keys() - wanted.keys() if not self._is_left_over(name)
+        }
         return {name: wrong for name, wrong in sorted(found.items()) if wrong}
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether no loader reads it: what none reads in the base either, and zero points that old versions stored."""
+        layer, _, local = name.rpartition(".")
+        if local.endswith("_zero_point") and layer in self.expected.layers and not self.intent.is_own:
+            return True
+        return self.stored[name][0].rpartition(".")[0] in self.expected.base.unread_modules
 
     def _difference(self, name: str, wanted: Stored) -> str:
         if name not in self.stored:
             return "is missing"
         info = self.stored[name][1]
         source = self.expected.base.sources.get(name) if name in self.expected.others else None
-        if info.dtype != wanted.dtype and (source is None or info.dtype != source.dtype):
+        is_cast = _is_scale(name) and not self.intent.is_own and {info.dtype, wanted.dtype} <= _CAST
+        if info.dtype != wanted.dtype and (source is None or info.dtype != source.dtype) and not is_cast:
             return f"is {info.dtype}, not {wanted.dtype}"
         return "" if info.shape == wanted.shape else f"has shape {info.shape}, not {wanted.shape}"
 
@@ -140,7 +152,7 @@ def _check_others(files: Files, checkpoint: Reader, base: _Base) -> Check:
         if why != "is missing" or name not in files.expected.others or name in base
     }
     for name, stored in files.expected.others.items():
-        may_change = files.intent.may_rescale and len(stored.shape) == 1
+        may_change = files.expected.others_are_rotated or (files.intent.may_rescale and len(stored.shape) == 1)
         is_there = name in files.stored and name in base and name not in wrong
         if is_there and not may_change and not _is_equal(checkpoint, base, name, stored):
             wrong[name] = "is not the base's"

@@ -153,7 +153,7 @@ def test_the_lengths_of_answers_that_cards_declare_are_those_of_their_tasks() ->
 @pytest.mark.dear
 @pytest.mark.skipif(not HUB.is_dir(), reason="QUANTSWEEP_DATA names no mirror of data sets")
 def test_the_sizes_that_cards_declare_are_those_of_the_data() -> None:
-    names = ("arc_challenge_generative", "gsm8k_cot", "ifeval", "math_hard", "truthfulqa")
+    names = ("arc_challenge_generative", "gsm8k", "gsm8k_cot", "ifeval", "ifeval_prompt", "math_hard", "truthfulqa")
     at_hand = {name: task for name, task in cards().items() if name in names}
     facts = describe({name: (task.task, task.overrides, True) for name, task in at_hand.items()}, mirror=HUB)
     for name, task in at_hand.items():

@@ -47,7 +47,9 @@ def save_llama(path: Path, tokenizer_dir: Path, **fields: Any) -> Path:
     return path
 
 
-def compress(model_dir: Path, out: Path, scheme: str, *rotations: Any, ignore: Sequence[str] = ("lm_head",)) -> Path:
+def compress(
+    model_dir: Path, out: Path, scheme: str, *rotations: Any, ignore: Sequence[str] = ("lm_head",), **more: Any
+) -> Path:
     """Round a model to nearest and save it compressed, after the modifiers that rotate it."""
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
@@ -55,8 +57,8 @@ def compress(model_dir: Path, out: Path, scheme: str, *rotations: Any, ignore: S
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
-    recipe = [*rotations, QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=list(ignore))]
-    oneshot(model=model, recipe=recipe, dataset=_tokens() if scheme in _CALIBRATED else None)
+    recipe = [*rotations, QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=list(ignore), **more)]
+    oneshot(model=model, recipe=recipe, dataset=_tokens() if scheme in _CALIBRATED or more else None)
     model.save_pretrained(out, save_compressed=True)
     reset_session()
     return out
@@ -69,6 +71,38 @@ def rotated(model_dir: Path, out: Path) -> Path:
     return compress(
         model_dir, out, "W4A16", QuIPModifier(rotations=["v"], transform_type="random-hadamard", ignore="lm_head")
     )
+
+
+def with_fp8_cache(model_dir: Path, out: Path) -> Path:
+    """With scales of keys and values beside those of the layers."""
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    return compress(model_dir, out, "W4A16", kv_cache_scheme=cache)
+
+
+def of_two_formats(model_dir: Path, out: Path) -> Path:
+    """Attention in 8 bits, the rest in 4."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from llmcompressor import oneshot
+    from llmcompressor.core import reset_session
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    groups = {
+        "group_0": preset_name_to_scheme("FP8_DYNAMIC", ["re:.*self_attn.*"]),
+        "group_1": preset_name_to_scheme("W4A16", ["re:.*mlp.*"]),
+    }
+    oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]))
+    model.save_pretrained(out, save_compressed=True)
+    reset_session()
+    return out
+
+
+def spun(model_dir: Path, out: Path) -> Path:
+    """4-bit weights of a model that is rotated through and through, embeddings and head as well."""
+    from llmcompressor.modifiers.transform import SpinQuantModifier
+
+    return compress(model_dir, out, "W4A16", SpinQuantModifier(rotations=["R1", "R2", "R4"], transform_type="hadamard"))
 
 
 def _tokens() -> Any:

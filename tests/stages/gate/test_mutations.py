@@ -1,7 +1,9 @@
 """Of every format: intact checkpoints pass, and one thing wrong is refused in a line that names it."""
 
 import pytest
+import torch
 
+from stages.checkpoints.intent import read_intent
 from stages.errors import CheckpointError
 from stages.gate.weights import check_weights, read_files
 from tests.stages.gate.checkpoints import (
@@ -10,10 +12,13 @@ from tests.stages.gate.checkpoints import (
     damage,
     drop,
     not_a_number,
+    of_two_formats,
     redescribe,
     rotated,
     save_llama,
+    spun,
     swap,
+    with_fp8_cache,
 )
 
 pytestmark = pytest.mark.dear
@@ -60,6 +65,39 @@ def test_an_intact_checkpoint_passes_also_where_no_recipe_is_told(faults, checkp
     assert faults(redescribe(checkpoint(scheme), tmp_path / "published", lambda config: None)) == {}
 
 
+@pytest.mark.parametrize("make", [with_fp8_cache, of_two_formats, spun])
+def test_what_else_published_checkpoints_hold_passes_and_is_named_when_it_is_gone(base, faults, tmp_path, make):
+    checkpoint = make(base, tmp_path / "checkpoint")
+    assert faults(checkpoint) == {}
+    gone = {with_fp8_cache: "model.layers.1.self_attn.k_scale", of_two_formats: f"{QUERY}.weight_scale"}.get(
+        make, "model.layers.0.mlp.down_proj.R4_input.weight"
+    )
+    assert f"{gone} is missing" in str(faults(damage(checkpoint, tmp_path / "damaged", drop(gone))))
+
+
+def test_what_no_loader_reads_is_no_fault_of_a_published_checkpoint(base, faults, checkpoint, tmp_path):
+    def change(tensors):
+        tensors[f"{LAYER}.weight_zero_point"] = torch.zeros(128, 1, dtype=torch.int8)  # as old versions stored
+        tensors[f"{QUERY}.weight_scale"] = tensors[f"{QUERY}.weight_scale"].float()
+
+    path = damage(checkpoint("FP8_DYNAMIC"), tmp_path / "published", change)
+    assert faults(path) == {}
+    own = read_files(base, path, read_intent(path, needs_recipe=True))
+    assert own.unlike.keys() == {f"{LAYER}.weight_zero_point", f"{QUERY}.weight_scale"}
+
+
+def test_a_layer_that_is_read_in_neither_may_be_kept(base, checkpoint, tmp_path):
+    """Of a model that foretells several tokens at once."""
+
+    def add(tensors):
+        tensors["model.layers.2.mlp.up_proj.weight"] = tensors["lm_head.weight"].clone()
+
+    larger, kept = damage(base, tmp_path / "base", add), damage(checkpoint("W4A16"), tmp_path / "kept", add)
+    assert read_files(larger, checkpoint("W4A16")).unlike == {}
+    assert read_files(larger, kept).unlike == {}
+    assert read_files(base, kept).unlike == {"model.layers.2.mlp.up_proj.weight": "is not expected"}
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_block_of_rows_at_a_time_finds_the_same(faults, checkpoint, tmp_path, monkeypatch, scheme):
     monkeypatch.setattr("stages.checkpoints.rows.BLOCK_BYTES", 2**16)
@@ -73,6 +111,16 @@ def test_layers_that_no_block_and_no_word_divides_pass(tiny_model, tmp_path, sch
     base = save_llama(tmp_path / "base", tiny_model, num_key_value_heads=1, num_attention_heads=16, head_dim=20)
     files = read_files(base, compress(base, tmp_path / "checkpoint", scheme, ignore=["lm_head", "re:.*o_proj"]))
     assert [check.detail for check in check_weights(files, 0.001) if not check.passed] == []
+
+
+@pytest.mark.full
+def test_every_other_preset_of_compressed_tensors_passes(faults, checkpoint):
+    """Also one that a later version brings."""
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+
+    others = PRESET_SCHEMES.keys() - {*SCHEMES, "UNQUANTIZED"}
+    assert len(others) > 10
+    assert {name: found for name in sorted(others) if (found := faults(checkpoint(name)))} == {}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
