@@ -17,8 +17,9 @@ MAX_NOTE = 7500  # characters; MLflow takes 8,000
 MOST_SUITES = 2  # that a description has room for beside the other columns
 _HEADINGS = ["asked of", "n", "base", "score", "difference", "margin", "limit", "verdict"]
 _LEGEND = (
-    "Points of 100, differences with their interval; normalized: of the scale from 0 for guessing to 100. A verdict is "
-    "of the margin; what is shipped loses less than the limit in every suite's mean and in every task of a gate."
+    "Scores are of 100; differences, with their interval, in points of them, or, normalized, of the scale from 0 for "
+    "guessing to 100. A verdict is of the margin; what is shipped loses less than the limit in every suite's mean and "
+    "every task of a gate."
 )
 _COUNTED = "degraded / improved / equivalent / inconclusive (?: not confirmed)"
 _NOTHING = "–"
@@ -45,7 +46,7 @@ def parent_note(document: Summary, experiment_id: str, run_id: str, runs: Mappin
 
 def trial_note(document: Summary, verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], links: str) -> str:
     """What was decided of a trial and why, what is to be known of its answers, then its suites and tasks."""
-    decided = "Base of its model" if verdict.is_base else (verdict.decision or "not judged").capitalize()
+    decided = "Base of its model" if verdict.is_base else (verdict.decided or "not judged").capitalize()
     reasons = "\n".join(f"- {_cell(reason)}" for reason in verdict.reasons)
     notes = "\n".join(f"- {_cell(row['task'])}: {_cell(row['note'])}" for row in rows if row.get("note"))
     means = [mean for mean in document.suites if mean.trial == verdict.trial and mean.mean is not None]
@@ -101,14 +102,14 @@ def _verdict_table(document: Summary, addresses: Mapping[str, str]) -> Iterator[
     yield from _head(headings, f"ll{'r' * len(shown)}rll")
     for each in document.trials:
         name = _cell(run_name(each.trial))
-        worst = "" if each.worst_task is None else f"{each.worst_task} {_number(each.worst_recovery, '.1%')}"
+        worst = [each.worst_task, f"{_number(each.worst_points, '+.2f')} {each.worst_unit or ''}"]
         yield _line(
             [
                 f"[{name}]({addresses[each.trial]})" if each.trial in addresses else name,
-                "base" if each.is_base else each.decision or "not judged",
+                "base" if each.is_base else each.decided or "not judged",
                 *(_mean_shown(means.get((each.trial, suite))) for suite in shown),
                 "" if each.is_base else _counts_shown(each),
-                _cell(worst),
+                "" if each.worst_task is None else _cell(" ".join(filter(None, worst))),
                 _cell(_first(each.reasons)),
             ]
         )

@@ -19,13 +19,15 @@ from pipeline.results.mlflow_review import NOTE, parent_review, trial_review
 from pipeline.results.mlflow_view import VIEW_TAG, address, run_address, run_name, view_of
 from pipeline.store.store import Store
 from stages.compare.artifact import FLIPS_SCHEMA, write_flips
-from stages.report.artifact import SuiteMean, Summary, TrialVerdict, read_document, write_summary
+from stages.report.artifact import SUMMARY_SCHEMA, Row, SuiteMean, Summary, TrialVerdict, read_document, write_summary
+from stages.report.asked import points_gained
 from tests.pipeline.planning.test_plan import planned
 
 TRIALS = ("smollm2_135m/bf16", "smollm2_135m/w8a8_int", "smollm2_135m/w4a16_int")
 NUMBERS = {
     "num_cells": 2, "num_equivalent": 1, "num_inconclusive": 0, "num_degraded": 1, "num_confirmed_degraded": 1,
     "num_improved": 0, "num_confirmed_improved": 0, "worst_recovery": 0.75, "worst_task": "tabular",
+    "worst_points": -10.0, "worst_unit": "points",
 }  # fmt: skip
 SAID = "Ship w8a8_int: equivalent on 2 of 2 tasks."
 
@@ -122,8 +124,8 @@ def test_a_plan_s_run_shows_the_table_with_links_to_its_trials_and_counts_the_ve
     assert said == SAID
     assert "| format | ship it? | both, points |" in note
     ship = f"| [w8a8_int · smollm2_135m]({run_address('7', 'def')}) | ship | -10.00 degraded | 1 / 0 / 1 / 0 |"
-    assert f"\n{ship} tabular 75.0% |  |\n" in note
-    refused = "| w4a16_int · smollm2_135m | do not ship | – | 1 + 2? / 0 / 1 / 0 | tabular 50.0% |"
+    assert f"\n{ship} tabular -10.00 points |  |\n" in note
+    refused = "| w4a16_int · smollm2_135m | do not ship | – | 1 + 2? / 0 / 1 / 0 | tabular -10.00 points |"
     assert f"\n{refused} tabular: lost \\| \\<b\\> |" in note
     counts = {name: review.metrics[f"sweep/{name}"] for name in ("ship", "do_not_ship", "not_decided")}
     assert counts == {"ship": 1, "do_not_ship": 1, "not_decided": 0}
@@ -141,6 +143,7 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
     base, eight, four = (trial_review(read_document(report), name, "7", "abc", "def") for name in TRIALS)
     assert base and eight and four
     assert (eight.tags["decision"], "why" in eight.tags) == ("ship", False)
+    assert (four.metrics["verdict/worst_points"], "verdict/worst_points" in base.metrics) == (-10, False)
     assert (four.tags["decision"], four.tags["why"]) == ("do not ship", "tabular: lost | <b>")
     assert four.tags["verdict.tabular"] == "degraded, confirmed"
     assert four.tags["verdict.mathador"] == "degraded, not confirmed"
@@ -184,13 +187,18 @@ def test_a_verdict_stands_beside_its_number_its_margin_and_its_limit_in_points()
             -5.6,
         ),
         (
-            {"higher_is_better": False, "difference": 0.25, "difference_low": None, "margin": 0.5, "wide_margin": None},
-            "+0.25 own unit | 0.5 | –",
-            0.25,
+            {"higher_is_better": False, "paired_base_score": 2.0, "margin": 0.1, "wide_margin": None},
+            "+5.00 [+0.50, +10.00] % of the base's | 5 | –",
+            5.0,
+        ),
+        (
+            {"normalized_difference": -20.0, "normalized_difference_low": -40, "normalized_difference_high": -2.0},
+            "-20.00 [-40.00, -2.00] normalized | 4 | 10",
+            -20.0,
         ),
         (
             {"verdict": "inconclusive", "is_confirmed": None, "num_needed": 4361},
-            "-10.00 [-20.00, -1.00] | 2 | 5 | inconclusive (needs 4,361)",
+            "-10.00 [-20.00, -1.00] | 2 | 5 | inconclusive (own margin needs 4,361)",
             -10,
         ),
     ],
@@ -199,7 +207,9 @@ def test_a_difference_is_in_the_unit_that_its_verdict_is_of(known: Any, shown: s
     document = replace(DOCUMENT, rows=[DOCUMENT.rows[0] | known])
     review = trial_review(document, TRIALS[1], "7", "abc", "def")
     assert review and shown in review.tags[NOTE]
-    assert review.metrics["mathador/points"] == metric
+    assert review.metrics["mathador/points"] == pytest.approx(metric)
+    row: Row = dict.fromkeys(SUMMARY_SCHEMA.names) | document.rows[0]
+    assert points_gained(row) == pytest.approx(metric)  # as the reasons say it
 
 
 def test_differences_of_suites_are_in_points_whatever_the_scale_of_their_means() -> None:
@@ -286,7 +296,7 @@ def test_a_view_names_columns_and_charts_and_fits_a_tag() -> None:
     assert state["selectedColumns"][:3] == first and state["columnOrder"][:5] == [*pinned, *first]
     # MLflow heeds widths of columns that are in the order; with its assistant open a window of 1,300 has 600 for them.
     assert state["columnWidths"].keys() == set(state["columnOrder"])
-    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 410
+    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 450
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`verdict/rank`", True)
     assert {"metrics.`v1/mean_points`", "metrics.`recovery/gsm8k`"} <= set(state["selectedColumns"])
     headings = {name: len(name.split("`")[1]) for name in state["selectedColumns"] if name.startswith("metrics")}
