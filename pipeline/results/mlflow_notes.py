@@ -45,15 +45,15 @@ def parent_note(document: Summary, experiment_id: str, run_id: str, runs: Mappin
 
 
 def trial_note(document: Summary, verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], links: str) -> str:
-    """What was decided of a trial and why, what is to be known of its answers, then its suites and tasks."""
+    """What was decided of a trial and why, its suites and tasks, and what is to be known of its answers."""
     decided = "Base of its model" if verdict.is_base else (verdict.decided or "not judged").capitalize()
     reasons = "\n".join(f"- {_cell(reason)}" for reason in verdict.reasons)
     notes = "\n".join(f"- {_cell(row['task'])}: {_cell(row['note'])}" for row in rows if row.get("note"))
     means = [mean for mean in document.suites if mean.trial == verdict.trial and mean.mean is not None]
     lines = [*map(_suite_line, means), *map(_task_line, rows)]
     table = [*_head(_HEADINGS, "lrrrrrrl"), *lines]
-    known = [f"To bear in mind:\n{notes}"] if notes else []
-    return shortened([f"**{decided}** · {links}", reasons, *known], table, MAX_NOTE, _LEGEND)
+    explained = [*([f"To bear in mind:\n{notes}"] if notes else []), _LEGEND]
+    return shortened([f"**{decided}** · {links}", reasons], table, MAX_NOTE, "\n\n".join(explained))
 
 
 def shortened(before: Sequence[str], table: Sequence[str], most: int, legend: str = "") -> str:

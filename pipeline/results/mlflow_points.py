@@ -49,9 +49,12 @@ def _unit(row: Mapping[str, Any]) -> tuple[float, str]:
         return (-100 / base, "% of the base's") if base else (-1.0, "own unit")
     if row.get("is_verdict_normalized"):
         return 1.0, "normalized"
-    known = [pair for name in _ENDS if None not in (pair := (row.get(name), row.get(f"normalized_{name}")))]
-    (low, scaled_low), (high, scaled_high) = min(known, default=(0, 0)), max(known, default=(0, 0))
-    return ((scaled_high - scaled_low) / (high - low), "normalized") if low < high else _PLAIN
+    pairs = [(row.get(name), row.get(f"normalized_{name}")) for name in _ENDS]
+    known = sorted((plain, scaled) for plain, scaled in pairs if plain is not None and scaled is not None)
+    if not known or known[0][0] == known[-1][0]:
+        return _PLAIN
+    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
+    return (scaled_high - scaled_low) / (high - low), "normalized"
 
 
 def _points(ends: list[float | None], limits: list[float | None], unit: tuple[float, str]) -> Points:

@@ -159,7 +159,7 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
 def test_a_trial_s_description_begins_with_the_decision_the_way_back_and_why() -> None:
     _, _, four = (trial_review(DOCUMENT, name, "7", "abc", "def") for name in TRIALS)
     assert four
-    first, why, cut = four.tags[NOTE].split("\n\n")[:3]
+    first, why, *_, cut, _ = four.tags[NOTE].split("\n\n")
     assert first.startswith(f"**Do not ship** · [All trials]({address('7')}) · [verdicts]({run_address('7', 'abc')})")
     assert f"[what it answers otherwise]({run_address('7', 'def', 'flips.json')})" in first
     assert why == "- tabular: lost \\| \\<b\\>"
