@@ -396,6 +396,8 @@ def test_the_mirror_writes_it_once_and_leaves_what_people_write(
             patch.setattr(mlflow.MlflowClient, name, lambda *args, **kwargs: pytest.fail("written again"))
         mirror.write(report, "FINISHED")
 
+    client.update_run(first[TRIALS[1]].info.run_id, name=TRIALS[1])  # as versions before called it
+    client.update_run(first[TRIALS[2]].info.run_id, name="the small one")
     client.set_tag(first[plan.name].info.run_id, NOTE, "I have seen it.")
     client.set_experiment_tag(experiment.experiment_id, NOTE, "Ours.")
     other = replace(
@@ -405,6 +407,8 @@ def test_the_mirror_writes_it_once_and_leaves_what_people_write(
     after = runs()
     assert after[plan.name].data.tags[NOTE] == "I have seen it."
     assert client.get_experiment(experiment.experiment_id).tags[NOTE] == "Ours."
+    assert after[TRIALS[1]].info.run_name == "w8a8_int · smollm2_135m"
+    assert after[TRIALS[2]].info.run_name == "the small one"
     assert (after[TRIALS[1]].data.tags["decision"], after[TRIALS[1]].data.tags["why"]) == ("not decided", "few")
     assert after[TRIALS[1]].data.tags[NOTE].startswith("**Not decided** · ")
     mirror.write(report, "FINISHED")
