@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.results.mlflow_points import Points, points_of_mean, points_of_row
 from pipeline.results.mlflow_table import TABLE
-from pipeline.results.mlflow_view import address, run_address
+from pipeline.results.mlflow_view import address, run_address, run_name
 from stages.compare.artifact import verdict_shown
 from stages.errors import redacted
 from stages.report.artifact import HTML, MOST_SENTENCES, SuiteMean, Summary, TrialVerdict
@@ -17,9 +17,11 @@ MAX_NOTE = 7500  # characters; MLflow takes 8,000
 MOST_SUITES = 2  # that a description has room for beside the other columns
 _HEADINGS = ["asked of", "n", "base", "score", "difference", "margin", "limit", "verdict"]
 _LEGEND = (
-    "Points of 100, differences with their interval; normalized: of the scale from 0 for guessing to 100. A verdict is "
-    "of the margin; what is shipped loses less than the limit in every suite's mean and in every task of a gate."
+    "Scores are of 100; differences, with their interval, in points of them, or, normalized, of the scale from 0 for "
+    "guessing to 100. A verdict is of the margin; what is shipped loses less than the limit in every suite's mean and "
+    "every task of a gate."
 )
+_COUNTED = "degraded / improved / equivalent / inconclusive (?: not confirmed)"
 _NOTHING = "–"
 
 
@@ -43,15 +45,15 @@ def parent_note(document: Summary, experiment_id: str, run_id: str, runs: Mappin
 
 
 def trial_note(document: Summary, verdict: TrialVerdict, rows: Sequence[Mapping[str, Any]], links: str) -> str:
-    """What was decided of a trial and why, what is to be known of its answers, then its suites and tasks."""
-    decided = "Base of its model" if verdict.is_base else (verdict.decision or "not judged").capitalize()
+    """What was decided of a trial and why, its suites and tasks, and what is to be known of its answers."""
+    decided = "Base of its model" if verdict.is_base else (verdict.decided or "not judged").capitalize()
     reasons = "\n".join(f"- {_cell(reason)}" for reason in verdict.reasons)
     notes = "\n".join(f"- {_cell(row['task'])}: {_cell(row['note'])}" for row in rows if row.get("note"))
     means = [mean for mean in document.suites if mean.trial == verdict.trial and mean.mean is not None]
     lines = [*map(_suite_line, means), *map(_task_line, rows)]
     table = [*_head(_HEADINGS, "lrrrrrrl"), *lines]
-    known = [f"To bear in mind:\n{notes}"] if notes else []
-    return shortened([f"**{decided}** · {links}", reasons, *known], table, MAX_NOTE, _LEGEND)
+    explained = [*([f"To bear in mind:\n{notes}"] if notes else []), _LEGEND]
+    return shortened([f"**{decided}** · {links}", reasons], table, MAX_NOTE, "\n\n".join(explained))
 
 
 def shortened(before: Sequence[str], table: Sequence[str], most: int, legend: str = "") -> str:
@@ -96,18 +98,36 @@ def _verdict_table(document: Summary, addresses: Mapping[str, str]) -> Iterator[
     suites = list(dict.fromkeys(mean.suite for mean in document.suites))
     shown = suites if len(suites) <= MOST_SUITES else []
     means = {(mean.trial, mean.suite): mean for mean in document.suites}
-    counts = ["degraded, confirmed", "equivalent", "inconclusive"]
-    headings = ["format", "ship it?", "why", *(f"{suite}, points" for suite in shown), *counts, "worst task"]
-    yield from _head(headings, f"lll{'r' * (len(shown) + len(counts))}l")
+    headings = ["format", "ship it?", *(f"{suite}, points" for suite in shown), _COUNTED, "worst task", "why"]
+    yield from _head(headings, f"ll{'r' * len(shown)}rll")
     for each in document.trials:
-        name = _cell(each.trial)
-        format_ = f"[{name}]({addresses[each.trial]})" if each.trial in addresses else name
-        of_suites = [_mean_shown(means.get((each.trial, suite))) for suite in shown]
-        numbers = [each.num_confirmed_degraded, each.num_equivalent, each.num_inconclusive]
-        worst = "" if each.worst_task is None else f"{each.worst_task} {_number(each.worst_recovery, '.1%')}"
-        decided = "base" if each.is_base else each.decision or "not judged"
-        why = _cell(_first(each.reasons))
-        yield _line([format_, decided, why, *of_suites, *(_number(number, "d") for number in numbers), _cell(worst)])
+        name = _cell(run_name(each.trial))
+        worst = [each.worst_task, f"{_number(each.worst_points, '+.2f')} {each.worst_unit or ''}"]
+        yield _line(
+            [
+                f"[{name}]({addresses[each.trial]})" if each.trial in addresses else name,
+                "base" if each.is_base else each.decided or "not judged",
+                *(_mean_shown(means.get((each.trial, suite))) for suite in shown),
+                "" if each.is_base else _counts_shown(each),
+                "" if each.worst_task is None else _cell(" ".join(filter(None, worst))),
+                _cell(_first(each.reasons)),
+            ]
+        )
+
+
+def _counts_shown(verdict: TrialVerdict) -> str:
+    confirmed = (
+        (verdict.num_confirmed_degraded, verdict.num_degraded),
+        (verdict.num_confirmed_improved, verdict.num_improved),
+    )
+    others = (_number(count, "d") for count in (verdict.num_equivalent, verdict.num_inconclusive))
+    return " / ".join([*(_confirmed(*each) for each in confirmed), *others])
+
+
+def _confirmed(confirmed: int | None, by_itself: int | None) -> str:
+    """``2 + 1?``: cells that the grid confirms, and those by their own interval alone."""
+    rest = (by_itself or 0) - (confirmed or 0)
+    return f"{_number(confirmed, 'd')}{f' + {rest}?' if rest else ''}"
 
 
 def _first(reasons: Sequence[str]) -> str:
@@ -118,7 +138,8 @@ def _first(reasons: Sequence[str]) -> str:
 def _mean_shown(mean: SuiteMean | None) -> str:
     if mean is None or mean.difference is None:
         return _NOTHING
-    return f"{_number(points_of_mean(mean).difference, '+.2f')} {mean.verdict or ''}".strip()
+    word = "" if mean.verdict in (None, "equivalent") else f" {mean.verdict}"
+    return f"{_number(points_of_mean(mean).difference, '+.2f')}{word}"
 
 
 def _suite_line(mean: SuiteMean) -> str:

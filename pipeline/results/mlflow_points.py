@@ -1,4 +1,4 @@
-"""Differences from the base as reasons say them: in points, of the scale that a verdict is of."""
+"""Differences from the base as a report's reasons say them: in points, so that tasks compare, positive where better."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Any
 
 from stages.report.artifact import SuiteMean
 
-_POINTS, _NORMALIZED = (100.0, ""), (1.0, "normalized")
-_OWN = (1.0, "own unit")  # where lower is better
+_PLAIN = (100.0, "")
+_ENDS = ("difference", "difference_low", "difference_high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
     """A difference, its interval, the margin of its verdict and the ``limit``, the most that may be lost of what is
-    shipped; ``scale`` is empty where all are points of 100.
+    shipped; ``scale`` is empty where they are points of the plain score.
     """
 
     difference: float | None
@@ -25,21 +25,40 @@ class Points:
 
 
 def points_of_row(row: Mapping[str, Any]) -> Points:
-    """Of a trial's task."""
-    is_normalized = bool(row.get("is_verdict_normalized"))
-    unit = _OWN if row.get("higher_is_better") is False else _NORMALIZED if is_normalized else _POINTS
-    prefix = "normalized_" if is_normalized else ""
-    names = [f"{prefix}difference{end}" for end in ("", "_low", "_high")]
-    return _points([row.get(name) for name in (*names, "margin", "wide_margin")], unit)
+    """Of a trial's task: points of the scale from guessing to perfect where it has a baseline, per cent of the base's
+    score where lower is better.
+    """
+    unit = _unit(row)
+    prefix = "normalized_" if row.get("is_verdict_normalized") else ""
+    ends = [row.get(f"{prefix}{name}") for name in _ENDS]
+    if unit[0] < 0:
+        ends = [ends[0], ends[2], ends[1]]
+    return _points(ends, [row.get("margin"), row.get("wide_margin")], unit)
 
 
 def points_of_mean(mean: SuiteMean) -> Points:
     """Of a suite's mean, whose margin is its limit."""
-    values = [mean.difference, mean.difference_low, mean.difference_high, mean.margin, mean.margin]
-    return _points(values, _NORMALIZED if mean.normalized else _POINTS)
+    ends = [mean.difference, mean.difference_low, mean.difference_high]
+    return _points(ends, [mean.margin, mean.margin], (1.0, "normalized") if mean.normalized else _PLAIN)
 
 
-def _points(values: list[float | None], unit: tuple[float, str]) -> Points:
+def _unit(row: Mapping[str, Any]) -> tuple[float, str]:
+    """What a difference that the verdict is of is multiplied with, and what it then is of."""
+    if row.get("higher_is_better") is False:
+        base = abs(row.get("paired_base_score") or 0.0)
+        return (-100 / base, "% of the base's") if base else (-1.0, "own unit")
+    if row.get("is_verdict_normalized"):
+        return 1.0, "normalized"
+    pairs = [(row.get(name), row.get(f"normalized_{name}")) for name in _ENDS]
+    known = sorted((plain, scaled) for plain, scaled in pairs if plain is not None and scaled is not None)
+    if not known or known[0][0] == known[-1][0]:
+        return _PLAIN
+    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
+    return (scaled_high - scaled_low) / (high - low), "normalized"
+
+
+def _points(ends: list[float | None], limits: list[float | None], unit: tuple[float, str]) -> Points:
     scale, name = unit
-    difference, low, high, margin, limit = (None if value is None else scale * value for value in values)
+    difference, low, high = (None if value is None else scale * value for value in ends)
+    margin, limit = (None if value is None else abs(scale) * value for value in limits)
     return Points(difference=difference, low=low, high=high, margin=margin, limit=limit, scale=name)

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 
 from pipeline.results.mlflow_notes import parent_note, trial_links, trial_note, verdict_word
 from pipeline.results.mlflow_points import Points, points_of_mean, points_of_row
-from pipeline.results.mlflow_view import COUNTS, DECISION, RANK, WHY, WORST, WORST_TASK, mean_points_name, points_name
+from pipeline.results.mlflow_view import (
+    COUNTS,
+    DECISION,
+    RANK,
+    WHY,
+    WORST,
+    WORST_POINTS,
+    WORST_TASK,
+    mean_points_name,
+    points_name,
+)
 from stages.errors import redacted
 from stages.report.artifact import DECISIONS, Summary, TrialVerdict
 
@@ -83,10 +93,11 @@ def _sums(judged: Sequence[TrialVerdict]) -> dict[str, float]:
 
 def _numbers(verdict: TrialVerdict) -> dict[str, float | None]:
     counts = {f"verdict/{name}": getattr(verdict, of_trial) for name, of_trial in COUNTS.items()}
-    return {WORST: verdict.worst_recovery, "verdict/p": verdict.p, "verdict/adjusted_p": verdict.adjusted_p, **counts}
+    worst = {WORST: verdict.worst_recovery, WORST_POINTS: verdict.worst_points}
+    return {**worst, "verdict/p": verdict.p, "verdict/adjusted_p": verdict.adjusted_p, **counts}
 
 
 def _decided(verdict: TrialVerdict) -> dict[str, str]:
-    decision = "base" if verdict.is_base else verdict.decision or "not judged"
+    decision = "base" if verdict.is_base else verdict.decided or "not judged"
     known = {WORST_TASK: verdict.worst_task or "", WHY: redacted("; ".join(verdict.reasons))[:MAX_TAG]}
     return {DECISION: decision} | {key: text for key, text in known.items() if text}

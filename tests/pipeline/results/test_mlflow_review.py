@@ -19,13 +19,15 @@ from pipeline.results.mlflow_review import NOTE, parent_review, trial_review
 from pipeline.results.mlflow_view import VIEW_TAG, address, run_address, run_name, view_of
 from pipeline.store.store import Store
 from stages.compare.artifact import FLIPS_SCHEMA, write_flips
-from stages.report.artifact import SuiteMean, Summary, TrialVerdict, read_document, write_summary
+from stages.report.artifact import SUMMARY_SCHEMA, Row, SuiteMean, Summary, TrialVerdict, read_document, write_summary
+from stages.report.asked import points_gained
 from tests.pipeline.planning.test_plan import planned
 
 TRIALS = ("smollm2_135m/bf16", "smollm2_135m/w8a8_int", "smollm2_135m/w4a16_int")
 NUMBERS = {
     "num_cells": 2, "num_equivalent": 1, "num_inconclusive": 0, "num_degraded": 1, "num_confirmed_degraded": 1,
     "num_improved": 0, "num_confirmed_improved": 0, "worst_recovery": 0.75, "worst_task": "tabular",
+    "worst_points": -10.0, "worst_unit": "points",
 }  # fmt: skip
 SAID = "Ship w8a8_int: equivalent on 2 of 2 tasks."
 
@@ -87,7 +89,9 @@ DOCUMENT = Summary(
     trials=[
         verdict(TRIALS[0]),
         verdict(TRIALS[1], "ship", **NUMBERS),
-        verdict(TRIALS[2], "do not ship", "tabular: lost | <b>", **NUMBERS | {"worst_recovery": 0.5}),
+        verdict(
+            TRIALS[2], "do not ship", "tabular: lost | <b>", **NUMBERS | {"worst_recovery": 0.5, "num_degraded": 3}
+        ),
     ],
     sentences={"smollm2_135m": SAID},
 )
@@ -118,10 +122,11 @@ def test_a_plan_s_run_shows_the_table_with_links_to_its_trials_and_counts_the_ve
     links, said, *_ = (note := review.tags[NOTE]).split("\n\n")
     assert links == f"[All trials]({address('7')}) · [report]({run_address('7', 'abc', 'report/report.html')})"
     assert said == SAID
-    assert (
-        f"| [{TRIALS[1]}]({run_address('7', 'def')}) | ship |  | -10.00 degraded | 1 | 1 | 0 | tabular 75.0% |" in note
-    )
-    assert f"| {TRIALS[2]} | do not ship | tabular: lost \\| \\<b\\> | – | 1 | 1 | 0 | tabular 50.0% |" in note
+    assert "| format | ship it? | both, points |" in note
+    ship = f"| [w8a8_int · smollm2_135m]({run_address('7', 'def')}) | ship | -10.00 degraded | 1 / 0 / 1 / 0 |"
+    assert f"\n{ship} tabular -10.00 points |  |\n" in note
+    refused = "| w4a16_int · smollm2_135m | do not ship | – | 1 + 2? / 0 / 1 / 0 | tabular -10.00 points |"
+    assert f"\n{refused} tabular: lost \\| \\<b\\> |" in note
     counts = {name: review.metrics[f"sweep/{name}"] for name in ("ship", "do_not_ship", "not_decided")}
     assert counts == {"ship": 1, "do_not_ship": 1, "not_decided": 0}
     assert review.metrics["sweep/worst_recovery"] == 0.5
@@ -138,6 +143,7 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
     base, eight, four = (trial_review(read_document(report), name, "7", "abc", "def") for name in TRIALS)
     assert base and eight and four
     assert (eight.tags["decision"], "why" in eight.tags) == ("ship", False)
+    assert (four.metrics["verdict/worst_points"], "verdict/worst_points" in base.metrics) == (-10, False)
     assert (four.tags["decision"], four.tags["why"]) == ("do not ship", "tabular: lost | <b>")
     assert four.tags["verdict.tabular"] == "degraded, confirmed"
     assert four.tags["verdict.mathador"] == "degraded, not confirmed"
@@ -153,7 +159,7 @@ def test_a_trial_s_run_says_what_was_decided_and_why_and_lays_its_tasks_side_by_
 def test_a_trial_s_description_begins_with_the_decision_the_way_back_and_why() -> None:
     _, _, four = (trial_review(DOCUMENT, name, "7", "abc", "def") for name in TRIALS)
     assert four
-    first, why, cut = four.tags[NOTE].split("\n\n")[:3]
+    first, why, *_, cut, _ = four.tags[NOTE].split("\n\n")
     assert first.startswith(f"**Do not ship** · [All trials]({address('7')}) · [verdicts]({run_address('7', 'abc')})")
     assert f"[what it answers otherwise]({run_address('7', 'def', 'flips.json')})" in first
     assert why == "- tabular: lost \\| \\<b\\>"
@@ -181,9 +187,14 @@ def test_a_verdict_stands_beside_its_number_its_margin_and_its_limit_in_points()
             -5.6,
         ),
         (
-            {"higher_is_better": False, "difference": 0.25, "difference_low": None, "margin": 0.5, "wide_margin": None},
-            "+0.25 own unit | 0.5 | –",
-            0.25,
+            {"higher_is_better": False, "paired_base_score": 2.0, "margin": 0.1, "wide_margin": None},
+            "+5.00 [+0.50, +10.00] % of the base's | 5 | –",
+            5.0,
+        ),
+        (
+            {"normalized_difference": -20.0, "normalized_difference_low": -40, "normalized_difference_high": -2.0},
+            "-20.00 [-40.00, -2.00] normalized | 4 | 10",
+            -20.0,
         ),
         (
             {"verdict": "inconclusive", "is_confirmed": None, "num_needed": 4361},
@@ -196,7 +207,9 @@ def test_a_difference_is_in_the_unit_that_its_verdict_is_of(known: Any, shown: s
     document = replace(DOCUMENT, rows=[DOCUMENT.rows[0] | known])
     review = trial_review(document, TRIALS[1], "7", "abc", "def")
     assert review and shown in review.tags[NOTE]
-    assert review.metrics["mathador/points"] == metric
+    assert review.metrics["mathador/points"] == pytest.approx(metric)
+    row: Row = dict.fromkeys(SUMMARY_SCHEMA.names) | document.rows[0]
+    assert points_gained(row) == pytest.approx(metric)  # as the reasons say it
 
 
 def test_differences_of_suites_are_in_points_whatever_the_scale_of_their_means() -> None:
@@ -283,7 +296,7 @@ def test_a_view_names_columns_and_charts_and_fits_a_tag() -> None:
     assert state["selectedColumns"][:3] == first and state["columnOrder"][:5] == [*pinned, *first]
     # MLflow heeds widths of columns that are in the order; with its assistant open a window of 1,300 has 600 for them.
     assert state["columnWidths"].keys() == set(state["columnOrder"])
-    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 410
+    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 450
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`verdict/rank`", True)
     assert {"metrics.`v1/mean_points`", "metrics.`recovery/gsm8k`"} <= set(state["selectedColumns"])
     headings = {name: len(name.split("`")[1]) for name in state["selectedColumns"] if name.startswith("metrics")}
@@ -383,6 +396,8 @@ def test_the_mirror_writes_it_once_and_leaves_what_people_write(
             patch.setattr(mlflow.MlflowClient, name, lambda *args, **kwargs: pytest.fail("written again"))
         mirror.write(report, "FINISHED")
 
+    client.update_run(first[TRIALS[1]].info.run_id, name=TRIALS[1])  # as versions before called it
+    client.update_run(first[TRIALS[2]].info.run_id, name="the small one")
     client.set_tag(first[plan.name].info.run_id, NOTE, "I have seen it.")
     client.set_experiment_tag(experiment.experiment_id, NOTE, "Ours.")
     other = replace(
@@ -392,6 +407,8 @@ def test_the_mirror_writes_it_once_and_leaves_what_people_write(
     after = runs()
     assert after[plan.name].data.tags[NOTE] == "I have seen it."
     assert client.get_experiment(experiment.experiment_id).tags[NOTE] == "Ours."
+    assert after[TRIALS[1]].info.run_name == "w8a8_int · smollm2_135m"
+    assert after[TRIALS[2]].info.run_name == "the small one"
     assert (after[TRIALS[1]].data.tags["decision"], after[TRIALS[1]].data.tags["why"]) == ("not decided", "few")
     assert after[TRIALS[1]].data.tags[NOTE].startswith("**Not decided** · ")
     mirror.write(report, "FINISHED")
