@@ -193,9 +193,8 @@ def _load_rows(config: CalibrationConfig, data_dir: Path, cache_dir: str) -> "Da
 
     try:
         rows: Dataset = load_dataset(str(data_dir), config.subset, split=config.split, cache_dir=cache_dir)
-    except (ValueError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"calibration: {_owner(config)} cannot be read: {reason}") from error
+    except Exception as error:  # somebody's files, read by several libraries
+        raise _unreadable(config, error) from error
     wanted = [config.text_field, config.prompt_field, config.response_field, config.messages_field]
     missing = [field for field in wanted if field is not None and field not in rows.column_names]
     if missing:
@@ -211,9 +210,19 @@ def _shuffled_texts(config: CalibrationConfig, tokenizer: Any, rows: "Dataset") 
     if config.text_field is None and tokenizer.chat_template is None:
         raise DataError("calibration: the model has no chat template; calibrate on a plain column with text_field")
     for index in np.random.default_rng(config.seed).permutation(len(rows)).tolist():
-        if _what_is_bad(config, rows[index]) is not None:
+        try:
+            row = rows[index]
+        except Exception as error:
+            raise _unreadable(config, error) from error
+        if _what_is_bad(config, row) is not None:
             _refuse_bad_rows(config, rows)
-        yield _text(config, tokenizer, index, rows[index])
+        yield _text(config, tokenizer, index, row)
+
+
+def _unreadable(config: CalibrationConfig, error: Exception) -> DataError:
+    found = error.__cause__ or error  # what a library wraps says more than its wrapping
+    reason = "a file holds no row" if isinstance(found, StopIteration) else one_line(found)
+    return DataError(f"calibration: {_owner(config)} cannot be read: {reason}; mend or leave out the file")
 
 
 def _text(config: CalibrationConfig, tokenizer: Any, index: int, row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from stages.checkpoints.formats import FORMATS, Format
 from stages.checkpoints.headers import num_stored_bytes, read_tensor_infos
 from stages.checkpoints.kernels import computed_as
 from stages.checkpoints.quantized import Quantized
+from stages.checkpoints.speech import check_speaks_alike, take_template
 from stages.documents import read_json, write_json
 from stages.errors import DataError
 from stages.fetch import ModelSource, bring, check_revision, named
@@ -100,8 +101,10 @@ def fetch_published(config: PublishedSource, inputs: Mapping[str, Path], out: Pa
         model, quantized = check_quantized_path(out)
         check_made_of(out, model, base)
         _check_declared(config, quantized)
+        check_speaks_alike(out, inputs["model"])
+    is_told = take_template(out, inputs["model"])
     (out / ADAPTER).unlink(missing_ok=True)
-    write_json(out / QUANTIZED, asdict(_described(quantized)), indent=2)
+    write_json(out / QUANTIZED, asdict(_described(quantized, is_told)), indent=2)
     return {
         "size_gib": quantized.size_gib,
         "compression_ratio": num_stored_bytes(read_tensor_infos(inputs["model"])) / quantized.num_bytes,
@@ -126,9 +129,9 @@ def _check_declared(config: PublishedSource, quantized: Quantized) -> None:
         )
 
 
-def _described(quantized: Quantized) -> Described:
+def _described(quantized: Quantized, is_told: bool) -> Described:
     return Described(
-        words=quantized.words,
+        words=quantized.words + ("; asked with the base's chat template, its own is another" if is_told else ""),
         method=quantized.method,
         bits=quantized.num_bits,
         rounds=quantized.rounds,

@@ -10,6 +10,12 @@ from stages.checkpoints.files import INDEX, weight_files, weight_map
 from stages.errors import CheckpointError
 
 _CHUNK_BYTES = 2**24
+_NUM_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
+}
 
 
 class TensorInfo(NamedTuple):
@@ -61,6 +67,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         infos = {name: _tensor_info(file, entry, 8 + num_header_bytes) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: unreadable safetensors header; fetch the file again") from error
+    _check_places(file, infos)
     expected = 8 + num_header_bytes + num_stored_bytes(infos)
     if size != expected:
         raise CheckpointError(f"{file}: {size} bytes where its header promises {expected}; fetch the file again")
@@ -70,6 +77,21 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
 def _tensor_info(file: Path, entry: dict[str, Any], num_bytes_before: int) -> TensorInfo:
     start, end = entry["data_offsets"]
     return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start, num_bytes_before + start)
+
+
+def _check_places(file: Path, infos: dict[str, TensorInfo]) -> None:
+    """Each tensor has as many bytes as its type and shape need, right behind the one before it."""
+    end = None
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        needed = math.prod(info.shape) * _NUM_BITS.get(info.dtype, 0) // 8
+        if info.dtype in _NUM_BITS and needed != info.num_bytes:
+            raise CheckpointError(
+                f"{file}: its header gives {name}, {info.dtype} of shape {list(info.shape)}, {info.num_bytes} bytes "
+                f"where it needs {needed}; fetch or save the file again"
+            )
+        if end is not None and info.offset != end:
+            raise CheckpointError(f"{file}: its header puts {name} where another tensor is; fetch or save it again")
+        end = info.offset + info.num_bytes
 
 
 def _check_index(path: Path, infos: dict[str, TensorInfo]) -> None:

@@ -48,6 +48,7 @@ class CompareSettings(Margins):
     """What every comparison of a sweep is asked alike, unless a task has margins of its own."""
 
     confidence: float = identity(0.95)
+    num_resamples: int | None = execution(None)  # of earlier versions' files: nothing is resampled any more
 
     def __post_init__(self) -> None:
         check_confidence(self.confidence, "compare")

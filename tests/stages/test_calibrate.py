@@ -177,6 +177,19 @@ def test_the_first_row_that_cannot_be_read_is_named_with_what_is_in_it(run, tmp_
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"text": "cut o', b'{"text": "caf\xe9"}\n', b""], ids=["cut", "latin-1", "empty"]
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(run, tmp_path, content):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"org/chats/default split train cannot be read: .*mend or leave out"
+    ) as refusal:
+        run(from_chats(prompt_field=None, response_field=None, text_field="text"), tmp_path / "rows")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_chat_that_the_template_refuses_is_named(tiny_model, tmp_path):
     data = write_dataset(tmp_path / "rows", {"messages": [[{"role": "system", "content": "Be brief."}]] * 3})
     model = shutil.copytree(tiny_model, tmp_path / "model")

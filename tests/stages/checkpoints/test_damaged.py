@@ -57,3 +57,17 @@ def test_a_damaged_index_of_weights_is_named(model: Path, text: str) -> None:
     (model / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index\.json is damaged; fetch it again"):
         read_tensor_infos(model)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"dtype": "F32", "shape": [4], "data_offsets": [8, 16]}, "b, F32 of shape .4., 8 bytes where it needs 16"),
+        ({"dtype": "BF16", "shape": [4], "data_offsets": [4, 12]}, "puts b where another tensor is"),
+    ],
+)
+def test_a_header_that_lies_about_a_tensor_is_named(tmp_path: Path, second: dict[str, object], message: str) -> None:
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}, "b": second}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError, match=message):
+        read_tensor_infos(tmp_path)
