@@ -60,7 +60,6 @@ class SuiteMean:
 
 
 DECISIONS = ("ship", "do not ship", "not decided")
-LEANINGS = ("leans to no", "more documents may show it", "cannot be decided with these tasks", "passes alone")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +67,7 @@ class TrialVerdict:
     """Whether a trial may be shipped, and what was shown, speaks against it or is missing to say so, a line each.
 
     Counts are of its tasks; a base has neither a decision nor counts of verdicts.  ``leaning`` is of what is not
-    decided, one of LEANINGS; None where nothing was measured that says so.
+    decided, a word of ``stages/grid/shipping.py``; None where nothing was measured that says so.
     """
 
     trial: str

@@ -31,7 +31,6 @@ class Outlook(NamedTuple):
 
 
 MOST_TIMES = 20  # the documents that there are: more are not worth a number
-_OVER = Outlook(LEANS_TO_NO, "what was measured is a larger loss: more documents would rather confirm it")
 _LESS = "would show that it lost less"
 
 
@@ -136,7 +135,8 @@ def _outlook(asked: Asked, confidence: float) -> Outlook:
         is_matter_of_documents = asked.num_used > 0 and asked.size is not None and UNSTEADY not in (asked.why or "")
         return Outlook(_by_documents(asked) if is_matter_of_documents else None, "")
     if asked.measured <= -found.margin:
-        return _OVER
+        lost = asked.points.of(asked.measured)
+        return Outlook(LEANS_TO_NO, f"a loss of {lost} was measured: more documents would rather confirm it")
     if low > -found.margin:
         return Outlook(None, "")  # a matter of what is missing
     if isinstance(asked.numbers, SuiteMean):

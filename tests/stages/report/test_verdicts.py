@@ -172,7 +172,7 @@ def test_no_number_of_documents_is_named_that_would_not_show_it(judge):
     assert (
         trial["int8"]
         .reasons[0]
-        .endswith("; what was measured is a larger loss: more documents would rather confirm it")
+        .endswith("; a loss of 6.00 points was measured: more documents would rather confirm it")
     )
     assert "; it has 1,000 documents, far too few: repeats, " in trial["int4"].reasons[0]
     leanings = [trial[name].leaning for name in ("fp8", "int8", "int4")]
@@ -206,6 +206,19 @@ def test_what_was_not_run_leans_to_no_side_unless_a_loss_beyond_a_limit_was_meas
     assert (found.decision, found.leaning, found.decided) == ("not decided", None, "not decided")
     bad = judge({"fp8": {"arc": answers(200, 22, 10)}}, failures=lacking, tasks=["gsm8k"]).trials["fp8"]
     assert (bad.decision, bad.leaning) == ("not decided", "leans to no")
+
+
+def test_where_too_few_documents_changed_it_is_said_how_many_were_asked(judge):
+    base = np.linspace(0.2, 0.8, 50)
+    trial = base - 0.01 * (np.arange(50) < 3)
+    facts = {"acc,none": {"aggregation": {"name": "mean"}, "higher_is_better": True, "kind": "graded"}}
+    cell = {"answers": [trial.tolist(), base.tolist()], "written": {"facts": facts}}
+    found = judge({"fp8": {"quiz": cell}}).trials["fp8"]
+    assert (found.decision, found.leaning) == ("not decided", "more documents may show it")
+    assert found.reasons == [
+        "quiz: nothing can be said of it (fewer than 10 documents changed); 50 of 1,000 documents were asked, more may "
+        "show it"
+    ]
 
 
 def test_a_loss_that_is_confirmed_and_allowed_does_not_read_as_a_reason_against_shipping(judge):
@@ -332,6 +345,8 @@ def test_missing_documents_count_as_lost(judge):
     assert "may have lost more; the limit of the mean is 1 point" in found.trials["fp8"].reasons[0]
     wide = judge({"fp8": {"arc": (trial, base)}})
     assert wide.trials["fp8"].decision == "ship", "2.5 points that are missing are less than the wide margin"
+    (shown,) = wide.trials["fp8"].reasons
+    assert shown == "arc lost at most 3.18 points, the limit is 5 points"
 
 
 def test_tasks_of_the_same_documents_are_no_two_pieces_of_evidence(judge):
@@ -376,6 +391,9 @@ def test_a_suite_where_lower_is_better_is_judged_the_other_way_round(judge):
     assert found.suites["int4", "v1"]["margin"] == pytest.approx(0.01 * base.mean())
     assert found.trials["fp8"].decision == "ship"
     assert found.trials["int4"].decision == "do not ship"
+    assert found.trials["int4"].reasons[0].startswith("v1, mean: lost at least 2.89 % of")
+    assert " % of the base's mean, the limit of the mean is 1 % of the base's mean" in found.trials["int4"].reasons[0]
+    assert found.trials["int4"].worst_unit == "% of the base's score"
     assert 0.96 < found.suites["int4", "v1"]["recovery_low"] < found.suites["int4", "v1"]["recovery_high"] < 0.98
 
 
