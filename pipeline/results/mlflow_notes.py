@@ -131,8 +131,11 @@ def _confirmed(confirmed: int | None, by_itself: int | None) -> str:
 
 
 def _first(reasons: Sequence[str]) -> str:
-    rest = f"; and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-    return f"{reasons[0]}{rest}" if reasons else ""
+    """What the first says before it goes into details: all that a line among many has room for."""
+    if not reasons:
+        return ""
+    said, more, _ = reasons[0].partition("; ")
+    return f"{said}; …" if more or len(reasons) > 1 else said
 
 
 def _mean_shown(mean: SuiteMean | None) -> str:

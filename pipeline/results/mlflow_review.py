@@ -12,6 +12,7 @@ from pipeline.results.mlflow_points import Points, points_of_mean, points_of_row
 from pipeline.results.mlflow_view import (
     COUNTS,
     DECISION,
+    LEANING,
     RANK,
     WHY,
     WORST,
@@ -98,6 +99,10 @@ def _numbers(verdict: TrialVerdict) -> dict[str, float | None]:
 
 
 def _decided(verdict: TrialVerdict) -> dict[str, str]:
-    decision = "base" if verdict.is_base else verdict.decided or "not judged"
-    known = {WORST_TASK: verdict.worst_task or "", WHY: redacted("; ".join(verdict.reasons))[:MAX_TAG]}
+    decision = "base" if verdict.is_base else verdict.decision or "not judged"
+    known = {
+        LEANING: verdict.leaning or "",
+        WORST_TASK: verdict.worst_task or "",
+        WHY: redacted("; ".join(verdict.reasons))[:MAX_TAG],
+    }
     return {DECISION: decision} | {key: text for key, text in known.items() if text}

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.results.mlflow_notes import experiment_note
 from pipeline.results.mlflow_numbers import metrics
 from pipeline.results.mlflow_review import NOTE, Review, is_reviewed
-from pipeline.results.mlflow_view import VIEW_TAG, WHY, WORST_TASK, view_of
+from pipeline.results.mlflow_view import LEANING, VIEW_TAG, WHY, WORST_TASK, view_of
 from pipeline.steps.fingerprint import fingerprint
 from stages.report.artifact import Summary
 
@@ -35,7 +35,7 @@ def write_review(client: Any, run: Any, review: Review) -> None:
         metrics=metrics(values, now_ms),
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    ours = {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key in (WHY, WORST_TASK)}
+    ours = {key for key in run.data.tags if key.startswith(VERDICT_TAGS) or key in (WHY, LEANING, WORST_TASK)}
     for key in ours - review.tags.keys():
         client.delete_tag(run.info.run_id, key)
 

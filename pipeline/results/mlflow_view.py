@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 VIEW = "verdicts"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-DECISION, WHY, WORST_TASK = "decision", "why", "worst_task"
+DECISION, WHY, LEANING, WORST_TASK = "decision", "why", "leaning", "worst_task"
 # Metrics of a run's verdicts, by what of a trial's verdict they are.
 COUNTS = {
     "cells": "num_cells",
@@ -21,12 +21,13 @@ COUNTS = {
 }
 WORST, WORST_POINTS, RANK = "verdict/worst_recovery", "verdict/worst_points", "verdict/rank"
 # Pixels of columns; MLflow heeds those of columns that it finds in the order, too. Beside the menu and the first two a
-# window of 1,300 has room for some 770, with its assistant open for 340.
+# window of 1,300 has room for some 775, with its assistant open for 345.
 _WIDTHS = {
     "attributes.`Run Name`": 240,
-    "runDateAndNestInfo": 50,  # when, of which the mark says enough
-    f"tags.`{DECISION}`": 150,
+    "runDateAndNestInfo": 45,  # when, of which the mark says enough
+    f"tags.`{DECISION}`": 105,
     f"tags.`{WHY}`": 520,
+    f"tags.`{LEANING}`": 230,
     f"tags.`{WORST_TASK}`": 110,
 }
 _NARROW, _OF_A_LETTER, _AROUND = 90, 7, 34  # pixels that a heading needs
@@ -72,7 +73,7 @@ def view_of(suites: Sequence[str], tasks: Sequence[str]) -> str:
 
 
 def _state(suites: Sequence[str], tasks: Sequence[str]) -> str:
-    first = [f"tags.`{DECISION}`", f"tags.`{WHY}`", f"tags.`{WORST_TASK}`"]
+    first = [f"tags.`{DECISION}`", f"tags.`{WHY}`", f"tags.`{LEANING}`", f"tags.`{WORST_TASK}`"]
     counted = [f"verdict/{name}" for name in COUNTS if name != "cells"]
     of_suites = [mean_points_name(suite) for suite in suites]
     shown = [WORST_POINTS, *of_suites, *counted, *(f"recovery/{task}" for task in tasks)]

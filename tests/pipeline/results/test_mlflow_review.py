@@ -166,6 +166,18 @@ def test_a_trial_s_description_begins_with_the_decision_the_way_back_and_why() -
     assert cut == "To bear in mind:\n- tabular: answers cut at the limit of tokens: 19 of 20 (95 %)"
 
 
+def test_what_is_not_decided_says_to_which_side_it_leans() -> None:
+    open_one = verdict(
+        TRIALS[1], "not decided", "v1, mean: may have lost 2 points; more is needed", leaning="leans to no"
+    )
+    document = replace(DOCUMENT, trials=[DOCUMENT.trials[0], open_one])
+    review = trial_review(document, TRIALS[1], "7", "abc", "def")
+    assert review and (review.tags["decision"], review.tags["leaning"]) == ("not decided", "leans to no")
+    assert review.tags[NOTE].startswith("**Not decided, leans to no** · ")
+    table = parent_review(document, "7", "abc", {}).tags[NOTE]
+    assert "| not decided, leans to no |" in table and "| v1, mean: may have lost 2 points; … |" in table
+
+
 def test_a_verdict_stands_beside_its_number_its_margin_and_its_limit_in_points() -> None:
     _, eight, _ = (trial_review(DOCUMENT, name, "7", "abc", "def") for name in TRIALS)
     assert eight
@@ -291,12 +303,12 @@ def test_documents_that_are_right_are_told_apart_from_one_more_of_fourteen_thous
 
 def test_a_view_names_columns_and_charts_and_fits_a_tag() -> None:
     state = json.loads(view_of(["v1"], ["arc", "gsm8k"]))
-    first = ["tags.`decision`", "tags.`why`", "tags.`worst_task`"]
+    first = ["tags.`decision`", "tags.`why`", "tags.`leaning`", "tags.`worst_task`"]
     pinned = ["attributes.`Run Name`", "runDateAndNestInfo"]
-    assert state["selectedColumns"][:3] == first and state["columnOrder"][:5] == [*pinned, *first]
+    assert state["selectedColumns"][:4] == first and state["columnOrder"][:6] == [*pinned, *first]
     # MLflow heeds widths of columns that are in the order; with its assistant open a window of 1,300 has 600 for them.
     assert state["columnWidths"].keys() == set(state["columnOrder"])
-    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 450
+    assert sum(state["columnWidths"][name] for name in (*pinned, *first[:1])) < 400
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`verdict/rank`", True)
     assert {"metrics.`v1/mean_points`", "metrics.`recovery/gsm8k`"} <= set(state["selectedColumns"])
     headings = {name: len(name.split("`")[1]) for name in state["selectedColumns"] if name.startswith("metrics")}
