@@ -168,11 +168,6 @@ def read_document(directory: Path) -> Summary:
     return read_json(directory / SUMMARY_DOCUMENT, Summary)
 
 
-def read_verdicts_text(directory: Path) -> str:
-    """The report's beginning, in Markdown; links are to its files."""
-    return (directory / VERDICTS).read_text(encoding="utf-8")
-
-
 def most_flips(num_cells: int) -> int:
     """How many documents of a trial and task are shown: a large sweep shows fewer of each."""
     return max(min(MOST_FLIPS, MOST_FLIPS_IN_ALL // max(num_cells, 1)), FEWEST_FLIPS)
