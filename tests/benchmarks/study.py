@@ -145,7 +145,7 @@ def _shard(folder: Path, task: str, scores: Floats) -> Path:
     source = "mmlu" if task == "mmlu_cot" else task
     n = len(scores)
     digests = pa.array([digest(f"{source} {number}") for number in range(n)])
-    nothing = pa.nulls(n, pa.bool_())
+    nothing, no_text, no_list = pa.nulls(n, pa.bool_()), pa.nulls(n, pa.string()), pa.nulls(n, pa.list_(pa.string()))
     columns = {
         "leaf": pa.array([task] * n),
         "doc_id": pa.array(range(n), pa.int32()),
@@ -153,7 +153,9 @@ def _shard(folder: Path, task: str, scores: Floats) -> Path:
         "prompt_digest": digests,
         "truncated": pa.array([False] * n),
         **dict.fromkeys(("cut", "cut_in_thoughts", "thinking"), nothing),
-        "stopped_by": pa.nulls(n, pa.list_(pa.string())),
+        **dict.fromkeys(("question", "target", "filtered", "error"), no_text),
+        **dict.fromkeys(("stopped_by", "choices", "responses"), no_list),
+        "loglikelihoods": pa.nulls(n, pa.list_(pa.float64())),
         "acc,none": pa.array(scores),
     }
     write_table(folder / "samples.parquet", pa.table(columns))
