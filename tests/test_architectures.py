@@ -4,15 +4,18 @@ each checkpoint read again without the product.
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.results.results import load
-from stages.errors import ConfigError
+from stages.errors import ConfigError, EngineError
 from stages.evaluate.config import EngineConfig, EngineKind
 from stages.evaluate.engines.protocol import ScoreRequest
 from stages.evaluate.session import open_engine
@@ -127,9 +130,18 @@ def assert_read_alike(checkpoint: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
-def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept, name: str) -> None:
-    assert_read_alike(six.checkpoint(name, "w4a16_int"))
+def test_vllm_and_transformers_read_the_same_checkpoint(six: Swept) -> None:
+    assert_read_alike(six.checkpoint("qwen3", "w4a16_int"))
+
+
+@pytest.mark.vllm
+def test_of_a_mixture_they_do_also_after_a_dense_model_that_could_not_be_opened(six: Swept, tmp_path: Path) -> None:
+    broken = shutil.copytree(six.models / "qwen3", tmp_path / "broken")
+    (file,) = broken.glob("*.safetensors")
+    save_file(load_file(file) | {"model.nobodys.weight": torch.zeros(2, 2)}, file, metadata={"format": "pt"})
+    with pytest.raises(EngineError, match="could not load"):
+        log_probabilities(broken, EngineKind.vllm)
+    assert_read_alike(six.checkpoint("qwen3_moe", "w4a16_int"))
 
 
 @pytest.mark.vllm

@@ -210,8 +210,10 @@ def _loss(each: Candidate) -> str:
 
 
 def _reason(each: Candidate) -> str:
+    """The first of its reasons; what is more than why and what would do stands in the table alone."""
     first, *others = each.verdict.reasons or ["nothing was compared yet"]
-    return f"{first}; and {count(len(others))} more" if others else first
+    said = "; ".join(first.split("; ")[:2])
+    return f"{said}; and {count(len(others))} more" if others else said
 
 
 def _reason_of_open(each: Candidate) -> str:

@@ -1,6 +1,7 @@
 """vLLM in this process: choices scored with their context cached (``vllm_scoring``), texts written in one call."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -69,10 +70,12 @@ class VllmEngine:
         self._started: tuple[list[ScoreRequest], Scoring] | None = None
         start = Start.of(checkpoint, config)
         self._process_state = ProcessState(start.cache, start.keeps_plan)
+        is_alone = not _has_groups()
         try:
             self._llm, self.arithmetic = self._open(checkpoint, start)
         except Exception as error:
-            _forget_groups()
+            if is_alone:
+                _forget_groups()
             self._process_state.restore()
             if isinstance(error, StageError):
                 raise
@@ -300,6 +303,12 @@ def _refuse_passed_over(checkpoint: Path) -> None:
             f"{checkpoint.name}: vLLM does not read the experts of a {unread} from compressed-tensors and would answer "
             "with random ones: use engine=transformers, or the MXFP4 checkpoint of its makers"
         )
+
+
+def _has_groups() -> bool:
+    """Whether an engine is open in this process."""
+    state = sys.modules.get("vllm.distributed.parallel_state")
+    return state is not None and bool(state.model_parallel_is_initialized())
 
 
 def _forget_groups() -> None:
