@@ -136,7 +136,8 @@ def _outlook(asked: Asked, confidence: float) -> Outlook:
         return Outlook(_by_documents(asked) if is_matter_of_documents else None, "")
     if asked.measured <= -found.margin:
         lost = asked.points.of(asked.measured)
-        return Outlook(LEANS_TO_NO, f"a loss of {lost} was measured: more documents would rather confirm it")
+        more = "all documents are used already" if asked.are_all_used else "more documents would rather confirm it"
+        return Outlook(LEANS_TO_NO, f"a loss of {lost} was measured: {more}")
     if low > -found.margin:
         return Outlook(None, "")  # a matter of what is missing
     if isinstance(asked.numbers, SuiteMean):

@@ -131,7 +131,8 @@ def test_smollm2_text_survives_the_round_trip(smollm2_tokenizer, text):
 
 
 def test_smollm2_answers_a_chat_and_stops(smollm2, smollm2_tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype="auto")
+    # In BF16 the first two tokens tie, and which is chosen depends on the processor's kernels.
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32")
     prompt = smollm2_tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
     )

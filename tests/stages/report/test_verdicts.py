@@ -194,6 +194,9 @@ def test_where_all_documents_are_used_already_no_more_of_them_are_advised(judge)
         .reasons[0]
         .endswith("; all documents of its tasks are used already: repeats, another margin or more tasks may decide it")
     )
+    lost = judge({"fp8": {"arc": answers(1000, 320, 268)}}).trials["fp8"]
+    assert (lost.decision, lost.leaning) == ("not decided", "leans to no")
+    assert lost.reasons[0].endswith("; a loss of 5.20 points was measured: all documents are used already")
     few = answers(100, 3, 3)
     some = judge({"fp8": {"arc": few, "gsm8k": few}}, suites=[suite("arc", "gsm8k", gate=[], margin_points=3)])
     assert some.trials["fp8"].leaning == "more documents may show it"
