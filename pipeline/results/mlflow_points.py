@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.artifact import SuiteMean
+from stages.report.artifact import SuiteMean, points_of
 
 _PLAIN = (100.0, "")
 _ENDS = ("difference", "difference_low", "difference_high")
@@ -44,17 +44,10 @@ def points_of_mean(mean: SuiteMean) -> Points:
 
 def _unit(row: Mapping[str, Any]) -> tuple[float, str]:
     """What a difference that the verdict is of is multiplied with, and what it then is of."""
+    unit = points_of(dict(row))
     if row.get("higher_is_better") is False:
-        base = abs(row.get("paired_base_score") or 0.0)
-        return (-100 / base, "% of the base's") if base else (-1.0, "own unit")
-    if row.get("is_verdict_normalized"):
-        return 1.0, "normalized"
-    pairs = [(row.get(name), row.get(f"normalized_{name}")) for name in _ENDS]
-    known = sorted((plain, scaled) for plain, scaled in pairs if plain is not None and scaled is not None)
-    if not known or known[0][0] == known[-1][0]:
-        return _PLAIN
-    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
-    return (scaled_high - scaled_low) / (high - low), "normalized"
+        return -unit.scale, unit.name or "own unit"
+    return unit.scale, "" if unit.scale == _PLAIN[0] else "normalized"
 
 
 def _points(ends: list[float | None], limits: list[float | None], unit: tuple[float, str]) -> Points:

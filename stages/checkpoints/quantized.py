@@ -164,11 +164,6 @@ def quantized_layers(infos: Iterable[str]) -> set[str]:
     return {_OF_QUANTIZED.sub("", name) for name in infos if _OF_QUANTIZED.search(name)}
 
 
-def has_quantization(config: Mapping[str, Any]) -> bool:
-    """Whether config.json says so."""
-    return bool(_in_config(config))
-
-
 def _said(model_dir: Path, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The method, and what describes it: in config.json, or in a file beside it."""
     if said := _in_config(config):

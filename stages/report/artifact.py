@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from stages.compare.artifact import Numbers
 from stages.documents import plain_columns, read_json, read_table, write_json, write_table
+from stages.report.numbers import number
 
 MARKDOWN, HTML = "report.md", "report.html"
 VERDICTS = "verdicts.md"  # its beginning: the sentences and the table of verdicts, a line for each trial
@@ -18,6 +19,26 @@ MOST_SENTENCES = 6  # models whose sentence is said at once; the others' are whe
 MOST_FLIPS, FEWEST_FLIPS, MOST_FLIPS_IN_ALL = 200, 20, 30_000  # documents answered otherwise; some 1.5 kB each
 
 Row = dict[str, Any]  # of the summary, by the columns of SUMMARY_SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What differences are said in: ``scale`` times one is in points of the scale from guessing to perfect (of the
+    plain score without a baseline), in per cent of the base's where lower is better, or in the metric's own unit.
+    """
+
+    scale: float = 100.0
+    name: str = "points"
+
+    def of(self, value: float) -> str:
+        """Its size."""
+        size = abs(self.scale * value)
+        return f"{number(size, 2)} {self.name}" if self.name else f"{size:.3g}"
+
+    def limit(self, value: float) -> str:
+        """A size that somebody has set."""
+        size = f"{abs(self.scale * value):.3g}"
+        return f"{size} {'point' if (size, self.name) == ('1', 'points') else self.name}".strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +108,7 @@ class TrialVerdict:
     num_improved: int | None = None
     num_confirmed_improved: int | None = None
     worst_recovery: float | None = None
-    worst_points: float | None = None  # by how much it is better than the base there, as Points of report/asked.py are
+    worst_points: float | None = None  # by how much it is better than the base there, in Points
     worst_unit: str | None = None
     worst_task: str | None = None
 
@@ -192,3 +213,20 @@ def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     return table
+
+
+def points_of(row: Row) -> Points:
+    """What a cell's differences are said in, from the scale that its verdict is of, so that tasks compare."""
+    if row.get("higher_is_better") is False:
+        base = abs(float(row.get("paired_base_score") or 0.0))
+        return Points(100 / base, "% of the base's score") if base else Points(1.0, "")
+    if row.get("is_verdict_normalized"):
+        return Points(1.0)
+    pairs = [
+        (row.get(name), row.get(f"normalized_{name}")) for name in ("difference_low", "difference", "difference_high")
+    ]
+    known = [(plain, scaled) for plain, scaled in pairs if plain is not None and scaled is not None]
+    if not known or known[0][0] == known[-1][0]:
+        return Points()
+    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
+    return Points((scaled_high - scaled_low) / (high - low))

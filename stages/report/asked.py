@@ -6,29 +6,8 @@ from dataclasses import dataclass, replace
 from stages.compare.verdict import BEYOND, DEGRADED, INCONCLUSIVE, MISSING, NOISE
 from stages.grid.shipping import Requirement
 from stages.grid.suites import MeanDifference, gains
-from stages.report.artifact import Row, SuiteMean
-from stages.report.numbers import number
+from stages.report.artifact import Points, Row, SuiteMean, points_of
 from stages.statistics import Interval
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """What differences are said in: ``scale`` times one is in points of the scale from guessing to perfect (of the
-    plain score without a baseline), in per cent of the base's where lower is better, or in the metric's own unit.
-    """
-
-    scale: float = 100.0
-    name: str = "points"
-
-    def of(self, value: float) -> str:
-        """Its size."""
-        size = abs(self.scale * value)
-        return f"{number(size, 2)} {self.name}" if self.name else f"{size:.3g}"
-
-    def limit(self, value: float) -> str:
-        """A size that somebody has set."""
-        size = f"{abs(self.scale * value):.3g}"
-        return f"{size} {'point' if (size, self.name) == ('1', 'points') else self.name}".strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,21 +94,6 @@ def gain_of(row: Row) -> Interval:
     prefix = "normalized_" if row["is_verdict_normalized"] else ""
     difference = row[f"{prefix}difference_low"], row[f"{prefix}difference_high"]
     return gains(difference, row["higher_is_better"] is False)
-
-
-def points_of(row: Row) -> Points:
-    """What a cell's differences are said in, from the scale that its verdict is of, so that tasks compare."""
-    if row["higher_is_better"] is False:
-        base = abs(float(row["paired_base_score"] or 0.0))
-        return Points(100 / base, "% of the base's score") if base else Points(1.0, "")
-    if row["is_verdict_normalized"]:
-        return Points(1.0)
-    pairs = [(row[name], row[f"normalized_{name}"]) for name in ("difference_low", "difference", "difference_high")]
-    known = [pair for pair in pairs if None not in pair]
-    if not known or known[0][0] == known[-1][0]:
-        return Points()
-    (low, scaled_low), (high, scaled_high) = known[0], known[-1]
-    return Points((scaled_high - scaled_low) / (high - low))
 
 
 def points_gained(row: Row) -> float:

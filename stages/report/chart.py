@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stages.compare.verdict import DEGRADED, IMPROVED, LOOKS
-from stages.report.artifact import Row
+from stages.report.artifact import Row, points_of
 from stages.report.asked import gain_of as of_cell
-from stages.report.asked import points_gained, points_of
+from stages.report.asked import points_gained
 from stages.report.config import TrialRow
 from stages.report.numbers import decimals, interval, number
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from stages.compare.artifact import NORMALIZED, verdict_shown
 from stages.compare.verdict import LOOKS, MARKS
-from stages.report.artifact import Row
-from stages.report.asked import points_gained, points_of
+from stages.report.artifact import Row, points_of
+from stages.report.asked import points_gained
 from stages.report.cells import Cell
 from stages.report.numbers import MISSING, count, decimals, interval, number, p_value, percent, percent_interval
 

@@ -17,8 +17,8 @@ from stages.grid.shipping import (
     documents_needed,
 )
 from stages.inference import POWER, critical_value
-from stages.report.artifact import Row, SuiteMean
-from stages.report.asked import Asked, gain_of, is_bad, points_of
+from stages.report.artifact import Row, SuiteMean, points_of
+from stages.report.asked import Asked, gain_of, is_bad
 from stages.report.endings import many_cut
 from stages.report.numbers import count, p_value
 

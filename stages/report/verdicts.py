@@ -6,8 +6,8 @@ from typing import Any
 from stages.compare.verdict import DEGRADED, EQUIVALENT, IMPROVED, INCONCLUSIVE
 from stages.grid.multiplicity import FALSE_SHARE, benjamini_hochberg
 from stages.grid.shipping import DO_NOT_SHIP, Case, decide
-from stages.report.artifact import Row, TrialVerdict
-from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained, points_of
+from stages.report.artifact import Row, TrialVerdict, points_of
+from stages.report.asked import Asked, is_bad, is_open, of_suite, of_task, points_gained
 from stages.report.config import FailureRow, SuiteRow, TrialRow
 from stages.report.lack import lack_of
 from stages.report.numbers import count, number

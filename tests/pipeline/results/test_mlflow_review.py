@@ -200,7 +200,7 @@ def test_a_verdict_stands_beside_its_number_its_margin_and_its_limit_in_points()
         ),
         (
             {"higher_is_better": False, "paired_base_score": 2.0, "margin": 0.1, "wide_margin": None},
-            "+5.00 [+0.50, +10.00] % of the base's | 5 | –",
+            "+5.00 [+0.50, +10.00] % of the base's score | 5 | –",
             5.0,
         ),
         (
